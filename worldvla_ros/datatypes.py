@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that cross module borders: frames, observations and action chunks."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from worldvla_ros.errors import FrameError, InferenceError
+
+ACTION_DIM = 7
+"""Values of one action: dx dy dz, rotation vector about the base axes (3), gripper."""
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """Return a read-only view, so that a shared array cannot change under its readers."""
+    view = array.view()
+    view.setflags(write=False)
+    return view
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One camera image with the time at which it was taken."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    stamp_ns: int  # [ns] on the clock of the camera's header
+
+    def __post_init__(self) -> None:
+        """Refuse anything that is not an RGB image; freeze the array."""
+        image = self.image
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise FrameError(
+                f'a frame must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}')
+        object.__setattr__(self, 'image', _frozen(image))
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """All that the policy sees at one instant."""
+
+    frames: tuple[Frame, ...]  # oldest first; one frame only at the start of an episode
+    instruction: str
+
+    @property
+    def stamp_ns(self) -> int:
+        """Time of the newest frame [ns]."""
+        return self.frames[-1].stamp_ns
+
+
+@dataclass(frozen=True)
+class LatencySplit:
+    """Where the time of one inference went, all in [s]."""
+
+    encode: float = 0.0  # image tokenizer
+    prefill: float = 0.0  # one pass over the prompt
+    decode: float = 0.0  # passes over the chunk
+    total: float = 0.0  # request received -> chunk ready, everything included
+
+
+@dataclass(frozen=True, eq=False)
+class ActionChunk:
+    """Consecutive actions from one inference, in controller input, not in SI units."""
+
+    actions: np.ndarray  # (horizon, 7) float32, controller input, nominally in [-1, 1]
+    token_ids: np.ndarray  # (horizon, 7) int32 vocabulary ids; empty (0, 7) where there are none
+    entropy: np.ndarray  # (horizon, 7) float32 [nat] over the action bins; empty (0, 7) likewise
+    instruction: str
+    frame_stamps_ns: tuple[int, ...]  # [ns] of the frames it was computed from, oldest first
+    latency: LatencySplit = field(default_factory=LatencySplit)
+
+    def __post_init__(self) -> None:
+        """Refuse a chunk of another shape. NaN passes: the safety stage refuses it with a verdict."""
+        actions = self.actions
+        if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != ACTION_DIM:
+            raise InferenceError(f'a chunk must be (horizon >= 1, {ACTION_DIM}), '
+                                 f'got {actions.shape}')
+        for name in ('actions', 'token_ids', 'entropy'):
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+
+    @property
+    def horizon(self) -> int:
+        """Number of actions."""
+        return len(self.actions)

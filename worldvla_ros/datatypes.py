@@ -69,7 +69,7 @@ class ActionChunk:
     latency: LatencySplit = field(default_factory=LatencySplit)
 
     def __post_init__(self) -> None:
-        """Refuse a chunk of another shape. NaN passes: the safety stage refuses it with a verdict."""
+        """Refuse another shape. NaN passes here: the safety stage refuses it with a verdict."""
         actions = self.actions
         if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != ACTION_DIM:
             raise InferenceError(f'a chunk must be (horizon >= 1, {ACTION_DIM}), '

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a chunk comes from: the worker process that owns torch, and the backends that the node talks to."""
+"""Where a chunk comes from: the worker process that owns torch, and the node's backends."""

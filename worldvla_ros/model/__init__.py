@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks, masks and decoding loops: token ids in, token ids out; knows no words and no robots."""
+"""Networks, masks and decoding loops: ids in, ids out; knows no words and no robots."""

@@ -1,0 +1,349 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LIBERO as an environment: reset to a task and state, step, see, and read the official success.
+
+One environment holds one task and plays any number of episodes. All calls of one environment must
+come from one thread, because an OpenGL context belongs to the thread that made it.
+"""
+
+import atexit
+from collections.abc import Iterator
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+import weakref
+
+import numpy as np
+
+from worldvla_ros.datatypes import ACTION_DIM
+from worldvla_ros.errors import SimulationError
+from worldvla_sim.libero_setup import check_renderer, import_libero, resolve_assets, use_assets
+from worldvla_sim.tasks import initial_states, load_task
+
+CONTROL_PERIOD = 0.05
+"""Seconds of one control step; LIBERO's controller runs at 20 Hz."""
+
+NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
+"""Zero motion with the gripper open: what the published protocol settles a scene with."""
+NO_OP.setflags(write=False)
+
+MSAA_LEVELS = (0, 4)
+ROBOTS = ('light', 'full')
+_RESET_ATTEMPTS = 10
+_ARM_DOF = 7
+
+
+@dataclass(frozen=True, eq=False)
+class SimObservation:
+    """What the robot sees and feels after a control step; all arrays are read-only copies."""
+
+    agentview: np.ndarray | None  # (H, W, 3) uint8 RGB, rotated by 180 degrees as in training
+    wrist: np.ndarray | None  # (H, W, 3) uint8 RGB, same rotation; None unless asked for
+    joint_positions: np.ndarray  # (7,) float64 [rad]
+    gripper_positions: np.ndarray  # (2,) float64 [m], left and right finger
+    ee_position: np.ndarray  # (3,) float64 [m] grip site in the world frame
+    ee_quaternion: np.ndarray  # (4,) float64 xyzw, hand body in the world frame
+    time: float  # [s] simulated since the scene settled
+
+    def __post_init__(self) -> None:
+        """Freeze the arrays."""
+        for value in vars(self).values():
+            if isinstance(value, np.ndarray):
+                value.setflags(write=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Privileged:
+    """Ground truth that no camera shows: for experts, metrics and tests, never for policies."""
+
+    bodies: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (3,) [m], (4,) wxyz; world frame
+    sites: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (3,) [m], (3, 3) axes; world frame
+    joints: dict[str, float]  # joint of a fixture -> [m] or [rad]
+
+
+@contextlib.contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, which LIBERO samples from, and put it back afterwards."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+_open_environments: 'weakref.WeakSet[LiberoEnv]' = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """Free contexts before the EGL display goes, else every one of them prints an EGLError."""
+    for env in list(_open_environments):
+        env.close()
+
+
+class LiberoEnv:
+    """One LIBERO task with its official success predicate, at 20 control steps a second.
+
+    Two resets with the same arguments followed by the same actions give bit-identical states,
+    because each reset builds the model anew.
+
+    :param suite: one of `worldvla_sim.tasks.SUITES`.
+    :param task: index in the suite.
+    :param assets: 'builtin', 'official', or 'auto' (official where found); see `libero_setup`.
+    :param robot: 'light' (decimated visual meshes, same physics, 2-3 times faster) or 'full'.
+    :param msaa: samples per pixel against jagged edges, 4 or 0 (faster).
+    :param image_size: edge of the square camera images [px].
+    :param wrist: render the wrist camera too.
+    :param render: render at all; without, observations carry no images.
+    :param seed: seeds the layout that LIBERO samples while it constructs; every reset replaces it.
+    :raises SimulationError: unknown suite or task, bad option, no renderer, or LIBERO's own error.
+    :raises AssetError: no such assets.
+    """
+
+    control_period = CONTROL_PERIOD
+
+    def __init__(self, suite: str, task: int, *, assets: str = 'auto', robot: str = 'light',
+                 msaa: int = 4, image_size: int = 256, wrist: bool = False, render: bool = True,
+                 seed: int = 0) -> None:
+        if robot not in ROBOTS or msaa not in MSAA_LEVELS or image_size < 1:
+            raise SimulationError(f'robot must be one of {ROBOTS}, msaa one of {MSAA_LEVELS} and '
+                                  f'image_size >= 1, got {robot!r}, {msaa} and {image_size}')
+        self.task_info = load_task(suite, task)
+        self._assets = resolve_assets(assets)
+        self._cameras = ('agentview', 'robot0_eye_in_hand')[:1 + wrist] if render else ()
+        self._image_size = image_size
+        self._env: Any = None
+        self.steps = 0
+        self.success = False
+        if render:
+            check_renderer()
+        use_assets(self._assets)
+        with _numpy_seed(seed):
+            self._env = self._construct(robot)
+        self._env.has_offscreen_renderer = render
+        self._env.set_xml_processor(
+            lambda xml: xml.replace('<visual>', f'<visual><quality offsamples="{msaa}"/>', 1))
+        for observable in self._env._observables.values():
+            observable.set_enabled(False)  # states are read directly; these cost 3 ms per step
+        if not _open_environments:
+            atexit.unregister(_close_all)
+            atexit.register(_close_all)  # after, so run before, robosuite's eglTerminate
+        _open_environments.add(self)
+
+    def _construct(self, robot: str) -> Any:
+        """Build LIBERO's environment; its renderer comes with the first reset."""
+        import_libero()
+        from libero.libero.envs import TASK_MAPPING
+        from libero.libero.envs.bddl_utils import get_problem_info
+        from robosuite.controllers import load_controller_config
+        robot_name = 'Panda'
+        if robot == 'light':
+            from worldvla_sim.assets.light_robot import register_light_robot
+            register_light_robot()
+            robot_name = 'LightPanda'
+        bddl_path = str(self.task_info.bddl_path)
+        try:
+            problem = TASK_MAPPING[get_problem_info(bddl_path)['problem_name']]
+            return problem(
+                bddl_path, robots=[robot_name], use_camera_obs=False, has_offscreen_renderer=False,
+                ignore_done=True,
+                control_freq=round(1 / CONTROL_PERIOD), hard_reset=True,
+                controller_configs=load_controller_config(default_controller='OSC_POSE'))
+        except Exception as error:  # LIBERO and MuJoCo raise whatever a bad asset runs into
+            raise SimulationError(f'{self} cannot be built with {self._assets.kind} assets in '
+                                  f'{self._assets.path}: {error}') from error
+
+    def __repr__(self) -> str:
+        return f'LiberoEnv({self.suite}, {self.task})'
+
+    def __enter__(self) -> 'LiberoEnv':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def suite(self) -> str:
+        """Name of the suite."""
+        return self.task_info.suite
+
+    @property
+    def task(self) -> int:
+        """Index in the suite."""
+        return self.task_info.index
+
+    @property
+    def instruction(self) -> str:
+        """The sentence that a policy is given."""
+        return self.task_info.instruction
+
+    @property
+    def max_steps(self) -> int:
+        """Published limit of control steps, settle steps not counted; not enforced here."""
+        return self.task_info.max_steps
+
+    @property
+    def num_init_states(self) -> int:
+        """Number of official initial states."""
+        return len(initial_states(self.task_info))
+
+    @property
+    def assets(self) -> str:
+        """The assets in use: 'builtin' or 'official'."""
+        return self._assets.kind
+
+    @property
+    def asset_path(self) -> str:
+        """Folder of the assets in use."""
+        return str(self._assets.path)
+
+    @property
+    def goal(self) -> list[list[str]]:
+        """The predicates that must all hold, e.g. [['on', 'akita_black_bowl_1', 'plate_1']]."""
+        return self._libero.parsed_problem['goal_state']
+
+    @property
+    def model(self) -> Any:
+        """MuJoCo's model (mujoco.MjModel); privileged, replaced by every reset."""
+        return self._libero.sim.model._model
+
+    @property
+    def data(self) -> Any:
+        """MuJoCo's data (mujoco.MjData); privileged, replaced by every reset."""
+        return self._libero.sim.data._data
+
+    @property
+    def base_position(self) -> np.ndarray:
+        """Position of the robot's base in the world frame, (3,) [m]; their axes are parallel."""
+        return self.data.body('robot0_base').xpos.copy()
+
+    @property
+    def _libero(self) -> Any:
+        if self._env is None:
+            raise SimulationError(f'{self} is closed')
+        return self._env
+
+    def reset(self, init_state: int | None = None, *, seed: int = 0,
+              settle_steps: int = 10) -> SimObservation:
+        """Start an episode and return its first observation.
+
+        Fixtures (cabinet, stove, ...) are placed by `seed` in either case: they are not part of
+        LIBERO's initial states.
+
+        :param init_state: index of an official initial state; None samples the task's ranges.
+        :param seed: of everything that is sampled.
+        :param settle_steps: no-op actions before the episode starts; states are stored unsettled.
+        :raises SimulationError: no such initial state, or the scene cannot be placed.
+        """
+        states = initial_states(self.task_info)
+        if init_state is not None and not 0 <= init_state < len(states):
+            raise SimulationError(f'{self} has initial states 0 to {len(states) - 1}, '
+                                  f'got {init_state}')
+        # The official states were recorded with this arm noise; their rows bring it along.
+        noise = 'default' if init_state is None else None
+        self._libero.robot_configs[0]['initialization_noise'] = noise
+        with _numpy_seed(seed):
+            self._rebuild()
+        if init_state is not None:
+            self._set_state(states[init_state])
+        self.steps = 0
+        for _ in range(settle_steps):
+            self._advance(NO_OP)
+        self.success = bool(self._libero._check_success())
+        return self._observe()
+
+    def _rebuild(self) -> None:
+        """Run LIBERO's reset with bounded retries; its wrapper's own retries for ever."""
+        from robosuite.utils.errors import RandomizationError
+        use_assets(self._assets)
+        for _ in range(_RESET_ATTEMPTS):
+            # LIBERO appends to this list on every reset and samples once per entry, so without
+            # clearing it the layout would depend on the number of resets before.
+            self._libero.object_property_initializers.clear()
+            try:
+                self._libero.reset()
+                return
+            except RandomizationError as error:
+                cause = error
+            except Exception as error:
+                raise SimulationError(f'{self} cannot be reset with {self.assets} assets in '
+                                      f'{self.asset_path}: {error}') from error
+        raise SimulationError(f'{self}: objects do not fit their ranges after {_RESET_ATTEMPTS} '
+                              f'attempts; take another seed') from cause
+
+    def _set_state(self, state: np.ndarray) -> None:
+        """Put the simulation into a flat state [time, qpos, qvel]."""
+        width = 1 + self.model.nq + self.model.nv
+        if state.shape != (width,):
+            raise SimulationError(f'{self}: an initial state has {len(state)} values, the model '
+                                  f'built from {self.asset_path} needs {width}')
+        self._libero.sim.set_state_from_flattened(state)
+        self._libero.sim.forward()
+        self._libero._post_process()
+
+    def _advance(self, action: np.ndarray) -> None:
+        """Run one control step (25 physics steps)."""
+        try:
+            _, _, done, _ = self._libero.step(action)
+        except SimulationError:
+            raise
+        except Exception as error:
+            raise SimulationError(f'{self} failed in step {self.steps}: {error}') from error
+        if not np.isfinite(self.data.qpos).all():
+            raise SimulationError(f'{self}: the physics diverged in step {self.steps}')
+        self.success = bool(done)
+
+    def step(self, action: np.ndarray) -> SimObservation:
+        """Execute one action and return what follows.
+
+        :param action: (7,) controller input, clipped to [-1, 1] by the controller: dx dy dz
+            (1.0 = 0.05 m), rotation vector about the base axes (1.0 = 0.5 rad), gripper (-1 open,
+            1 close).
+        :raises SimulationError: another shape, a value that is not finite, or failed physics.
+        """
+        action = np.asarray(action, dtype=np.float64)
+        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
+            raise SimulationError(f'an action is ({ACTION_DIM},) finite numbers, got shape '
+                                  f'{action.shape}: {action}')
+        self._advance(action)
+        self.steps += 1
+        return self._observe()
+
+    def _observe(self) -> SimObservation:
+        """Collect the observation of this instant."""
+        data, robot = self.data, self._libero.robots[0]
+        images = [self._image(camera) for camera in self._cameras] + [None, None]
+        return SimObservation(
+            agentview=images[0], wrist=images[1],
+            joint_positions=data.qpos[robot._ref_joint_pos_indexes].copy(),
+            gripper_positions=data.qpos[robot._ref_gripper_joint_pos_indexes].copy(),
+            ee_position=data.site_xpos[robot.eef_site_id].copy(),
+            ee_quaternion=data.body('robot0_right_hand').xquat[[1, 2, 3, 0]],
+            time=self.steps * CONTROL_PERIOD)
+
+    def _image(self, camera: str) -> np.ndarray:
+        """Render one camera, rotated by 180 degrees from robosuite's upside-down image."""
+        sim, size = self._libero.sim, self._image_size
+        sim._render_context_offscreen.gl_ctx.make_current()  # another environment may live beside
+        return sim.render(size, size, camera_name=camera)[::-1, ::-1].copy()
+
+    def privileged(self) -> Privileged:
+        """Return the true poses of objects, fixtures and goal regions, and fixture joints."""
+        libero, data = self._libero, self.data
+        bodies = {name: (data.xpos[index].copy(), data.xquat[index].copy())
+                  for name, index in libero.obj_body_id.items()}
+        sites = {name: (data.site(name).xpos.copy(), data.site(name).xmat.reshape(3, 3).copy())
+                 for name in libero.object_sites_dict}
+        joints = {joint: float(data.joint(joint).qpos[0])
+                  for fixture in libero.fixtures_dict.values() for joint in fixture.joints}
+        return Privileged(bodies, sites, joints)
+
+    def close(self) -> None:
+        """Free the OpenGL context and the simulation; a second call does nothing."""
+        env, self._env = self._env, None
+        _open_environments.discard(self)
+        if env is None:
+            return
+        if context := env.sim._render_context_offscreen:
+            context.gl_ctx.make_current()
+            del context
+        env.sim.free()

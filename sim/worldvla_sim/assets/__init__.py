@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+LIBERO assets of our own: every object and room of the four evaluation suites, made by code.
+
+`pack` writes the pack and keeps it in a cache; `light_robot` gives the Panda lighter looks;
+`groceries`, `dishes`, `mugs`, `cookware`, `wine`, `drawers`, `appliances`, `desk` and `arenas` are
+the things themselves, drawn with `mjcf`, `shapes`, `textures` and `labels`; `check` compares the
+pack with LIBERO's tasks and `gallery` takes pictures.
+"""

@@ -100,7 +100,7 @@ def configure_gl(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 @contextlib.contextmanager
-def _changed_environment(**changes: str | None) -> Iterator[None]:
+def changed_environment(**changes: str | None) -> Iterator[None]:
     """Set variables (None: unset) and put back what was there."""
     before = {name: os.environ.get(name) for name in changes}
 
@@ -148,7 +148,7 @@ def import_libero() -> types.ModuleType:
     try:
         with tempfile.TemporaryDirectory(prefix='worldvla_libero_') as folder:
             Path(folder, 'config.yaml').write_text('{}\n')
-            with _changed_environment(LIBERO_CONFIG_PATH=folder, CUDA_VISIBLE_DEVICES=visible):
+            with changed_environment(LIBERO_CONFIG_PATH=folder, CUDA_VISIBLE_DEVICES=visible):
                 module = importlib.import_module('libero.libero')
                 importlib.import_module('libero.libero.envs')
         _log_mujoco_warnings()

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluate a policy on LIBERO tasks in process: `python -m worldvla_sim.evaluate --help`."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+import functools
+from pathlib import Path
+import sys
+
+from tqdm import tqdm
+
+from worldvla_ros.errors import ConfigError, WorldVLAError
+from worldvla_sim.episodes import EpisodeRecord, run_episode
+from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
+from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
+from worldvla_sim.policies import EpisodePolicy, make_policy
+from worldvla_sim.results import Results, summary_table
+from worldvla_sim.tasks import SUITES, initial_states, load_task, suite_tasks
+from worldvla_sim.workers import JobFailure, WorkerPool
+
+EXIT_OK, EXIT_ERRORS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """All that decides the outcome of an episode, besides its task and initial state."""
+
+    policy: str
+    suite: str
+    assets: str  # resolved: 'builtin' or 'official'
+    robot: str = 'light'
+    msaa: int = 4
+    image_size: int = 256  # [px]
+    seed: int = 0  # of fixture poses and of the policy's own sampling
+    max_steps: int | None = None  # None: the suite's published limit
+
+
+@dataclass(frozen=True)
+class EpisodeJob:
+    """One episode to play."""
+
+    task: int
+    init_state: int
+
+
+class EpisodeRunner:
+    """Plays jobs in a worker process; keeps the environment while the task stays the same."""
+
+    def __init__(self, settings: EvaluationSettings) -> None:
+        self._settings = settings
+        self._policy: EpisodePolicy = make_policy(settings.policy)
+        self._env: LiberoEnv | None = None
+
+    def __call__(self, job: EpisodeJob) -> EpisodeRecord:
+        """Play one episode."""
+        settings = self._settings
+        if self._env is None or self._env.task != job.task:
+            if self._env is not None:
+                self._env.close()
+            self._env = None
+            self._env = LiberoEnv(
+                settings.suite, job.task, assets=settings.assets, robot=settings.robot,
+                msaa=settings.msaa, image_size=settings.image_size,
+                render=self._policy.needs_images)
+        return run_episode(self._env, self._policy, job.init_state, seed=settings.seed,
+                           max_steps=settings.max_steps)
+
+
+def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, workers: int = 1,
+             path: Path | None = None, resume: bool = False) -> Results:
+    """Play all jobs and return their records; with `path` save them after every episode.
+
+    :param resume: keep the records of an earlier, interrupted run in `path` and play the rest;
+        episodes that ended in an error are played again.
+    :raises ConfigError: `path` holds results of other settings, or cannot be written.
+    """
+    results = Results(asdict(settings))
+    if resume and path is not None and path.exists():
+        results.records = _resumable_records(Results.load(path), settings)
+    if path is not None:
+        results.save(path)  # now, so that a path that cannot be written costs no episode
+    done = {(record.task, record.init_state) for record in results.records}
+    missing = [job for job in jobs if (job.task, job.init_state) not in done]
+    pool: WorkerPool[EpisodeJob, EpisodeRecord] = WorkerPool(
+        functools.partial(EpisodeRunner, settings), workers)
+    episodes = pool.run(missing)
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit='episode') as progress:
+        try:
+            for job, answer in episodes:
+                results.records.append(_record_of(settings, job, answer))
+                _show(progress, results.records)
+                results.complete = len(results.records) >= len(jobs)
+                if path is not None:
+                    results.save(path)
+        finally:
+            episodes.close()
+            results.records.sort(key=lambda record: (record.task, record.init_state))
+            if path is not None:
+                results.save(path)
+    return results
+
+
+def _resumable_records(earlier: Results, settings: EvaluationSettings) -> list[EpisodeRecord]:
+    """Return the earlier records that need not be played again."""
+    wanted = asdict(settings)
+    different = [f'{key}: {earlier.settings.get(key)!r} there, {value!r} now'
+                 for key, value in wanted.items() if earlier.settings.get(key) != value]
+    if different:
+        raise ConfigError(f'cannot resume with other settings ({"; ".join(different)}); '
+                          f'name another result file')
+    return [record for record in earlier.records if record.error is None]
+
+
+def _record_of(settings: EvaluationSettings, job: EpisodeJob,
+               answer: EpisodeRecord | JobFailure) -> EpisodeRecord:
+    """Turn a worker's answer into a record; an error is neither success nor failure."""
+    if isinstance(answer, EpisodeRecord):
+        return answer
+    instruction = load_task(settings.suite, job.task).instruction
+    return EpisodeRecord(settings.suite, job.task, instruction, job.init_state, success=False,
+                         steps=0, error=answer.reason, assets=settings.assets)
+
+
+def _show(progress: tqdm, records: Sequence[EpisodeRecord]) -> None:
+    """Advance the progress bar."""
+    errors = sum(record.error is not None for record in records)
+    won = sum(record.success for record in records)
+    progress.set_postfix_str(f'success {won}/{len(records) - errors}'
+                             + (f', errors {errors}' if errors else ''))
+    progress.update()
+
+
+def parse_indices(text: str) -> list[int]:
+    """Turn '0,3-5' into [0, 3, 4, 5].
+
+    :raises argparse.ArgumentTypeError: anything else.
+    """
+    indices: list[int] = []
+    for part in text.split(','):
+        first, _, last = part.strip().partition('-')
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise argparse.ArgumentTypeError(
+                f'{text!r} is not a list of indices and ranges such as 0,3-5')
+        indices.extend(range(int(first), int(last or first) + 1))
+    if not indices:
+        raise argparse.ArgumentTypeError(f'{text!r} names no index (ranges go upwards)')
+    return sorted(set(indices))
+
+
+def make_jobs(suite: str, tasks: Sequence[int] | None, states: Sequence[int]) -> list[EpisodeJob]:
+    """Return all episodes of these tasks (None: all of the suite), refusing what does not exist.
+
+    :raises SimulationError: unknown suite or task. :raises ConfigError: unknown initial state.
+    """
+    jobs = []
+    for index in range(len(suite_tasks(suite))) if tasks is None else tasks:
+        count = len(initial_states(load_task(suite, index)))
+        if missing := [state for state in states if not 0 <= state < count]:
+            raise ConfigError(f'{suite} task {index} has initial states 0 to {count - 1}, '
+                              f'not {missing}')
+        jobs += [EpisodeJob(index, state) for state in states]
+    return jobs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m worldvla_sim.evaluate',
+        description='Play LIBERO episodes from official initial states, write one record each.')
+    parser.add_argument('--policy', default='expert', help='expert or hold (default: expert)')
+    parser.add_argument('--suite', required=True, help=', '.join(SUITES))
+    parser.add_argument('--tasks', type=parse_indices, help='such as 0,3-5 (default: all)')
+    parser.add_argument('--init-states', type=parse_indices, default=parse_indices('0-9'),
+                        help='official initial states, such as 0-9 (the default)')
+    parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
+    parser.add_argument('--robot', choices=ROBOTS, default='light')
+    parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=4)
+    parser.add_argument('--image-size', type=int, default=256, help='[px] (default: 256)')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--max-steps', type=int, help='default: the published limit of the suite')
+    parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
+    parser.add_argument('--json', type=Path, help='result file, saved after every episode')
+    parser.add_argument('--resume', action='store_true',
+                        help='play only what the result file lacks or has as an error')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when every episode ran, 1 with errors, 2 for bad input, 130 on Ctrl-C."""
+    options = _parser().parse_args(argv)
+    try:
+        make_policy(options.policy)
+        jobs = make_jobs(options.suite, options.tasks, options.init_states)
+        settings = EvaluationSettings(
+            options.policy, options.suite, resolve_assets(options.assets).kind, options.robot,
+            options.msaa, options.image_size, options.seed, options.max_steps)
+        results = evaluate(settings, jobs, workers=options.workers, path=options.json,
+                           resume=options.resume)
+    except WorldVLAError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print(f'interrupted; --resume continues from {options.json}' if options.json
+              else 'interrupted', file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(summary_table(results.records))
+    errors = [record for record in results.records if record.error is not None]
+    for record in errors:
+        print(f'error in task {record.task}, initial state {record.init_state}: {record.error}',
+              file=sys.stderr)
+    return EXIT_ERRORS if errors else EXIT_OK
+
+
+if __name__ == '__main__':
+    sys.exit(main())

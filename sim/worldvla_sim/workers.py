@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pool of spawned processes that outlives the crash of a worker and names the job it died in.
+
+`concurrent.futures` gives up the whole pool when one worker dies, and a simulator with a graphics
+driver can die. Here the job is reported as failed, the worker is replaced, and the rest goes on.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+import multiprocessing
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+import os
+import signal
+import tempfile
+import traceback
+from typing import Generic, TypeVar
+
+from worldvla_sim.libero_setup import changed_environment
+
+Job = TypeVar('Job')
+Result = TypeVar('Result')
+
+# One thread per worker: two workers with two threads each on two cores were measured to run more
+# than 15 times slower. LP_NUM_THREADS is the software rasteriser of Mesa.
+_THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS',
+                     'NUMBA_NUM_THREADS', 'LP_NUM_THREADS')
+_STOP_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True)
+class JobFailure:
+    """Why a job has no result."""
+
+    reason: str
+
+
+@dataclass
+class _Worker(Generic[Job]):
+    process: BaseProcess
+    connection: Connection
+    folder: tempfile.TemporaryDirectory
+    job: Job | None = field(default=None)
+
+    def stop(self) -> None:
+        """Ask it to end, then end it, and remove its temp folder."""
+        self.connection.close()
+        self.process.join(_STOP_TIMEOUT if self.job is None else 0)
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join(_STOP_TIMEOUT)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        self.folder.cleanup()
+
+
+def _serve(connection: Connection, make_handler: Callable[[], Callable[[Job], Result]],
+           folder: str) -> None:
+    """Answer jobs until the connection closes: the worker's main function."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    os.environ['TMPDIR'] = tempfile.tempdir = folder
+    handler: Callable[[Job], Result] | None = None
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        try:
+            handler = handler or make_handler()
+            answer: Result | JobFailure = handler(job)
+        except Exception as error:
+            traceback.print_exc()
+            answer = JobFailure(f'{type(error).__name__}: {error}')
+        try:
+            connection.send(answer)
+        except OSError:
+            return  # the parent is gone
+
+
+class WorkerPool(Generic[Job, Result]):
+    """Spawned workers that each build one handler and answer jobs with it.
+
+    :param make_handler: picklable; called once in each worker, so that the handler can keep what
+        is expensive (an environment) from job to job.
+    :param workers: number of processes.
+    """
+
+    def __init__(self, make_handler: Callable[[], Callable[[Job], Result]], workers: int) -> None:
+        self._make_handler = make_handler
+        self._size = max(1, workers)
+        self._workers: list[_Worker[Job]] = []
+
+    def _start_worker(self) -> _Worker[Job]:
+        context = multiprocessing.get_context('spawn')
+        ours, theirs = context.Pipe()
+        folder = tempfile.TemporaryDirectory(prefix='worldvla_worker_')
+        with changed_environment(**{name: os.environ.get(name, '1')
+                                    for name in _THREAD_VARIABLES}):
+            process = context.Process(target=_serve, daemon=True,
+                                      args=(theirs, self._make_handler, folder.name))
+            process.start()
+        theirs.close()
+        return _Worker(process, ours, folder)
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | JobFailure]]:
+        """Yield each job with its result, in the order of completion.
+
+        Closing the iterator (or an exception in the consumer, Ctrl-C included) ends all workers.
+        """
+        queue = deque(jobs)
+        self._workers = [self._start_worker() for _ in range(min(self._size, len(jobs)))]
+        try:
+            for worker in self._workers:
+                self._send_next(worker, queue)
+            while busy := {w.connection: w for w in self._workers if w.job is not None}:
+                for connection in wait(list(busy)):
+                    worker = busy[connection]
+                    job, answer = worker.job, self._receive(worker)
+                    if not worker.process.is_alive() and queue:
+                        worker = self._replace(worker)
+                    worker.job = None
+                    self._send_next(worker, queue)
+                    yield job, answer
+        finally:
+            for worker in self._workers:
+                worker.stop()
+
+    def _send_next(self, worker: _Worker[Job], queue: deque[Job]) -> None:
+        if queue:
+            worker.job = queue.popleft()
+            worker.connection.send(worker.job)
+
+    def _receive(self, worker: _Worker[Job]) -> Result | JobFailure:
+        try:
+            return worker.connection.recv()
+        except (EOFError, OSError):
+            worker.process.join(_STOP_TIMEOUT)
+            return JobFailure(f'the worker process died with exit code {worker.process.exitcode} '
+                              f'(negative: signal; -9 is often the out-of-memory killer)')
+
+    def _replace(self, worker: _Worker[Job]) -> _Worker[Job]:
+        worker.stop()
+        self._workers.remove(worker)
+        self._workers.append(self._start_worker())
+        return self._workers[-1]

@@ -104,7 +104,7 @@ class Arena:
             ET.SubElement(self.world, 'light', {
                 'name': name, 'pos': numbers(pos), 'dir': numbers(direction), 'cutoff': '60',
                 'directional': 'false', 'castshadow': 'false', 'ambient': '0.1 0.1 0.1',
-                'diffuse': '0.7 0.7 0.7', 'specular': '0.3 0.3 0.3',
+                'diffuse': '0.52 0.52 0.52', 'specular': '0.3 0.3 0.3',
             })
 
     def files(self) -> dict[str, bytes]:
@@ -127,6 +127,35 @@ def _floor_room() -> Arena:
     return arena
 
 
+def _add_table(arena: Arena) -> None:
+    """Add the table that LIBERO resizes; the sizes written here are placeholders."""
+    arena.material('table_wood', wood((214, 186, 150), 9, 256))
+    table = arena.body('table')
+    size = numbers((0.4, 0.4, 0.4))
+    ET.SubElement(table, 'geom', {
+        'name': 'table_collision', 'type': 'box', 'size': size, 'group': '0',
+        'friction': _TABLE_FRICTION,
+    })
+    ET.SubElement(table, 'geom', {
+        'name': 'table_visual', 'type': 'box', 'size': size, 'material': 'table_wood', **_STILL,
+    })
+    for k in range(1, 5):
+        ET.SubElement(table, 'geom', {
+            'name': f'table_leg{k}_visual', 'type': 'cylinder', 'size': '0.05 0.1',
+            'material': 'table_wood', **_STILL,
+        })
+    ET.SubElement(table, 'site', {
+        'name': 'table_top', 'pos': '0 0 0.4', 'size': '0.001', 'rgba': '0 0 0 0',
+    })
+
+
+def _table_room() -> Arena:
+    arena = Arena('libero_tabletop_base_style', 'light-gray-floor-tile', 'light-gray-plaster')
+    arena.floor(arena.world)
+    _add_table(arena)
+    return arena
+
+
 def build() -> list[Arena]:
     """Return all rooms."""
-    return [_floor_room()]
+    return [_floor_room(), _table_room()]

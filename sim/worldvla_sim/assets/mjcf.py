@@ -41,6 +41,14 @@ def turn(axis: str, degrees: float) -> tuple[float, float, float, float]:
     return (math.cos(half), vector[0], vector[1], vector[2])
 
 
+def product(first: Vector, second: Vector) -> tuple[float, float, float, float]:
+    """Return the quaternion (w, x, y, z) that turns by `second`, then by `first`."""
+    w, x, y, z = first
+    v, i, j, k = second
+    return (w * v - x * i - y * j - z * k, w * i + x * v + y * k - z * j,
+            w * j - x * k + y * v + z * i, w * k + x * j - y * i + z * v)
+
+
 UPRIGHT_Y = turn('x', -90)  # lays the z axis of a shape along the body's +y (LIBERO's HOPE items)
 
 

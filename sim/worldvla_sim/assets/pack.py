@@ -15,12 +15,23 @@ import shutil
 import tempfile
 
 from worldvla_ros.errors import AssetError
-from worldvla_sim.assets import arenas, dishes, groceries, labels, mjcf, shapes, textures
+from worldvla_sim.assets import (
+    appliances,
+    arenas,
+    dishes,
+    drawers,
+    groceries,
+    labels,
+    mjcf,
+    shapes,
+    textures,
+    wine,
+)
 from worldvla_sim.assets.cache import user_cache, writable_cache
 
 FORMAT_VERSION = 1  # of manifest.json
 PACK_VERSION = '1.0'  # of what the assets look like; quoted with evaluation results
-_FAMILIES = (groceries, dishes)
+_FAMILIES = (groceries, dishes, drawers, appliances, wine)
 _GENERATORS = (arenas, *_FAMILIES, labels, mjcf, shapes, textures)
 _MANIFEST = 'manifest.json'
 _ATTEMPTS = 3  # another process may replace the same broken pack at the same time

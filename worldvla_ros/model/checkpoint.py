@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load and save the transformer: Hugging Face layout, safetensors, nothing is ever unpickled.
+
+A checkpoint is a folder with config.json and model.safetensors, or shards listed in
+model.safetensors.index.json. The network is built without memory (meta device) and filled
+tensor by tensor, so that 7B weights are never held twice.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+import json
+from pathlib import Path
+import pickle
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+import torch
+from torch import Tensor, nn
+
+from worldvla_ros.errors import CheckpointError
+from worldvla_ros.model.transformer import Transformer, TransformerConfig
+from worldvla_ros.tokens.vocab import Vocabulary
+
+CONFIG_FILE = 'config.json'
+WEIGHTS_FILE = 'model.safetensors'
+INDEX_FILE = 'model.safetensors.index.json'
+
+# Settings whose other values would need code that no released checkpoint uses.
+_FIXED: dict[str, Any] = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False,
+                          'swin_norm': False, 'rope_scaling': None}
+# Present in Hugging Face's base checkpoints; images are tokenised outside the language model.
+_IGNORED_PREFIXES = ('model.vqmodel.',)
+_IGNORED_SUFFIXES = ('rotary_emb.inv_freq',)
+
+
+def load_model(path: str | Path, subfolder: str | None = None, device: str = 'cpu',
+               dtype: torch.dtype = torch.float32) -> Transformer:
+    """Load a transformer from a local folder or, if there is none, from the Hugging Face Hub.
+
+    Raises CheckpointError naming the file or key that is missing, truncated or misshapen.
+    """
+    folder = resolve_folder(path, subfolder)
+    files = _weight_files(folder)
+    config = _read_config(folder / CONFIG_FILE, files)
+    with torch.device('meta'):
+        model = Transformer(config)
+    tensors = (item for file in files for item in read_safetensors(file))
+    wanted = ((name, value) for name, value in tensors
+              if not name.startswith(_IGNORED_PREFIXES)
+              and not name.endswith(_IGNORED_SUFFIXES))
+    load_weights_into(model, wanted, folder, device, dtype)
+    return model.eval()
+
+
+def save_model(model: Transformer, folder: Path, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Write config.json and the weights, in shards when they are larger than one may be."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).write_text(json.dumps(_config_entries(model.config), indent=2) + '\n')
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del state['lm_head.weight']
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, value in state.items():
+        held = sum(tensor.nbytes for tensor in shards[-1].values())
+        if shards[-1] and held + value.nbytes > max_shard_bytes:
+            shards.append({})
+        shards[-1][name] = value
+    if len(shards) == 1:
+        write_safetensors(state, folder / WEIGHTS_FILE)
+        return
+    names = [f'model-{i + 1:05}-of-{len(shards):05}.safetensors' for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        write_safetensors(shard, folder / name)
+    index = {'metadata': {'total_size': sum(value.nbytes for value in state.values())},
+             'weight_map': {key: name for name, shard in zip(names, shards, strict=True)
+                            for key in shard}}
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + '\n')
+
+
+def pick_dtype(name: str | torch.dtype, device: str) -> torch.dtype:
+    """Return a torch dtype; 'auto' is bfloat16 where the device multiplies it fast.
+
+    That is every GPU, and a CPU with AMX tiles; elsewhere float32.
+    """
+    if isinstance(name, torch.dtype):
+        return name
+    if name == 'auto':
+        fast = not device.startswith('cpu') or torch.cpu.get_capabilities().get('amx_bf16', False)
+        return torch.bfloat16 if fast else torch.float32
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise CheckpointError(f"dtype must be 'auto', 'float32', 'bfloat16' or 'float16', got "
+                              f'{name!r}')
+    return dtype
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a short name of the weights: a hash over the files' headers and sizes.
+
+    Hashing 14 GB would take a minute at each start, so the tensors themselves enter only through
+    the first and last megabyte of each file.
+    """
+    digest = hashlib.sha256()
+    for file in _weight_files(folder):
+        with file.open('rb') as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, file.stat().st_size - (1 << 20)))
+            digest.update(stream.read())
+        digest.update(str(file.stat().st_size).encode())
+    return f'sha256:{digest.hexdigest()[:12]}'
+
+
+def resolve_folder(path: str | Path, subfolder: str | None = None) -> Path:
+    """Return the local folder of a checkpoint, downloading a Hub repository when asked for one."""
+    folder = Path(path)
+    if not folder.is_dir():
+        parts = str(path).split('/')
+        if len(parts) != 2 or not all(parts) or str(path).startswith(('.', '~')):
+            raise CheckpointError(f'no checkpoint folder {path}, and it is no Hub id of the '
+                                  f'form owner/name')
+        folder = _download(str(path), subfolder)
+    if subfolder is not None:
+        folder = folder / subfolder
+    if not folder.is_dir():
+        raise CheckpointError(f'no folder {folder} in the checkpoint')
+    return folder
+
+
+def _download(hub_id: str, subfolder: str | None) -> Path:
+    from huggingface_hub import snapshot_download  # only downloads need it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    prefix = f'{subfolder}/' if subfolder else ''
+    patterns = [f'{prefix}**/*.{suffix}' for suffix in ('json', 'safetensors')]
+    patterns += [f'{prefix}*.{suffix}' for suffix in ('json', 'safetensors')]
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(f'no local folder {hub_id}, and the Hub does not give it: '
+                              f'{error}') from error
+
+
+def load_weights_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: Path,
+                      device: str, dtype: torch.dtype) -> None:
+    """Fill a module that lies on the meta device, one tensor at a time; every key must match."""
+    expected = dict(module.state_dict())
+    tied = getattr(getattr(module, 'config', None), 'tie_word_embeddings', False)
+    loaded: set[str] = set()
+    for name, value in tensors:
+        if name not in expected:
+            raise CheckpointError(f'{source}: unexpected key {name}')
+        if value.shape != expected[name].shape:
+            raise CheckpointError(f'{source}: {name} has shape {tuple(value.shape)}, expected '
+                                  f'{tuple(expected[name].shape)}')
+        owner, _, attribute = name.rpartition('.')
+        parameter = nn.Parameter(value.to(device=device, dtype=dtype), requires_grad=False)
+        setattr(module.get_submodule(owner), attribute, parameter)
+        loaded.add(name)
+    if tied:
+        module.lm_head.weight = module.model.embed_tokens.weight
+        loaded.add('lm_head.weight')
+    missing = sorted(set(expected) - loaded)
+    if missing:
+        raise CheckpointError(f'{source}: {len(missing)} keys are missing, the first is '
+                              f'{missing[0]}')
+
+
+def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of one file; raises CheckpointError when it is truncated or foreign."""
+    try:
+        with safe_open(str(path), framework='pt') as file:
+            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f'{path} is no complete safetensors file: {error}') from error
+
+
+def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to one safetensors file."""
+    save_file({name: value.contiguous() for name, value in state.items()}, str(path),
+              metadata={'format': 'pt'})
+
+
+def read_torch_checkpoint(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a torch checkpoint's `state_dict`; only tensors are unpickled."""
+    try:
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise CheckpointError(
+            f'{path} is truncated or holds more than tensors, and is not unpickled because '
+            f'that would run its code; convert it to safetensors where you trust it: '
+            f'{str(error).splitlines()[0]}') from error
+    state = content.get('state_dict', content)
+    yield from ((name, value) for name, value in state.items() if isinstance(value, Tensor))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises CheckpointError naming the file."""
+    try:
+        entries = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'cannot read {path}: {error}') from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f'{path}: expected a JSON object')
+    return entries
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS_FILE).is_file():
+        return [folder / WEIGHTS_FILE]
+    if (folder / INDEX_FILE).is_file():
+        names = sorted(set(read_json(folder / INDEX_FILE).get('weight_map', {}).values()))
+        files = [folder / name for name in names]
+        for file in files:
+            if file.parent != folder or not file.is_file():
+                raise CheckpointError(f'{folder / INDEX_FILE} names {file.name}, which is not '
+                                      f'there')
+        if files:
+            return files
+    pickles = [file.name for pattern in ('*.bin', '*.pt', '*.pth', '*.ckpt')
+               for file in folder.glob(pattern)]
+    hint = (f'; {pickles[0]} is a pickle and is not loaded, because that would run its code: '
+            f'convert it to safetensors where you trust it' if pickles else '')
+    raise CheckpointError(f'no {WEIGHTS_FILE} and no {INDEX_FILE} in {folder}{hint}')
+
+
+def _read_config(path: Path, files: list[Path]) -> TransformerConfig:
+    """Translate Hugging Face's config.json; our only addition is the `vocabulary` entry."""
+    entries = read_json(path)
+    for name, value in _FIXED.items():
+        if entries.get(name, value) != value:
+            raise CheckpointError(f'{path}: {name} is {entries[name]!r}, expected {value!r}')
+    default = TransformerConfig()
+    heads = entries.get('num_attention_heads', default.num_heads)
+    if entries.get('num_key_value_heads', heads) != heads:
+        raise CheckpointError(f'{path}: num_key_value_heads is '
+                              f'{entries["num_key_value_heads"]}, expected {heads}')
+    if 'vocabulary' in entries:
+        vocabulary = Vocabulary.from_dict(entries['vocabulary'])
+    else:
+        vocabulary = Vocabulary(size=entries.get('vocab_size', Vocabulary.size))
+    rope = entries.get('rope_parameters') or {}
+    return TransformerConfig(
+        hidden_size=entries.get('hidden_size', default.hidden_size),
+        intermediate_size=entries.get('intermediate_size', default.intermediate_size),
+        num_layers=entries.get('num_hidden_layers', default.num_layers),
+        num_heads=heads,
+        rms_norm_eps=entries.get('rms_norm_eps', default.rms_norm_eps),
+        rope_theta=entries.get('rope_theta', rope.get('rope_theta', default.rope_theta)),
+        qk_norm_rows=_qk_norm_rows(files),
+        tie_word_embeddings=entries.get('tie_word_embeddings', False),
+        vocabulary=vocabulary)
+
+
+def _config_entries(config: TransformerConfig) -> dict[str, Any]:
+    """Return config.json; inverse of `_read_config`."""
+    return {'model_type': 'chameleon', 'vocab_size': config.vocabulary.size,
+            'hidden_size': config.hidden_size, 'intermediate_size': config.intermediate_size,
+            'num_hidden_layers': config.num_layers, 'num_attention_heads': config.num_heads,
+            'num_key_value_heads': config.num_heads, 'rms_norm_eps': config.rms_norm_eps,
+            'rope_theta': config.rope_theta, 'tie_word_embeddings': config.tie_word_embeddings,
+            'bos_token_id': config.vocabulary.bos, 'eos_token_id': config.vocabulary.separator,
+            **_FIXED, 'vocabulary': config.vocabulary.to_dict()}
+
+
+def _qk_norm_rows(files: list[Path]) -> int:
+    """Return how many rows the first layer's q_norm has: 1 in the released code, heads in HF."""
+    for file in files:
+        for name, value in read_safetensors(file):
+            if name == 'model.layers.0.self_attn.q_norm.weight':
+                return value.shape[0] if value.ndim == 2 else 0
+    raise CheckpointError(f'{files[0].parent}: model.layers.0.self_attn.q_norm.weight is missing')

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoding: a chunk of actions in parallel, a world-model frame, or the public greedy loop.
+
+A chunk of K actions takes 7 passes. The prefill runs over the prompt and K BOA tokens packed
+behind it and gives the first value of every action; six passes of K rows give the others. This
+is exact because no action sees another (see attention_mask.py); action i starts at position
+P + 9 i, as if the actions before it had been written out. EOA is never computed: the grammar is
+forced, and `certify` counts where the free model would have left it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import time
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldvla_ros.errors import TokenError
+from worldvla_ros.model.attention_mask import (
+    action_chunk_mask,
+    causal_mask,
+    packed_decode_mask,
+    packed_prefill_mask,
+)
+from worldvla_ros.model.kv_cache import KVCache
+from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION, Vocabulary
+
+Ids = Tensor | np.ndarray | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedChunk:
+    """The tokens of one chunk with what the model thought of them."""
+
+    token_ids: Tensor  # [K, 7] int64 vocabulary ids
+    log_probs: Tensor  # [K, 7] float32 [nat], among the action bins
+    entropy: Tensor  # [K, 7] float32 [nat], over the action bins
+    margin: Tensor  # [K, 7] float32, best logit minus second best
+    violations: Tensor | None  # int64 []: tokens at which the free model differs; None: not asked
+    prefill_s: float  # host time of the prefill [s]; on a GPU the work may still be under way
+    rows: int  # rows that went through the network, all passes together
+
+
+def chunk_capacity(prompt_length: int, num_actions: int) -> int:
+    """Return the KV rows that a chunk needs: prompt, then BOA, seven values and EOA each."""
+    return prompt_length + num_actions * ACTION_BLOCK_LENGTH
+
+
+def generate_chunk(model: Transformer, prompt_ids: Ids, num_actions: int,
+                   cache: KVCache | None = None) -> Tensor:
+    """Return the greedy action tokens int64 [K, 7] after prompt ids [P]."""
+    return decode_chunk(model, prompt_ids, num_actions, cache=cache).token_ids
+
+
+@torch.inference_mode()
+def prefill(model: Transformer, prefix_ids: Ids, cache: KVCache) -> int:
+    """Put a prefix of a later prompt into the cache ahead of time; return the rows computed."""
+    prefix = _checked(prefix_ids, model.config.vocabulary)
+    cached = cache.rewind_to_common_prefix(prefix)
+    if cached < len(prefix):
+        ids = torch.tensor(prefix[cached:], device=model.device)[None]
+        mask = causal_mask(len(prefix) - cached, len(prefix), model.device) if cached else None
+        positions = torch.arange(cached, len(prefix), device=model.device)
+        model.rows(ids, positions=positions, mask=mask, cache=cache, keep_last=0)
+        cache.keep_prefix(prefix)
+    return len(prefix) - cached
+
+
+@torch.inference_mode()
+def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
+                 cache: KVCache | None = None, certify: bool = False) -> DecodedChunk:
+    """Decode K actions in parallel, forcing the grammar (BOA, seven action bins, EOA) x K.
+
+    :param prompt_ids: [P], ending with the separator.
+    :param cache: reused between calls; rows of an equal prefix are not computed again.
+    :param certify: also compare every token with the argmax over the whole vocabulary, which
+        takes one pass more (values and EOA of all actions) and the full head in every pass.
+    """
+    vocabulary = model.config.vocabulary
+    prompt = _checked(prompt_ids, vocabulary)
+    if num_actions < 1:
+        raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
+    started = time.perf_counter()
+    if cache is None:
+        cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
+    # The separator's row is always computed: it predicts the first BOA.
+    cached = cache.rewind_to_common_prefix(prompt[:-1])
+    hidden = _prefill_with_boas(model, prompt, num_actions, cache)
+    free = [model.logits(hidden[0]).argmax(-1)] if certify else []  # SEP, then the BOAs
+    hidden = hidden[:, -num_actions:]
+    prefill_s = time.perf_counter() - started
+
+    positions = (len(prompt) + torch.arange(num_actions, device=model.device)
+                 * ACTION_BLOCK_LENGTH)
+    mask = packed_decode_mask(len(prompt), num_actions, ACTION_BLOCK_LENGTH, model.device)
+    logits = [model.logits(hidden[0], vocabulary.bins)]
+    tokens = [logits[0].argmax(-1) + vocabulary.bin_start]
+    for step in range(1, VALUES_PER_ACTION):
+        columns = len(prompt) + num_actions * (step + 1)
+        hidden = model.rows(tokens[-1][None], positions=positions + step,
+                            mask=mask[:, :columns], cache=cache)
+        logits.append(model.logits(hidden[0], vocabulary.bins))
+        tokens.append(logits[-1].argmax(-1) + vocabulary.bin_start)
+        if certify:
+            free.append(model.logits(hidden[0]).argmax(-1))
+    if certify:
+        free.append(_grammar_pass(model, tokens[-1], positions, mask, cache))
+    cache.keep_prefix(prompt)
+    token_ids = torch.stack(tokens, dim=1)
+    return DecodedChunk(
+        token_ids=token_ids, **_statistics(torch.stack(logits, dim=1)),
+        violations=_violations(token_ids, free, vocabulary) if certify else None,
+        prefill_s=prefill_s,
+        rows=len(prompt) - cached + num_actions * (VALUES_PER_ACTION + 2 * certify))
+
+
+def _prefill_with_boas(model: Transformer, prompt: list[int], num_actions: int,
+                       cache: KVCache) -> Tensor:
+    """Run the uncached prompt and K BOAs; return the states of the separator and the BOAs."""
+    cached, length = cache.length, len(prompt)
+    ids = prompt[cached:] + [model.config.vocabulary.boa] * num_actions
+    positions = (list(range(cached, length))
+                 + [length + ACTION_BLOCK_LENGTH * i for i in range(num_actions)])
+    return model.rows(torch.tensor(ids, device=model.device)[None],
+                      positions=torch.tensor(positions, device=model.device),
+                      mask=packed_prefill_mask(length, cached, num_actions, model.device),
+                      cache=cache, keep_last=num_actions + 1)
+
+
+def _grammar_pass(model: Transformer, last_values: Tensor, positions: Tensor, mask: Tensor,
+                  cache: KVCache) -> Tensor:
+    """Return the free argmax [2K] after the last value and after EOA of every action."""
+    eoa = torch.full_like(last_values, model.config.vocabulary.eoa)
+    num_actions, end = len(last_values), mask.shape[1]
+    after_value = mask.clone()
+    after_value[:, end - num_actions:] = False
+    hidden = model.rows(
+        torch.cat((last_values, eoa))[None],
+        positions=torch.cat((positions + VALUES_PER_ACTION,
+                             positions + VALUES_PER_ACTION + 1)),
+        mask=torch.cat((after_value, mask)), cache=cache)
+    return model.logits(hidden[0]).argmax(-1)
+
+
+def _violations(token_ids: Tensor, free: list[Tensor], vocabulary: Vocabulary) -> Tensor:
+    """Count the positions of the forced chunk at which the free model says another token."""
+    num_actions = len(token_ids)
+    chosen_freely = torch.cat([free[0], *free[1:]])
+    after_eoa = token_ids.new_full((num_actions,), vocabulary.boa)
+    after_eoa[-1] = vocabulary.separator
+    forced = torch.cat([token_ids.new_full((1,), vocabulary.boa), token_ids.T.reshape(-1),
+                        token_ids.new_full((num_actions,), vocabulary.eoa), after_eoa])
+    return (chosen_freely != forced).sum()
+
+
+def _statistics(logits: Tensor) -> dict[str, Tensor]:
+    """Return log-probability of the choice, entropy and top-2 margin of logits [..., bins]."""
+    log_probs = logits.log_softmax(-1)
+    best = logits.topk(2, dim=-1).values
+    return {'log_probs': log_probs.amax(-1),
+            'entropy': -(log_probs.exp() * log_probs).sum(-1),
+            'margin': best[..., 0] - best[..., 1]}
+
+
+@torch.inference_mode()
+def generate_free(model: Transformer, prompt_ids: Ids, max_new_tokens: int,
+                  attention: Literal['action_chunk', 'causal'] = 'action_chunk') -> Tensor:
+    """Return what the public implementation's greedy loop emits, the stop token included.
+
+    One pass per token over the whole vocabulary, no grammar. The prefill and every step use the
+    last row of the mask for all of their rows, as that loop does; its ValueError for output
+    whose blocks cannot be paired is kept (BlockMismatchError).
+    """
+    vocabulary = model.config.vocabulary
+    ids = _checked(prompt_ids, vocabulary)
+    if attention not in ('action_chunk', 'causal'):
+        raise TokenError(f"attention must be 'action_chunk' or 'causal', got {attention!r}")
+    cache = model.new_cache(len(ids) + max_new_tokens)
+    start = len(ids)
+    while len(ids) < start + max_new_tokens:
+        rows = len(ids) - cache.length
+        mask = causal_mask(rows, len(ids))
+        if attention == 'action_chunk':
+            mask &= action_chunk_mask(torch.tensor(ids), vocabulary)[-1]
+        hidden = model.rows(torch.tensor(ids[-rows:], device=model.device)[None],
+                            positions=torch.arange(len(ids) - rows, len(ids),
+                                                   device=model.device),
+                            mask=mask.to(model.device), cache=cache, keep_last=1)
+        ids.append(int(model.logits(hidden[0, -1]).argmax()))
+        if ids[-1] == vocabulary.separator:
+            break
+    return torch.tensor(ids[start:])
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """The codes of one imagined frame with what the model thought of them."""
+
+    codes: Tensor  # [2h, 2w] int64 code indices
+    log_probs: Tensor  # [2h, 2w] float32 [nat], among the image codes
+    entropy: Tensor  # [2h, 2w] float32 [nat], over the image codes
+    margin: Tensor  # [2h, 2w] float32, best logit minus second best
+
+
+def generate_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int],
+                   cache: KVCache | None = None) -> Tensor:
+    """Return the greedy code indices int64 [2h, 2w] of the image after prompt ids [P]."""
+    return decode_image(model, prompt_ids, grid_hw, cache=cache).codes
+
+
+@torch.inference_mode()
+def decode_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int], *,
+                 cache: KVCache | None = None) -> DecodedImage:
+    """Decode one image block, forcing its structure tokens; one pass per code.
+
+    BOI and the grid tokens ride with the prompt, each row end with the first pass of the next
+    row, so that no pass is spent on a token that is known. The target is the last image of the
+    sequence, so the action-chunk mask hides nothing and attention is causal.
+    """
+    vocabulary = model.config.vocabulary
+    prompt = _checked(prompt_ids, vocabulary)
+    height, width = grid_hw
+    ids = [*prompt, vocabulary.boi, vocabulary.grid_token(height), vocabulary.grid_token(width)]
+    if cache is None:
+        cache = model.new_cache(len(ids) + 2 * height * (2 * width + 1))
+    cached = cache.rewind_to_common_prefix(prompt)
+    position = torch.arange(cache.capacity, device=model.device)
+    hidden = model.rows(torch.tensor(ids[cached:], device=model.device)[None],
+                        positions=position[cached:len(ids)],
+                        mask=causal_mask(len(ids) - cached, len(ids), model.device),
+                        cache=cache, keep_last=1)
+    new_line = torch.tensor([vocabulary.new_line], device=model.device)
+    logits = [model.logits(hidden[0, -1], vocabulary.codes)]
+    codes = [logits[-1].argmax(-1, keepdim=True)]
+    while len(codes) < 4 * height * width:
+        step = codes[-1] + vocabulary.code_start
+        if len(codes) % (2 * width) == 0:
+            step = torch.cat((step, new_line))
+        rows, length = len(step), cache.length + len(step)
+        hidden = model.rows(step[None], positions=position[length - rows:length],
+                            mask=causal_mask(rows, length, model.device), cache=cache,
+                            keep_last=1)
+        logits.append(model.logits(hidden[0, -1], vocabulary.codes))
+        codes.append(logits[-1].argmax(-1, keepdim=True))
+    cache.keep_prefix(prompt)
+    shape = (2 * height, 2 * width)
+    statistics = _statistics(torch.stack(logits).unflatten(0, shape))
+    return DecodedImage(codes=torch.cat(codes).view(shape), **statistics)
+
+
+def _checked(token_ids: Ids, vocabulary: Vocabulary) -> list[int]:
+    """Return prompt ids [P] as a list; raises TokenError for another shape or a foreign id."""
+    ids = torch.as_tensor(token_ids)
+    if ids.ndim != 1 or ids.numel() == 0 or ids.is_floating_point():
+        raise TokenError(f'expected prompt ids int64 [P], got shape {tuple(ids.shape)} '
+                         f'{ids.dtype}')
+    listed = [int(token) for token in ids.tolist()]
+    if min(listed) < 0 or max(listed) >= vocabulary.size:
+        raise TokenError(f'prompt ids must lie in [0, {vocabulary.size}), got '
+                         f'{min(listed)} to {max(listed)}')
+    return listed

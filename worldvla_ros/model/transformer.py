@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Chameleon decoder: configuration and network, bottom-up, ids in and logits out.
+
+What differs from a textbook Llama: queries and keys pass a LayerNorm over each head (weight and
+bias, either shared by all heads or one row per head) before the rotary embedding. Module names
+give the state-dict keys of the released checkpoints. Checked in float32 against the golden
+vectors of the public implementation and against transformers' own Chameleon.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+import torch.nn.functional as F
+
+from worldvla_ros.model.kv_cache import KVCache
+from worldvla_ros.tokens.vocab import Vocabulary
+
+QK_NORM_EPS = 1e-5  # hard-coded in the public implementation
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Shape of the network; the defaults are Chameleon-7B."""
+
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_layers: int = 32
+    num_heads: int = 32
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    qk_norm_rows: int = 1  # 1: shared by all heads; num_heads: one row per head
+    tie_word_embeddings: bool = False
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
+
+    @property
+    def head_dim(self) -> int:
+        """Values per attention head."""
+        return self.hidden_size // self.num_heads
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 and cast before the gain."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize the last axis."""
+        normed = x.float()
+        normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+class HeadNorm(nn.Module):
+    """LayerNorm over head_dim with a learned row per group of heads (qk-norm)."""
+
+    def __init__(self, rows: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(rows, head_dim))
+        self.bias = nn.Parameter(torch.zeros(rows, head_dim))
+        self.heads_per_row = num_heads // rows
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, S, heads, head_dim]
+        """Normalize each head."""
+        normed = F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS)
+        weight = self.weight.repeat_interleave(self.heads_per_row, 0)
+        bias = self.bias.repeat_interleave(self.heads_per_row, 0)
+        return normed * weight + bias
+
+
+def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
+                 ) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [1, S, 1, head_dim] for positions [S], computed in float32."""
+    exponent = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
+    angle = positions.float()[:, None] * (1.0 / theta ** exponent)
+    angle = torch.cat((angle, angle), dim=-1)[None, :, None]
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply the rotary embedding in the "rotate half" layout to [B, S, heads, head_dim]."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Multi-head attention with qk-norm and rotary positions."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        size, self.layer = config.hidden_size, layer
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+        self.q_norm = HeadNorm(config.qk_norm_rows, config.num_heads, config.head_dim)
+        self.k_norm = HeadNorm(config.qk_norm_rows, config.num_heads, config.head_dim)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None,
+                cache: KVCache | None, query_rows: slice) -> Tensor:
+        """Attend from the query rows of x [B, S, hidden] to the cached rows and to all of x."""
+        queries = x[:, query_rows]
+        cos, sin = rotary
+        q = rotate(self.q_norm(self._heads(self.q_proj(queries))),
+                   (cos[:, query_rows], sin[:, query_rows])).transpose(1, 2)
+        k = rotate(self.k_norm(self._heads(self.k_proj(x))), rotary).transpose(1, 2)
+        v = self._heads(self.v_proj(x)).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        if q.shape[2] == 0:
+            return queries
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=None if mask is None else mask[..., query_rows, :],
+            is_causal=mask is None)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward block."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [..., hidden] to [..., hidden]."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None,
+                cache: KVCache | None, query_rows: slice) -> Tensor:
+        """Return the query rows of x [B, S, hidden]; all rows enter the cache."""
+        attended = self.self_attn(self.input_layernorm(x), rotary, mask, cache, query_rows)
+        x = x[:, query_rows] + attended
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocabulary.size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """The language model over text, image and action tokens."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocabulary.size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and activations."""
+        return self.lm_head.weight.dtype
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return logits float32 [B, S, V] of ids int64 [B, S], causal without a mask.
+
+        :param attention_mask: bool [B, S, S], True where a row may attend to a column.
+        """
+        return self.logits(self.rows(input_ids, mask=attention_mask))
+
+    def rows(self, input_ids: Tensor, *, positions: Tensor | None = None,
+             mask: Tensor | None = None, cache: KVCache | None = None,
+             keep_last: int | None = None) -> Tensor:
+        """Run one pass over ids [B, S] and return the last hidden states [B, keep_last, hidden].
+
+        :param positions: rotary positions [S], default 0 to S - 1.
+        :param mask: bool [S, T] or [B, S, T] over the T cached and new rows; None is causal and
+            allowed only when nothing is cached.
+        :param keep_last: rows whose result is needed. The last layer computes only these, the
+            others only leave their keys and values in the cache.
+        """
+        x = self.model.embed_tokens(input_ids)
+        if positions is None:
+            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        bias = None if mask is None else _additive(mask, x.dtype)
+        all_rows = slice(None)
+        kept = all_rows if keep_last is None else slice(x.shape[1] - keep_last, None)
+        for layer in self.model.layers[:-1]:
+            x = layer(x, rotary, bias, cache, all_rows)
+        x = self.model.layers[-1](x, rotary, bias, cache, kept)
+        if cache is not None:
+            cache.advance(input_ids.shape[1])
+        return self.model.norm(x)
+
+    def logits(self, hidden: Tensor, allowed: range | None = None) -> Tensor:
+        """Return float32 logits [..., V] of hidden states, or only those of the allowed ids."""
+        weight = self.lm_head.weight
+        if allowed is not None:
+            weight = weight[allowed.start:allowed.stop]
+        return F.linear(hidden, weight).float()
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """Return an empty KV cache of this model's shape, dtype and device."""
+        return KVCache(self.config.num_layers, self.config.num_heads, self.config.head_dim,
+                       capacity, self.dtype, self.device)
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 0 where a row may attend and -inf elsewhere, with a batch and a head axis."""
+    if mask.ndim == 2:
+        mask = mask[None]
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return bias.masked_fill_(~mask, float('-inf'))[:, None]

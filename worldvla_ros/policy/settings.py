@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""policy.json of a checkpoint: how its model wants to be asked, and what it was trained for."""
+
+from dataclasses import asdict, dataclass, fields
+import json
+from pathlib import Path
+
+from worldvla_ros.errors import CheckpointError
+from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
+from worldvla_ros.tokens.sequence import ACTION_PROMPT, WORLD_PROMPT
+
+POLICY_FILE = 'policy.json'
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """Everything beside the weights; the defaults are those of the released 256 px models."""
+
+    name: str = 'WorldVLA'
+    trained: bool = True  # False: random weights, good for tests of everything around them
+    image_size: int = 256  # side of the square input [px]
+    history_length: int = 2  # frames in the prompt, the newest included
+    horizon: int = 5  # actions per chunk
+    action_minimum: tuple[float, ...] = LIBERO_MINIMUM  # (7,) controller input
+    action_maximum: tuple[float, ...] = LIBERO_MAXIMUM  # (7,) controller input
+    action_prompt: str = ACTION_PROMPT
+    world_prompt: str = WORLD_PROMPT
+    notes: str = ''  # data, licence and limits of the weights, for people
+
+    def __post_init__(self) -> None:
+        """Refuse values that no model can have."""
+        if self.image_size < 32 or self.image_size % 32:
+            raise CheckpointError(f'image_size must be a multiple of 32 px, got '
+                                  f'{self.image_size}')
+        if self.history_length < 1 or self.horizon < 1:
+            raise CheckpointError(f'history_length and horizon must be at least 1, got '
+                                  f'{self.history_length} and {self.horizon}')
+        if self.action_prompt.count('{instruction}') != 1:
+            raise CheckpointError('action_prompt must hold {instruction} once, got '
+                                  f'{self.action_prompt!r}')
+
+    @classmethod
+    def load(cls, folder: Path) -> 'PolicySettings':
+        """Read policy.json; a released checkpoint has none and gets the defaults."""
+        path = folder / POLICY_FILE
+        if not path.exists():
+            return cls(name=folder.name)
+        try:
+            entries = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f'cannot read {path}: {error}') from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(entries, dict) or set(entries) != known:
+            raise CheckpointError(f'{path}: expected the keys {sorted(known)}, got '
+                                  f'{sorted(entries)}')
+        for name in ('action_minimum', 'action_maximum'):
+            entries[name] = tuple(entries[name])
+        return cls(**entries)
+
+    def save(self, folder: Path) -> None:
+        """Write policy.json; inverse of `load`."""
+        (folder / POLICY_FILE).write_text(json.dumps(asdict(self), indent=2) + '\n')

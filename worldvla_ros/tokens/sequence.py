@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layout of the token sequence: image blocks, action blocks and the prompts of both branches.
+
+    action:  BOS text(t) IMAGE(t-1) IMAGE(t) SEP          -> (BOA a1..a7 EOA) x K, SEP
+    world:   BOS text IMAGE(t) BOA a1..a7 EOA SEP         -> IMAGE(t+1), SEP
+    IMAGE:   BOI grid(h) grid(w), 2h rows of (2w codes, NEW_LINE), EOI      h, w in 32 px blocks
+
+Where the public code clamps, broadcasts or crashes on malformed output, the parsers here raise
+TokenError.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from worldvla_ros.errors import InstructionError, TokenError
+from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION, Vocabulary
+
+ACTION_PROMPT = 'What action should the robot take to {instruction}?'
+WORLD_PROMPT = ('Generate the next image based on the provided sequence of historical images '
+                'and corresponding actions.')
+WORLD_PROMPT_OF_INFERENCE_HELPER = 'Generate the image based on the current image and the action.'
+"""The public code trains with the first world prompt and infers with this one; we cannot tell
+which the released weights saw, so a checkpoint's policy.json names its own."""
+
+TokenIds = NDArray[np.int64]
+
+
+def image_block(codes: ArrayLike, vocabulary: Vocabulary) -> TokenIds:
+    """Return the tokens of one image from its code indices [2h, 2w]."""
+    indices = np.asarray(codes, dtype=np.int64)
+    if indices.ndim != 2 or indices.size == 0 or indices.shape[0] % 2 or indices.shape[1] % 2:
+        raise TokenError(f'image codes must be [2h, 2w], got shape {indices.shape}')
+    if indices.min() < 0 or indices.max() >= vocabulary.num_codes:
+        raise TokenError(f'image codes must lie in [0, {vocabulary.num_codes}), got '
+                         f'{indices.min()} to {indices.max()}')
+    rows, columns = indices.shape
+    grid = [vocabulary.grid_token(rows // 2), vocabulary.grid_token(columns // 2)]
+    body = np.full((rows, columns + 1), vocabulary.new_line, dtype=np.int64)
+    body[:, :columns] = indices + vocabulary.code_start
+    return np.concatenate(([vocabulary.boi, *grid], body.reshape(-1), [vocabulary.eoi]))
+
+
+def parse_image_block(token_ids: ArrayLike, vocabulary: Vocabulary) -> TokenIds:
+    """Return the code indices [2h, 2w] of one image block; inverse of `image_block`.
+
+    Raises TokenError for missing delimiters, a wrong length, row ends or code.
+    """
+    ids = np.asarray(token_ids, dtype=np.int64)
+    if len(ids) < 4 or ids[0] != vocabulary.boi or ids[-1] != vocabulary.eoi:
+        raise TokenError(f'an image block starts with {vocabulary.boi} and ends with '
+                         f'{vocabulary.eoi}, got {len(ids)} tokens {ids[:3].tolist()}...')
+    height, width = (vocabulary.grid_blocks(int(token)) for token in ids[1:3])
+    if height is None or width is None:
+        raise TokenError(f'tokens 1 and 2 of an image block are grid sizes, got '
+                         f'{ids[1:3].tolist()}')
+    if len(ids) - 4 != 2 * height * (2 * width + 1):
+        raise TokenError(f'an image of {height} x {width} blocks has '
+                         f'{2 * height * (2 * width + 1)} body tokens, got {len(ids) - 4}')
+    body = ids[3:-1].reshape(2 * height, 2 * width + 1)
+    if (body[:, -1] != vocabulary.new_line).any():
+        raise TokenError(f'every row of an image ends with {vocabulary.new_line}')
+    codes = body[:, :-1] - vocabulary.code_start
+    if (codes < 0).any() or (codes >= vocabulary.num_codes).any():
+        raise TokenError('an image row holds a token that is no image code')
+    return codes
+
+
+def action_block(token_ids: ArrayLike, vocabulary: Vocabulary) -> TokenIds:
+    """Return BOA, the seven action tokens, EOA."""
+    ids = np.asarray(token_ids, dtype=np.int64)
+    if ids.shape != (VALUES_PER_ACTION,):
+        raise TokenError(f'an action has {VALUES_PER_ACTION} tokens, got shape {ids.shape}')
+    return np.concatenate(([vocabulary.boa], ids, [vocabulary.eoa]))
+
+
+def parse_action_chunk(token_ids: ArrayLike, vocabulary: Vocabulary,
+                       num_actions: int | None = None) -> TokenIds:
+    """Return the action tokens [K, 7] of generated output, final separator optional.
+
+    :param num_actions: number of blocks to insist on; None takes as many as came.
+    Raises TokenError unless the output is blocks of BOA, seven action bins, EOA.
+    """
+    ids = np.asarray(token_ids, dtype=np.int64)
+    if len(ids) and ids[-1] == vocabulary.separator:
+        ids = ids[:-1]
+    if len(ids) == 0 or len(ids) % ACTION_BLOCK_LENGTH:
+        raise TokenError(f'a chunk is made of blocks of {ACTION_BLOCK_LENGTH} tokens, '
+                         f'got {len(ids)} tokens')
+    blocks = ids.reshape(-1, ACTION_BLOCK_LENGTH)
+    if (blocks[:, 0] != vocabulary.boa).any() or (blocks[:, -1] != vocabulary.eoa).any():
+        raise TokenError(f'every action starts with {vocabulary.boa} and ends with '
+                         f'{vocabulary.eoa}, got {blocks[:, [0, -1]].tolist()}')
+    actions = blocks[:, 1:-1]
+    bins = vocabulary.bins
+    if (actions < bins.start).any() or (actions >= bins.stop).any():
+        raise TokenError(f'action tokens lie in [{bins.start}, {bins.stop}), got '
+                         f'{actions.min()} to {actions.max()}')
+    if num_actions is not None and len(actions) != num_actions:
+        raise TokenError(f'expected {num_actions} actions, got {len(actions)}')
+    return actions
+
+
+@dataclass(frozen=True)
+class PromptBuilder:
+    """Builds the prompts of both branches from text, image codes and action tokens."""
+
+    text_tokenizer: TextTokenizer
+    vocabulary: Vocabulary
+    action_prompt: str = ACTION_PROMPT  # with one {instruction}
+    world_prompt: str = WORLD_PROMPT
+
+    def text_prefix(self, instruction: str) -> TokenIds:
+        """Return BOS and the text of the action prompt: what all chunks of a task share."""
+        if not instruction.strip():
+            raise InstructionError('the instruction is empty; expected a sentence such as '
+                                   '"pick up the milk and place it in the basket"')
+        return self._text(self.action_prompt.format(instruction=instruction))
+
+    def action(self, instruction: str, images: Sequence[ArrayLike]) -> TokenIds:
+        """Return the action prompt for image codes [2h, 2w], oldest first."""
+        return np.concatenate((self.action_prefix(instruction, images),
+                               [self.vocabulary.separator]))
+
+    def action_prefix(self, instruction: str, images: Sequence[ArrayLike]) -> TokenIds:
+        """Return the action prompt up to and including these images: text, older frames."""
+        blocks = [image_block(codes, self.vocabulary) for codes in images]
+        return np.concatenate((self.text_prefix(instruction), *blocks))
+
+    def world(self, image: ArrayLike, action_ids: ArrayLike) -> TokenIds:
+        """Return the world-model prompt for one image and the action taken at it."""
+        return np.concatenate((self._text(self.world_prompt),
+                               image_block(image, self.vocabulary),
+                               action_block(action_ids, self.vocabulary),
+                               [self.vocabulary.separator]))
+
+    def _text(self, text: str) -> TokenIds:
+        ids = self.text_tokenizer.encode(text)
+        return np.array([self.vocabulary.bos, *ids], dtype=np.int64)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one home of every token id and id range that the model reads or writes.
+
+The defaults are Chameleon's own layout, as the released checkpoints use it (facts of the public
+implementation; `reservedN` has id N + 4 for N >= 8706). A small checkpoint stores a compact
+layout in its config.json, so that it need not carry 65,536 rows.
+
+This module imports nothing but the errors, and is the only one of ours that `model/` imports:
+the decoder has to know which ids open a block and which are action bins, and a second table of
+the same numbers there would be a second home.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from worldvla_ros.errors import CheckpointError
+
+VALUES_PER_ACTION = 7
+"""Tokens between BOA and EOA: dx dy dz, rotation vector (3), gripper."""
+
+ACTION_BLOCK_LENGTH = VALUES_PER_ACTION + 2
+"""Tokens of one action in the sequence: BOA, seven values, EOA."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Layout of the shared vocabulary of text, image and action tokens."""
+
+    size: int = 65536  # rows of the embedding table
+    bos: int = 0  # begin of sequence; a released config.json says 1, which is stale
+    separator: int = 8710  # ends a turn of the conversation; generation stops at it
+    boi: int = 8197  # begin of image
+    eoi: int = 8196  # end of image
+    new_line: int = 8803  # ends one row of image codes
+    grid_start: int = 8804  # grid size n (n blocks of 32 px) -> grid_start + n
+    num_grid_sizes: int = 64
+    code_start: int = 4  # image code index c -> code_start + c
+    num_codes: int = 8192
+    boa: int = 10004  # begin of action
+    eoa: int = 15004  # end of action
+    bin_start: int = 10006  # action bin b (0-based) -> bin_start + b
+    num_bins: int = 256
+
+    def __post_init__(self) -> None:
+        """Refuse ids outside the table and ranges that overlap."""
+        owner: dict[int, str] = {}
+        for name, ids in self._named_ranges().items():
+            for token in (ids[0], ids[-1]):
+                if not 0 <= token < self.size:
+                    raise CheckpointError(f'vocabulary: {name} has id {token}, expected an id '
+                                          f'in [0, {self.size})')
+            for token in ids:
+                if token in owner:
+                    raise CheckpointError(f'vocabulary: id {token} belongs to both '
+                                          f'{owner[token]} and {name}, expected disjoint ranges')
+                owner[token] = name
+
+    def _named_ranges(self) -> dict[str, range]:
+        singles = ('bos', 'separator', 'boi', 'eoi', 'new_line', 'boa', 'eoa')
+        ranges = {name: range(getattr(self, name), getattr(self, name) + 1) for name in singles}
+        return ranges | {'image codes': self.codes, 'action bins': self.bins,
+                         'grid sizes': range(self.grid_start,
+                                             self.grid_start + self.num_grid_sizes)}
+
+    @classmethod
+    def compact(cls, num_text_tokens: int, num_codes: int, num_grid_sizes: int = 32
+                ) -> 'Vocabulary':
+        """Return a layout without gaps: text (BOS is text id 0), specials, grid, bins, codes."""
+        specials = num_text_tokens
+        grid_start = specials + 6
+        bin_start = grid_start + num_grid_sizes
+        code_start = bin_start + cls.num_bins
+        return cls(size=code_start + num_codes, bos=0, separator=specials, boi=specials + 1,
+                   eoi=specials + 2, new_line=specials + 3, boa=specials + 4, eoa=specials + 5,
+                   grid_start=grid_start, num_grid_sizes=num_grid_sizes, code_start=code_start,
+                   num_codes=num_codes, bin_start=bin_start)
+
+    @classmethod
+    def from_dict(cls, entries: Mapping[str, Any]) -> 'Vocabulary':
+        """Read the layout from a config.json entry; an unknown or missing key is an error."""
+        names = {field.name for field in fields(cls)}
+        if set(entries) != names:
+            raise CheckpointError(
+                f'vocabulary: unknown keys {sorted(set(entries) - names)}, missing keys '
+                f'{sorted(names - set(entries))}; expected exactly {sorted(names)}')
+        return cls(**{name: int(entries[name]) for name in names})
+
+    def to_dict(self) -> dict[str, int]:
+        """Return the entry for config.json; inverse of `from_dict`."""
+        return asdict(self)
+
+    @property
+    def codes(self) -> range:
+        """Ids of the image codes, in codebook order."""
+        return range(self.code_start, self.code_start + self.num_codes)
+
+    @property
+    def bins(self) -> range:
+        """Ids of the action bins, lowest value first."""
+        return range(self.bin_start, self.bin_start + self.num_bins)
+
+    def grid_token(self, blocks: int) -> int:
+        """Return the id that says a side of the image has this many blocks of 32 px."""
+        if not 0 < blocks < self.num_grid_sizes:
+            raise CheckpointError(f'an image side of {blocks} blocks of 32 px has no grid token; '
+                                  f'expected 1 to {self.num_grid_sizes - 1}')
+        return self.grid_start + blocks
+
+    def grid_blocks(self, token: int) -> int | None:
+        """Return the blocks of 32 px that a grid token stands for, None for another token."""
+        blocks = token - self.grid_start
+        return blocks if 0 < blocks < self.num_grid_sizes else None

@@ -1,0 +1,33 @@
+# Every target does all the set-up that it needs; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint bench bench-model clean
+
+RUN := . tools/env.sh &&
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup:  ## virtual environment, wheels, message build; repeat or interrupt it as you like
+	@bash tools/setup.sh
+
+demo: setup  ## three LIBERO episodes under ROS 2 topics; videos and pictures in out/demo
+	@$(RUN) exec install/lib/worldvla_ros/demo $(ARGS)
+
+test: setup  ## the tests that CI runs
+	@$(RUN) exec python -m pytest -m 'not slow and not gpu' $(ARGS)
+
+test-all: setup  ## all tests, the long ones too
+	@$(RUN) exec python -m pytest $(ARGS)
+
+lint: setup  ## ruff and mypy
+	@$(RUN) ruff check . && mypy
+
+bench: setup  ## speed of the bridge, the camera path and the command publisher
+	@$(RUN) exec python benchmarks/bench_ros.py $(ARGS)
+
+bench-model: setup  ## passes, rows and speed ratios of the model core
+	@$(RUN) exec python benchmarks/bench_model.py $(ARGS)
+
+clean:  ## remove the build, not the virtual environment
+	rm -rf build install log out

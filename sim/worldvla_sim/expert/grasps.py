@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where to take hold of an object: candidate grasps from its collision shape, scored by clearance.
+
+Boxes, cans and bottles are taken across the middle. Bowls, mugs and the like are wider than the
+gripper opens and are taken by the rim, at an angle where the hand touches nothing else.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from worldvla_sim.expert.robot import yawed
+from worldvla_sim.expert.scene import Scene, category
+
+MAX_WIDTH = 0.072  # [m] that fits between the fingers with some play; they open to 0.08
+PALM_DEPTH = 0.034  # [m] from the grip site to the palm: how far an object may stick up
+FINGER_DEPTH = 0.0125  # [m] that the finger tips reach beyond the grip site
+_ANGLES = 16
+
+# Boxes around the open gripper in its own frame, lower and upper corner [m], measured from the
+# collision meshes of robosuite's Panda: the two fingers, the hand, and link 6 above it.
+_FINGERS = np.array([[[0.030, -0.013, -0.05], [0.070, 0.013, 0.0125]],
+                     [[-0.070, -0.013, -0.05], [-0.030, 0.013, 0.0125]]])
+_HAND = np.array([[[-0.108, -0.035, -0.125], [0.108, 0.035, -0.026]],
+                  [[-0.065, -0.155, -0.295], [0.065, 0.065, -0.125]]])
+
+
+@dataclass(frozen=True)
+class Rim:
+    """A wall to pinch: a circle about the object's z axis."""
+
+    radius: float  # [m] of the wall's middle
+    height: float  # [m] of its edge above the object's origin
+    depth: float = 0.016  # [m] that the grip site goes below the edge
+
+
+RIMS = {
+    'akita_black_bowl': Rim(0.047, 0.0515),
+    'porcelain_mug': Rim(0.040, 0.107, 0.022),
+    'red_coffee_mug': Rim(0.040, 0.128, 0.022),
+    'white_yellow_mug': Rim(0.044, 0.101, 0.022),
+    'plate': Rim(0.062, 0.016, 0.008),
+}
+"""Objects that are taken by the rim; every other one is taken across the middle."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grasp:
+    """A pose of the open gripper around something to hold."""
+
+    position: np.ndarray  # (3,) [m] of the grip site
+    rotation: np.ndarray  # (3, 3) gripper axes as columns
+    cost: float  # lower is better; above 1 something is in the way
+
+
+def _obstruction(points: np.ndarray, position: np.ndarray, rotation: np.ndarray) -> float:
+    """Count obstacle points inside the gripper, fingers and hand weighted alike."""
+    local = (points - position) @ rotation
+    boxes = np.concatenate([_FINGERS, _HAND])
+    inside = ((local[:, None] > boxes[:, 0]) & (local[:, None] < boxes[:, 1])).all(axis=2)
+    return float(inside.any(axis=1).sum())
+
+
+def _turning_cost(yaw: float) -> float:
+    """Prefer little turning; a quarter turn costs as much as half an obstacle point."""
+    return 0.03 * abs(yaw)
+
+
+def plan_rim_grasp(scene: Scene, name: str, rim: Rim) -> Grasp:
+    """Return the best grasp of a rim: the finger axis points to the object's centre."""
+    origin, axes = scene.position(name), scene.axes(name)
+    obstacles = scene.points(without=[name])
+    own = scene.points(only=name)
+    candidates = []
+    for angle in np.arange(_ANGLES) * 2 * np.pi / _ANGLES:
+        radial = np.array([np.cos(angle), np.sin(angle), 0.0])
+        edge = origin + axes @ (rim.radius * (axes.T @ radial) * [1, 1, 0] + [0, 0, rim.height])
+        position = edge - [0, 0, rim.depth]
+        yaw = (angle - np.pi / 2 + np.pi / 2) % np.pi - np.pi / 2
+        rotation = yawed(yaw)
+        outside = own[(own - origin) @ radial > rim.radius + 0.015]  # a handle is in the way too
+        cost = (0.1 * _obstruction(obstacles, position, rotation)
+                + 0.1 * _obstruction(outside, position, rotation)
+                + _turning_cost(yaw) + 0.02 * (radial[0] > 0.1))
+        candidates.append(Grasp(position, rotation, cost))
+    return min(candidates, key=lambda grasp: grasp.cost)
+
+
+def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
+    """Return the best grasp across an object, as deep as palm and table allow."""
+    own, obstacles = scene.points(only=name), scene.points(without=[name])
+    bottom, top = own[:, 2].min(), own[:, 2].max()
+    height = max(top - PALM_DEPTH, bottom + FINGER_DEPTH + 0.001, (top + bottom) / 2 - 0.004
+                 if top - bottom < PALM_DEPTH else -np.inf)
+    held = own[np.abs(own[:, 2] - height) < 0.02]
+    centre = (own[:, :2].max(axis=0) + own[:, :2].min(axis=0)) / 2
+    candidates = []
+    for yaw in (np.arange(_ANGLES) - _ANGLES // 2) * np.pi / _ANGLES:
+        rotation = yawed(yaw)
+        across = (held[:, :2] - centre) @ rotation[:2, 0]
+        along = (held[:, :2] - centre) @ rotation[:2, 1]
+        middle = np.array([across.max() + across.min(), along.max() + along.min()]) / 2
+        position = np.append(centre + rotation[:2, :2] @ middle, height)
+        cost = (0.1 * _obstruction(obstacles, position, rotation) + _turning_cost(yaw)
+                + 5 * np.ptp(across) + 100 * max(0.0, np.ptp(across) - MAX_WIDTH))
+        candidates.append(Grasp(position, rotation, cost))
+    return min(candidates, key=lambda grasp: grasp.cost)
+
+
+def plan_grasp(scene: Scene, name: str) -> Grasp:
+    """Return the best downward grasp of an object as it lies now."""
+    rim = RIMS.get(category(name))
+    return plan_rim_grasp(scene, name, rim) if rim else plan_middle_grasp(scene, name)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The expert as a policy: `reset(env)`, then one `act()` per control step."""
+
+import numpy as np
+
+from worldvla_sim.expert.recipes import recipe_for
+from worldvla_sim.expert.robot import Robot
+from worldvla_sim.expert.scene import Scene
+from worldvla_sim.expert.skills import Motion, stay
+from worldvla_sim.libero_env import LiberoEnv, SimObservation
+
+
+class ExpertPolicy:
+    """Plays the recipe of the environment's task from its privileged state.
+
+    It reacts to the state that it finds at each `act()`, so it also works when another program
+    executes its actions later or with noise; it needs only one `act()` per control step.
+    """
+
+    needs_images = False
+
+    def __init__(self) -> None:
+        self._robot: Robot | None = None
+        self._motion: Motion | None = None
+
+    def reset(self, env: LiberoEnv) -> None:
+        """Begin an episode that `env.reset` has just started."""
+        self._robot = Robot(Scene(env))
+        self._motion = recipe_for(env.suite, env.task)(self._robot)
+
+    def act(self, observation: SimObservation | None = None) -> np.ndarray:
+        """Return the next action, (7,) controller input; stays in place after the recipe's end."""
+        assert self._robot is not None and self._motion is not None, 'reset comes first'
+        try:
+            return next(self._motion)
+        except StopIteration:
+            self._motion = stay(self._robot, 1_000_000)
+            return next(self._motion)
+
+    def start(self, env: LiberoEnv, observation: SimObservation) -> None:
+        """Begin an episode, as the runner of policies calls it."""
+        self.reset(env)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turn the pose that a skill wants into one action of LIBERO's controller.
+
+The gripper frame is robosuite's grip site: x is the axis along which the fingers close, z points
+out of the hand. At rest x is the world's +y and z its -z.
+"""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from worldvla_sim.expert.scene import Scene
+
+OPEN, CLOSED = -1.0, 1.0
+
+DOWNWARD = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])
+"""Axes of the gripper (columns) when it points straight down as at rest."""
+
+POSITION_SCALE = 0.05  # [m] of an action of 1.0 (OSC_POSE of robosuite)
+ROTATION_SCALE = 0.5  # [rad] of an action of 1.0
+# The controller moves about a third of the commanded way in one period; a gain of 3 makes up for
+# it. With 1 a steady error of up to 1 cm remains, which misses LIBERO's 3 cm predicates.
+GAIN = 3.0
+# Inside the published normalisation ranges: 0.9375 for xyz; -0.326 to 0.375, +-0.375, +-0.375 for
+# the rotation vector.
+MAX_TRANSLATION = 0.93
+MAX_ROTATION = 0.32
+# The published no-op filter drops actions with ||a[:6]|| < 1e-4; a filtered trajectory does not
+# replay, so the expert waits by moving a tenth of a millimetre.
+_MIN_MOTION = 2e-3
+
+
+def yawed(yaw: float) -> np.ndarray:
+    """Axes of a downward gripper turned by `yaw` [rad] about the world's z, (3, 3)."""
+    return Rotation.from_euler('z', yaw).as_matrix() @ DOWNWARD
+
+
+class Robot:
+    """The gripper's pose, and the pose and opening that it is asked for."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.rotation = DOWNWARD  # wanted axes, (3, 3)
+        self.gripper = OPEN  # wanted opening
+        self._site = scene.model.site('gripper0_grip_site').id
+
+    @property
+    def position(self) -> np.ndarray:
+        """Where the grip site is, (3,) [m]."""
+        return self.scene.data.site_xpos[self._site].copy()
+
+    @property
+    def axes(self) -> np.ndarray:
+        """The gripper's axes as columns, (3, 3)."""
+        return self.scene.data.site_xmat[self._site].reshape(3, 3).copy()
+
+    @property
+    def opening(self) -> float:
+        """Distance between the finger pads [m]."""
+        return float(np.ptp([self.scene.joint(f'gripper0_finger_joint{i}') for i in (1, 2)]))
+
+    def turn_to(self, rotation: np.ndarray) -> None:
+        """Ask for these axes, or for the half turn about z that closes the same way if nearer."""
+        half_turn = rotation @ np.diag([-1.0, -1.0, 1.0])
+        self.rotation = min((rotation, half_turn), key=lambda axes: np.linalg.norm(
+            _rotation_error(axes, self.axes)))
+
+    def turn_error(self) -> float:
+        """Angle to the wanted axes [rad]."""
+        return float(np.linalg.norm(_rotation_error(self.rotation, self.axes)))
+
+    def towards(self, position: np.ndarray, speed: float = 1.0) -> np.ndarray:
+        """Return the action that moves to `position` and the wanted axes, (7,).
+
+        :param speed: fraction of the greatest translation per step.
+        """
+        limit = MAX_TRANSLATION * speed
+        move = _shortened(GAIN * (position - self.position) / POSITION_SCALE, limit)
+        turn = _shortened(GAIN * _rotation_error(self.rotation, self.axes) / ROTATION_SCALE,
+                          MAX_ROTATION)
+        motion = np.concatenate([move, turn])
+        if np.linalg.norm(motion) < _MIN_MOTION:
+            motion[2] = _MIN_MOTION
+        return np.append(motion, self.gripper)
+
+
+def _rotation_error(wanted: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Rotation vector about the world's axes from `axes` to `wanted`, (3,) [rad]."""
+    return Rotation.from_matrix(wanted @ axes.T).as_rotvec()
+
+
+def _shortened(vector: np.ndarray, limit: float) -> np.ndarray:
+    """Scale a vector so that no component exceeds `limit`; its direction stays."""
+    return vector * min(1.0, limit / max(float(np.abs(vector).max()), 1e-9))

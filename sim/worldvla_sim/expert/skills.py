@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the expert can do, as generators that yield one action per control step.
+
+A skill reads the scene anew at every step, so it reacts to what really happened. Its return value
+says whether it worked; recipes compose skills with `yield from`.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+
+import numpy as np
+
+from worldvla_sim.expert.grasps import Grasp, plan_grasp
+from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
+
+Motion = Generator[np.ndarray, None, bool]
+Target = np.ndarray | Callable[[], np.ndarray]
+
+HOVER = 0.09  # [m] above a grasp from which the gripper comes straight down
+CLEARANCE = 0.03  # [m] between what is carried and what it passes over
+CLOSING_STEPS = 9  # robosuite's Panda closes in 8 steps from fully open
+_CORRIDOR = 0.10  # [m] to either side of a path that must be free
+_UP = np.array([0.0, 0.0, 1.0])
+
+
+def reach(robot: Robot, target: Target, *, tolerance: float = 0.01, turn_tolerance: float = 0.12,
+          speed: float = 1.0, patience: int = 60) -> Motion:
+    """Move to a point that may itself move; False when `patience` steps did not do."""
+    for _ in range(patience):
+        goal = target() if callable(target) else target
+        if (np.linalg.norm(goal - robot.position) < tolerance
+                and robot.turn_error() < turn_tolerance):
+            return True
+        yield robot.towards(goal, speed)
+    return False
+
+
+def stay(robot: Robot, steps: int) -> Motion:
+    """Keep the present place for some steps."""
+    place = robot.position
+    for _ in range(steps):
+        yield robot.towards(place)
+    return True
+
+
+def grip(robot: Robot, command: float, steps: int = CLOSING_STEPS) -> Motion:
+    """Open or close the fingers and wait until they have moved."""
+    robot.gripper = command
+    return (yield from stay(robot, steps))
+
+
+def travel(robot: Robot, target: np.ndarray, *, held: Sequence[str] = (),
+           tolerance: float = 0.02) -> Motion:
+    """Go above everything in between to a point; end at the target's height or higher."""
+    scene, start = robot.scene, robot.position
+    bottoms = [scene.points(only=name)[:, 2].min() for name in held]
+    hanging = start[2] - min([start[2] - 0.0125, *bottoms])
+    height = max(scene.highest(start, target, _CORRIDOR, without=held) + hanging + CLEARANCE,
+                 target[2])
+    if start[2] < height - 0.01:
+        yield from reach(robot, np.array([*start[:2], height]), tolerance=0.02,
+                         turn_tolerance=np.inf)
+    above = np.array([*target[:2], height])
+    return (yield from reach(robot, above, tolerance=tolerance, patience=90))
+
+
+def rise(robot: Robot, height: float, *, speed: float = 1.0, tolerance: float = 0.015) -> Motion:
+    """Go straight up by `height` [m]."""
+    return (yield from reach(robot, robot.position + height * _UP, speed=speed,
+                             tolerance=tolerance, turn_tolerance=np.inf))
+
+
+def take(robot: Robot, name: str, *, lift: float = 0.06, lift_speed: float = 1.0,
+         plan: Callable[[], Grasp] | None = None) -> Motion:
+    """Grasp an object from above and lift it; False when it did not come along."""
+    scene = robot.scene
+    plan = plan or (lambda: plan_grasp(scene, name))
+    robot.gripper = OPEN
+    grasp = plan()
+    robot.turn_to(grasp.rotation)
+    yield from travel(robot, grasp.position + HOVER * _UP)
+    yield from reach(robot, grasp.position + HOVER * _UP, tolerance=0.01, patience=25)
+    yield from reach(robot, grasp.position, tolerance=0.006, speed=0.8, patience=40)
+    yield from grip(robot, CLOSED)
+    before = scene.position(name)[2]
+    yield from rise(robot, lift, speed=lift_speed)
+    return bool(scene.position(name)[2] - before > 0.3 * lift)
+
+
+def carry_over(robot: Robot, name: str, target: str, *, offset: Sequence[float] = (0, 0, 0),
+               height: float | None = None) -> Motion:
+    """Bring a held object's origin above a target's origin, whatever way it hangs."""
+    scene = robot.scene
+
+    def place() -> np.ndarray:
+        return (scene.position(target) + np.asarray(offset)
+                + (robot.position - scene.position(name)))
+    goal = place()
+    above = max(goal[2], robot.position[2]) if height is None else height
+    yield from travel(robot, np.array([*goal[:2], above]), held=[name], tolerance=0.03)
+    return (yield from reach(robot, lambda: np.array([*place()[:2], robot.position[2]]),
+                             tolerance=0.006, patience=25))
+
+
+def lower_to(robot: Robot, name: str, target: str, *, offset: Sequence[float], speed: float = 0.7
+             ) -> Motion:
+    """Lower a held object until its origin is `offset` away from a target's origin."""
+    scene = robot.scene
+
+    def place() -> np.ndarray:
+        return (scene.position(target) + np.asarray(offset)
+                + (robot.position - scene.position(name)))
+    return (yield from reach(robot, place, tolerance=0.006, speed=speed, patience=40))
+
+
+def release(robot: Robot, *, retreat: float = 0.07) -> Motion:
+    """Open the fingers and leave upwards."""
+    yield from grip(robot, OPEN, 8)
+    return (yield from rise(robot, retreat))
+
+
+def put(robot: Robot, name: str, target: str, *, offset: Sequence[float] = (0, 0, 0.012),
+        lift: float = 0.06, lift_speed: float = 1.0, attempts: int = 4) -> Motion:
+    """Take an object and set it down so that its origin is `offset` from the target's origin.
+
+    :param offset: in the world frame [m]; its z is the height from which the object drops.
+    """
+    scene = robot.scene
+    wanted = [predicate for predicate in scene.goal if predicate[1] == name]
+    for _ in range(attempts):
+        if (yield from take(robot, name, lift=lift, lift_speed=lift_speed)):
+            yield from carry_over(robot, name, target, offset=offset)
+            yield from lower_to(robot, name, target, offset=offset)
+            yield from release(robot)
+            if all(scene.holds(predicate) for predicate in wanted):
+                return True
+        else:
+            yield from release(robot)
+    return False

@@ -18,11 +18,15 @@ from worldvla_ros.errors import AssetError
 from worldvla_sim.assets import (
     appliances,
     arenas,
+    cookware,
+    desk,
     dishes,
     drawers,
     groceries,
     labels,
     mjcf,
+    mugs,
+    rooms,
     shapes,
     textures,
     wine,
@@ -31,8 +35,9 @@ from worldvla_sim.assets.cache import user_cache, writable_cache
 
 FORMAT_VERSION = 1  # of manifest.json
 PACK_VERSION = '1.0'  # of what the assets look like; quoted with evaluation results
-_FAMILIES = (groceries, dishes, drawers, appliances, wine)
-_GENERATORS = (arenas, *_FAMILIES, labels, mjcf, shapes, textures)
+_FAMILIES = (
+    groceries, dishes, mugs, cookware, wine, desk, drawers, appliances)
+_GENERATORS = (arenas, *_FAMILIES, labels, mjcf, rooms, shapes, textures)
 _MANIFEST = 'manifest.json'
 _ATTEMPTS = 3  # another process may replace the same broken pack at the same time
 

@@ -153,7 +153,7 @@ def tube(path: Sequence[Sequence[float]], radius: float, sides: int = 8) -> Mesh
         across = np.cross(binormal, tangent)
         normals = np.cos(angles)[:, None] * across + np.sin(angles)[:, None] * binormal
         rings.append((point + radius * normals, normals, np.full((sides + 1, 2), 0.5)))
-    return merge(*(_strip(rings[k:k + 2][::-1], True, True) for k in range(len(rings) - 1)))
+    return merge(*(_strip(rings[k:k + 2], True, True) for k in range(len(rings) - 1)))
 
 
 def arc(center: Point, radii: Point, start: float, stop: float, count: int) -> list[Point]:

@@ -91,7 +91,7 @@ class FieldInfo:
             return True
         if self.choices is not None and item not in self.choices:
             return False
-        if isinstance(item, bool) or not isinstance(item, int | float):
+        if not isinstance(item, int | float):
             return True
         low = -sys.float_info.max if self.minimum is None else self.minimum
         high = sys.float_info.max if self.maximum is None else self.maximum

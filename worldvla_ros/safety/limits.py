@@ -197,7 +197,7 @@ def _limit_vector(vector: np.ndarray, previous: np.ndarray, size: float, change:
         step = inside - start
         slower = _scaled_to(step, change, slack=_ROUNDING)
         if slower is not step:
-            inside = np.clip(start + slower, low, high)
+            inside = np.clip(start + slower, low, high)  # takes off rounding only
             reasons.add(Reason.RATE)
     return inside, reasons
 

@@ -30,7 +30,8 @@ class BlockMismatchError(TokenError, ValueError):
 
 def causal_mask(rows: int, columns: int, device: torch.device | str = 'cpu') -> Tensor:
     """Return bool [rows, columns] in which the last row sees every column."""
-    return torch.ones(rows, columns, dtype=torch.bool, device=device).tril(columns - rows)
+    column = torch.arange(columns, device=device)
+    return column <= column[columns - rows:, None]
 
 
 def action_chunk_mask(ids: Tensor, vocabulary: Vocabulary | None = None) -> Tensor:

@@ -7,6 +7,7 @@ pixels are scaled and truncated exactly as in the public implementation.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 import json
 from pathlib import Path
 from typing import Any
@@ -153,8 +154,7 @@ class Level(nn.Module):
 
     def __init__(self, channels: list[int], groups: int, resize: dict[str, nn.Module]) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(a, b, groups)
-                                   for a, b in zip(channels, channels[1:], strict=False))
+        self.block = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(channels))
         self.resize_name = next(iter(resize), None)
         for name, module in resize.items():
             self.add_module(name, module)
@@ -272,8 +272,8 @@ class ImageTokenizer(nn.Module):
             raise FrameError(f'expected RGB frames uint8 [N, H, W, 3] with sides that are '
                              f'multiples of {side}, got {tuple(pixels.shape)} {pixels.dtype}')
         device = self.quant_conv.weight.device
-        scaled = self._scaled.to(device)[pixels.to(device).int()].permute(0, 3, 1, 2)
-        return self.quant_conv(self.encoder(scaled))
+        scaled = self._scaled.to(device)[pixels.to(device).int()]
+        return self.quant_conv(self.encoder(scaled.permute(0, 3, 1, 2).contiguous()))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor | np.ndarray) -> Tensor:

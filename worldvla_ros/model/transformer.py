@@ -49,9 +49,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last axis."""
-        normed = x.float()
-        normed = normed * torch.rsqrt(normed.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * normed.to(x.dtype)
+        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
 
 
 class HeadNorm(nn.Module):
@@ -61,14 +59,16 @@ class HeadNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(rows, head_dim))
         self.bias = nn.Parameter(torch.zeros(rows, head_dim))
-        self.heads_per_row = num_heads // rows
+        # A shared row broadcasts by itself; between the extremes, neighbours share a row.
+        self.heads_per_row = num_heads // rows if rows > 1 else 1
 
     def forward(self, x: Tensor) -> Tensor:  # [B, S, heads, head_dim]
         """Normalize each head."""
-        normed = F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS)
-        weight = self.weight.repeat_interleave(self.heads_per_row, 0)
-        bias = self.bias.repeat_interleave(self.heads_per_row, 0)
-        return normed * weight + bias
+        weight, bias = self.weight, self.bias
+        if self.heads_per_row > 1:
+            weight = weight.repeat_interleave(self.heads_per_row, 0)
+            bias = bias.repeat_interleave(self.heads_per_row, 0)
+        return F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS) * weight + bias
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype

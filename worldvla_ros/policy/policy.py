@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From camera frames and an instruction to a chunk of robot actions. Start reading here.
 
-    frames -> code indices -> prompt ids -> action tokens -> bin centres -> ActionChunk
-       image_tokenizer   prompts    decode_chunk    action_tokenizer
+    frames --image tokenizer--> code indices --prompt builder--> prompt ids
+           --decode_chunk--> action tokens --action tokenizer--> ActionChunk
+
+The robot's limits are not known here: what a chunk may do is the safety stage's decision.
 """
 
 from dataclasses import replace
@@ -153,7 +155,7 @@ class WorldVLAPolicy:
         for seen, codes in self._recent_codes:
             if np.array_equal(seen, image):
                 return codes
-        codes = self._image_tokenizer.encode(torch.from_numpy(image.copy())[None])[0]
-        entry = (image.copy(), codes.cpu().numpy())
-        self._recent_codes = [entry, *self._recent_codes[:self.history_length]]
-        return entry[1]
+        image = image.copy()  # the caller may reuse its buffer
+        codes = self._image_tokenizer.encode(torch.from_numpy(image)[None])[0].cpu().numpy()
+        self._recent_codes = [(image, codes), *self._recent_codes[:self.history_length]]
+        return codes

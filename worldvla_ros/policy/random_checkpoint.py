@@ -25,7 +25,7 @@ from worldvla_ros.tokens.sequence import ACTION_PROMPT, WORLD_PROMPT
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever what is written changes, so that an old cache entry is not read."""
 
 _OBJECTS = ('alphabet soup', 'cream cheese', 'salad dressing', 'bbq sauce', 'ketchup',
@@ -61,7 +61,7 @@ def write_random_checkpoint(folder: Path, seed: int = 0) -> None:
     """Write a checkpoint of 8 M parameters for 256 px, two frames and five actions."""
     text_tokenizer = TextTokenizer.train(_SENTENCES, max_tokens=512)
     image_config = ImageTokenizerConfig(
-        embed_dim=16, n_embed=1024, z_channels=16, ch=16, ch_mult=(1, 2, 2, 4, 4),
+        embed_dim=16, n_embed=1024, z_channels=16, ch=8, ch_mult=(1, 2, 4, 8, 8),
         num_res_blocks=1, norm_groups=8)
     vocabulary = Vocabulary.compact(text_tokenizer.num_tokens, image_config.n_embed)
     config = TransformerConfig(hidden_size=320, intermediate_size=864, num_layers=6, num_heads=5,
@@ -70,7 +70,7 @@ def write_random_checkpoint(folder: Path, seed: int = 0) -> None:
         torch.manual_seed(seed)
         model = Transformer(config)
         image_tokenizer = ImageTokenizer(image_config)
-        torch.nn.init.normal_(model.lm_head.weight, std=0.1)  # logits about N(0, 2): neither flat nor certain
+        torch.nn.init.normal_(model.lm_head.weight, std=0.1)  # neither flat nor certain
         torch.nn.init.normal_(image_tokenizer.quantize.embedding.weight, std=0.5)
     save_model(model, folder)
     save_image_tokenizer(image_tokenizer, folder / IMAGE_TOKENIZER_FOLDER)

@@ -88,7 +88,8 @@ class ActionTokenizer:
     def dequantize(self, token_ids: NDArray[np.integer]) -> NDArray[np.float32]:
         """Return the bin centres in [-1, 1]; a foreign id is clamped, as in the public code."""
         index = np.clip(token_ids - self.vocabulary.bin_start, 0, len(self._centres) - 1)
-        return self._centres[index]
+        centres: NDArray[np.float32] = self._centres[index]
+        return centres
 
     @staticmethod
     def _check_last_axis(values: NDArray[np.generic]) -> None:
@@ -103,7 +104,6 @@ def _bin_centres(num_bins: int) -> NDArray[np.float32]:
     Its edges are `torch.linspace` in float32, which counts the upper half down from 1; NumPy
     rounds differently.
     """
-    step = np.float32(2) / np.float32(num_bins - 1)
-    half = np.arange(num_bins // 2, dtype=np.float32) * step
+    half = np.arange(num_bins // 2, dtype=np.float32) * (np.float32(2) / np.float32(num_bins - 1))
     edges = np.concatenate((half - np.float32(1), np.float32(1) - half[::-1]))
-    return (edges[:-1] + edges[1:]) / np.float32(2)
+    return ((edges[:-1] + edges[1:]) / np.float32(2)).astype(np.float32)

@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control loop: decides, for one instant, which command is due and why.
+
+    frames -> FrameHistory -> Backend -> ChunkSchedule -> apply_limits -> Outgoing
+
+It has no clock, no thread and no ROS: every call says what time it is. One thread owns it.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+import sys
+
+import numpy as np
+
+from worldvla_ros.control.settings import ControllerSettings
+from worldvla_ros.datatypes import ActionChunk, Frame
+from worldvla_ros.errors import InstructionError, WorldVLAError
+from worldvla_ros.inference.backend import Backend, BackendInfo, Health, Result
+from worldvla_ros.policy.chunk_schedule import (
+    ArrivalOutcome,
+    ChunkSchedule,
+    ScheduledAction,
+    Ticket,
+)
+from worldvla_ros.policy.frame_history import FrameHistory, PushResult, Stale, StaleReason
+from worldvla_ros.safety.command import Command
+from worldvla_ros.safety.latency import LatencyWindow
+from worldvla_ros.safety.limits import Reason, SafetyDecision, Verdict, apply_limits
+from worldvla_ros.safety.watchdog import EStop
+
+_LATENCY_WINDOW = 500  # chunks behind the percentiles
+_RETRY_NS = 1_000_000_000  # pause after a failed inference: the same input fails again
+_KEEP_GRIPPER = 0.0  # before the first command: neither open nor close
+_STALE_REASONS = {StaleReason.NO_FRAME: Reason.NO_OBSERVATION,
+                  StaleReason.TOO_OLD: Reason.STALE_OBSERVATION,
+                  StaleReason.CLOCK: Reason.CLOCK}
+
+
+@dataclass(frozen=True, eq=False)
+class Outgoing:
+    """A command that may be sent, and all that a receiver wants to know about it (rule b)."""
+
+    command: Command
+    verdict: Verdict
+    reason: Reason
+    action: ScheduledAction | None  # None: it comes from no chunk
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkArrival:
+    """A chunk that the schedule accepted, for whoever wants to publish it."""
+
+    chunk: ActionChunk
+    outcome: ArrivalOutcome
+    latency: float  # [s] submitted -> arrived
+
+
+@dataclass(eq=False)
+class _Request:
+    """A request in flight: for the schedule (ticket) or for a service (callback)."""
+
+    ticket: Ticket | None
+    callback: Callable[[Result], None] | None
+    submitted_ns: int
+
+
+class PolicyController:
+    """
+    Composes history, schedule, backend and safety.
+
+    :param info: of the started backend
+    :param on_chunk: called for each chunk that the schedule accepts
+    """
+
+    def __init__(self, settings: ControllerSettings, backend: Backend, info: BackendInfo, *,
+                 on_chunk: Callable[[ChunkArrival], None] = lambda arrival: None) -> None:
+        control, obs = settings.control, settings.obs
+        self.settings = settings
+        self.info = info
+        self.backend = backend
+        self._on_chunk = on_chunk
+        self.history = FrameHistory(
+            info.history_length, period_ns=settings.period_ns,
+            tolerance_ns=round(obs.tolerance * 1e9), max_age_ns=round(obs.max_age * 1e9),
+            frozen_after=sys.maxsize if obs.frozen_after < 0 else obs.frozen_after or None)
+        self.schedule = ChunkSchedule(control.schedule, control.replan_steps or info.horizon)
+        self.estop = EStop(round(control.heartbeat_estop * 1e9) or None)
+        self.latency = LatencyWindow(_LATENCY_WINDOW, warm_up=0)  # the backend warmed up itself
+        self.instruction = ''
+        self.paused = False
+        self.conflict = False
+        self.halt = Reason.NO_INSTRUCTION
+        self.inference_error = ''
+        self.steps = 0  # commands from chunks since the controller was made
+        self._previous = Command.hold(_KEEP_GRIPPER)
+        self._ee_position: np.ndarray | None = None
+        self._requests: dict[int, _Request] = {}
+        self._services: deque[tuple[str, Callable[[Result], None]]] = deque()
+        self._number = 0
+        self._retry_ns = 0  # steady time before which no inference is tried again
+        self._answered_ns: int | None = None  # stamp of the frame answered last (lockstep)
+        self._answer: Outgoing | None = None  # and what it was answered with
+
+    # --- inputs --------------------------------------------------------------------------------
+
+    def push_frame(self, frame: Frame) -> PushResult:
+        """Take a frame."""
+        result = self.history.push(frame, moving=not self._previous.is_zero_motion)
+        if result is PushResult.ACCEPTED_AFTER_CLOCK_RESET:
+            self._void('the stamps jumped back')
+            self._answered_ns = None
+        return result
+
+    def set_instruction(self, text: str) -> None:
+        """
+        Follow another instruction; an empty one stops.
+
+        Raises InstructionError, and holds, if it cannot be used. Any call starts a new epoch,
+        the same text, too: whoever sends it again wants the task done again.
+        """
+        self.instruction = ''
+        self._void('new instruction')
+        instruction = ' '.join(text.split())
+        limit = self.settings.control.max_instruction_length
+        if len(instruction) > limit:
+            raise InstructionError(f'an instruction may have {limit} characters, got '
+                                   f'{len(instruction)}; the robot holds still')
+        if not instruction.isprintable():
+            raise InstructionError('an instruction must be plain text, got control characters; '
+                                   'the robot holds still')
+        self.instruction = instruction
+
+    def set_paused(self, paused: bool) -> None:
+        """Pause or go on; what was planned before is void."""
+        self.paused = paused
+        self._void('paused' if paused else 'resumed')
+
+    def set_estop(self, pressed: bool, steady_ns: int) -> None:
+        """Take the state of the e-stop topic."""
+        self.estop.set(pressed, steady_ns)
+        if self.estop.locked:
+            self._void('e-stop')
+
+    def set_ee_position(self, position: np.ndarray) -> None:
+        """Take the end effector position, (3,) [m] in the base frame."""
+        self._ee_position = position
+
+    def reset_history(self) -> None:
+        """Forget frames, plans and the gripper: a new episode begins."""
+        self.history.clear()
+        self._void('reset')
+        self._previous = Command.hold(_KEEP_GRIPPER)
+        self._answered_ns = None
+
+    def request_chunk(self, instruction: str, callback: Callable[[Result], None]) -> None:
+        """Ask for one chunk beside the schedule; the callback gets it, nothing is published."""
+        self._services.append((instruction, callback))
+
+    # --- the loop ------------------------------------------------------------------------------
+
+    def poll(self, now_ns: int, steady_ns: int) -> None:
+        """Collect what the backend answered and give it the next request."""
+        for result in self.backend.poll():
+            self._take(result, steady_ns)
+        self._serve_services(now_ns, steady_ns)
+
+    def tick(self, now_ns: int, steady_ns: int) -> Outgoing:
+        """Return the command that is due now; there always is one."""
+        self.poll(now_ns, steady_ns)
+        obstacle = self._obstacle(now_ns, steady_ns)
+        if obstacle is not Reason.NONE:
+            if self.halt is Reason.NONE:
+                self._void(f'halted: {obstacle.name}')
+            return self._hold(obstacle)
+        self._replan(now_ns, steady_ns)
+        action = self.schedule.next()
+        if action is None:
+            waiting = Reason.UNDERRUN if self.schedule.starved else Reason.WAITING_FOR_CHUNK
+            return self._hold(Reason.WORKER_DOWN if self.inference_error else waiting)
+        return self._send(action)
+
+    def answer(self, now_ns: int, steady_ns: int) -> Outgoing | None:
+        """
+        Return the command for the newest frame (lockstep), or None while there is none.
+
+        A frame that comes twice gets the same command again: one of the two messages was lost.
+        """
+        newest = self.history.newest
+        if newest is None:
+            return None
+        if newest.stamp_ns == self._answered_ns:
+            return self._answer
+        outgoing = self.tick(max(now_ns, newest.stamp_ns), steady_ns)
+        if outgoing.action is None:
+            return None
+        self._answered_ns, self._answer = newest.stamp_ns, outgoing
+        return outgoing
+
+    def idle(self, now_ns: int, steady_ns: int) -> Outgoing:
+        """Return zero motion and why, without consuming an action: a sign of life in lockstep."""
+        self.poll(now_ns, steady_ns)
+        obstacle = self._obstacle(max(now_ns, self._newest_ns), steady_ns)
+        if obstacle is not Reason.NONE and self.halt is Reason.NONE:
+            self._void(f'halted: {obstacle.name}')
+        return self._hold(obstacle or Reason.WAITING_FOR_CHUNK)
+
+    # --- what is asked from outside ------------------------------------------------------------
+
+    @property
+    def replans(self) -> int:
+        """Chunks accepted since the controller was made."""
+        return self.schedule.replans
+
+    def observation_age(self, now_ns: int) -> float:
+        """Age of the newest frame [s]; -1 without one."""
+        age_ns = self.history.age_ns(now_ns)
+        return -1.0 if age_ns is None else age_ns * 1e-9
+
+    def hold(self, reason: Reason) -> Outgoing:
+        """Return zero motion that keeps the gripper, for a stop outside the loop."""
+        self._void(reason.name.lower())
+        return self._hold(reason)
+
+    @property
+    def _newest_ns(self) -> int:
+        return self.history.newest.stamp_ns if self.history.newest else 0
+
+    # --- inside --------------------------------------------------------------------------------
+
+    def _obstacle(self, now_ns: int, steady_ns: int) -> Reason:
+        """Say what forbids motion now, the gravest first."""
+        if self.estop.poll(steady_ns):
+            return Reason.ESTOP
+        if self.paused:
+            return Reason.PAUSED
+        if self.conflict:
+            return Reason.CONFLICT
+        if self.backend.health is not Health.READY:
+            return Reason.WORKER_DOWN
+        if not self.instruction:
+            return Reason.NO_INSTRUCTION
+        observation = self.history.observation(now_ns, self.instruction)
+        if isinstance(observation, Stale):
+            return _STALE_REASONS[observation.reason]
+        return Reason.FROZEN_CAMERA if self.history.frozen else Reason.NONE
+
+    def _replan(self, now_ns: int, steady_ns: int) -> None:
+        """Ask for a chunk if one is wanted and the backend is free."""
+        if not self.schedule.wants_chunk() or self.backend.busy or steady_ns < self._retry_ns:
+            return
+        ticket = self.schedule.submitted(self.schedule.epoch)
+        self._submit(self.instruction, _Request(ticket, None, steady_ns), now_ns)
+
+    def _submit(self, instruction: str, request: _Request, now_ns: int) -> None:
+        observation = self.history.observation(now_ns, instruction)
+        self._number += 1
+        self._requests[self._number] = request
+        try:
+            if isinstance(observation, Stale):
+                raise InstructionError(observation.reason.value)
+            self.backend.submit(self._number, observation)
+        except WorldVLAError as error:
+            self._take(Result(self._number, None, str(error)), request.submitted_ns)
+
+    def _serve_services(self, now_ns: int, steady_ns: int) -> None:
+        if self._services and not self.backend.busy:
+            instruction, callback = self._services.popleft()
+            self._submit(instruction, _Request(None, callback, steady_ns), now_ns)
+
+    def _take(self, result: Result, steady_ns: int) -> None:
+        """Hand a result to whoever asked for it."""
+        request = self._requests.pop(result.request, None)
+        if request is None:
+            return
+        if request.callback is not None:
+            request.callback(result)
+        if request.ticket is None:
+            return
+        if result.chunk is None:
+            self.schedule.failed(request.ticket)
+            self.inference_error = result.error
+            self._retry_ns = steady_ns + _RETRY_NS
+            return
+        self.inference_error = ''
+        latency = (steady_ns - request.submitted_ns) * 1e-9
+        self.latency.add(latency)
+        outcome = self.schedule.arrived(request.ticket, result.chunk)
+        if outcome.accepted:
+            self._on_chunk(ChunkArrival(result.chunk, outcome, latency))
+
+    def _send(self, action: ScheduledAction) -> Outgoing:
+        """Pass an action through the safety stage."""
+        decision = apply_limits(Command.from_controller_input(action.action, self.settings.scale),
+                                self._previous, self._ee_position, self.settings.limits)
+        self.halt = Reason.NONE
+        self.steps += 1
+        self._previous = decision.command
+        self._hint_next_frame()
+        return Outgoing(decision.command, decision.verdict, decision.reason, action)
+
+    def _hint_next_frame(self) -> None:
+        """Before the last action of a chunk runs, its frame is known to be the next but newest."""
+        newest = self.history.newest
+        if self.settings.control.prepare and newest is not None and not self.schedule.queue_depth:
+            self.backend.prepare(newest, self.instruction)
+
+    def _hold(self, reason: Reason) -> Outgoing:
+        # Waiting for a chunk is part of running, so it does not count as a halt.
+        self.halt = Reason.NONE if reason is Reason.WAITING_FOR_CHUNK else reason
+        decision = SafetyDecision.hold(self._previous, self.settings.limits, reason)
+        if not self.settings.lockstep:  # there, time stands still while the robot waits
+            self._previous = decision.command
+        return Outgoing(decision.command, decision.verdict, decision.reason, None)
+
+    def _void(self, why: str) -> None:
+        """Start a new epoch: chunks in the queue and in flight are void (rule d)."""
+        self.schedule.new_epoch(why)
+        self.inference_error = ''
+        self._retry_ns = 0
+

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Settings of the control loop; the node declares them as its parameters."""
+
+from dataclasses import dataclass, field
+
+from worldvla_ros.config import bounded, check
+from worldvla_ros.safety.command import ActionScale
+from worldvla_ros.safety.limits import SafetyLimits
+
+LOCKSTEP, REALTIME = 'lockstep', 'realtime'
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """When commands go out and when chunks are asked for."""
+
+    mode: str = bounded(
+        REALTIME, choices=(REALTIME, LOCKSTEP), read_only=True,
+        doc='realtime: a command every period; lockstep: one command for every frame, for a '
+            'simulator that waits for it')
+    rate: float = bounded(
+        20.0, unit='Hz', minimum=1.0, maximum=1000.0, read_only=True,
+        doc='Rate of commands; also the spacing of the frames in the history')
+    schedule: str = bounded(
+        'sync', choices=('sync', 'async'), read_only=True,
+        doc='sync: run a chunk, then infer and hold still meanwhile; async: infer while moving')
+    replan_steps: int = bounded(
+        0, minimum=0, maximum=1000, read_only=True,
+        doc='Actions of a chunk after which the next is asked for; 0: the whole chunk')
+    prepare: bool = bounded(
+        True, read_only=True,
+        doc='Let the worker compute the last-but-one frame while the robot still moves')
+    max_instruction_length: int = bounded(
+        500, unit='characters', minimum=1, maximum=5000, read_only=True,
+        doc='A longer instruction is refused')
+    heartbeat_estop: float = bounded(
+        0.0, unit='s', minimum=0.0, maximum=60.0, read_only=True,
+        doc='Lock the e-stop when its topic is silent for so long; 0: silence is no matter')
+
+
+@dataclass(frozen=True)
+class ObservationSettings:
+    """Which frames may reach the model."""
+
+    max_age: float = bounded(
+        0.5, unit='s', minimum=0.01, maximum=10.0, read_only=True,
+        doc='No frame older than this reaches the model')
+    tolerance: float = bounded(
+        0.02, unit='s', minimum=0.0, maximum=1.0, read_only=True,
+        doc='How far a frame of the history may be from its place in time; below half a period')
+    frozen_after: int = bounded(
+        0, unit='frames', minimum=-1, maximum=10000, read_only=True,
+        doc='Identical frames in succession, while moving, that mean a frozen camera; '
+            '0: one second of control periods; -1: never (a simulator has no sensor noise)')
+
+
+@dataclass(frozen=True)
+class ControllerSettings:
+    """All that the controller needs to know."""
+
+    control: ControlSettings = field(default_factory=ControlSettings)
+    obs: ObservationSettings = field(default_factory=ObservationSettings)
+    scale: ActionScale = field(default_factory=ActionScale)
+    limits: SafetyLimits = field(default_factory=SafetyLimits)
+
+    def __post_init__(self) -> None:
+        """Refuse values outside the ranges."""
+        check(self)
+
+    @property
+    def period_ns(self) -> int:
+        """Control period [ns]."""
+        return round(1e9 / self.control.rate)
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether frames, not a timer, ask for commands."""
+        return self.control.mode == LOCKSTEP

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the node and its worker say to each other over their pipe (both ends are ours)."""
+
+from dataclasses import dataclass
+
+from worldvla_ros.datatypes import ActionChunk
+from worldvla_ros.inference.backend import BackendInfo
+from worldvla_ros.inference.shared_frames import FrameSlot
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """How the worker loads its policy; the first message it gets."""
+
+    checkpoint: str  # folder, Hub id, or 'random' for the built-in random weights
+    subfolder: str  # '' for none
+    device: str
+    dtype: str
+    num_actions: int  # 0: the checkpoint's own horizon
+    threads: int  # torch threads; 0: all cores but one
+    frame_memory: int  # [byte]
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker has loaded and warmed up."""
+
+    info: BackendInfo
+
+
+@dataclass(frozen=True)
+class LoadFailed:
+    """The worker cannot serve; it exits after this."""
+
+    error: str
+    detail: str  # traceback, for the debug log
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """The worker is idle and alive."""
+
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One chunk, please; the frames lie in shared memory until it is answered."""
+
+    number: int
+    slots: tuple[FrameSlot, ...]
+    instruction: str
+    prepare_only: bool = False  # nothing to answer: the frame is the one before the newest
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A chunk, or why there is none."""
+
+    number: int
+    chunk: ActionChunk | None
+    error: str = ''
+    detail: str = ''  # traceback, for the debug log
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The worker exits."""

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inference worker: the only process that loads torch.
+
+It is started by the node with two inherited descriptors, a pipe and a block of shared memory. It
+answers one request at a time on one thread and sends a heartbeat while it is idle; while it is
+busy the node waits for the answer up to a deadline. It exits when told, when the pipe closes, and
+when its parent dies.
+"""
+
+import ctypes
+from multiprocessing.connection import Connection
+import os
+from pathlib import Path
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from worldvla_ros.datatypes import Observation
+from worldvla_ros.errors import WorldVLAError
+from worldvla_ros.inference.backend import BackendInfo
+from worldvla_ros.inference.messages import (
+    Answer,
+    Heartbeat,
+    LoadFailed,
+    Ready,
+    Request,
+    Stop,
+    WorkerSettings,
+)
+from worldvla_ros.inference.shared_frames import SharedFrames
+
+if TYPE_CHECKING:
+    from worldvla_ros.policy.policy import WorldVLAPolicy
+
+HEARTBEAT_PERIOD = 0.1  # [s]
+RANDOM_CHECKPOINT = 'random'
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGKILL when the parent dies, so that no worker is ever orphaned."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
+    """Load the policy as the settings say. Raises CheckpointError; imports torch."""
+    import torch
+
+    from worldvla_ros.policy.policy import WorldVLAPolicy
+    from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
+    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) - 1))
+    checkpoint: str | Path = settings.checkpoint
+    if checkpoint == RANDOM_CHECKPOINT:
+        checkpoint = ensure_random_checkpoint()
+    return WorldVLAPolicy.from_pretrained(
+        checkpoint, subfolder=settings.subfolder or None, device=settings.device,
+        dtype=settings.dtype, num_actions=settings.num_actions or None)
+
+
+def describe_policy(policy: 'WorldVLAPolicy') -> BackendInfo:
+    """Say what a loaded policy is and needs."""
+    return BackendInfo(policy.description, policy.horizon, policy.history_length,
+                       policy.image_size)
+
+
+def explain(error: BaseException) -> str:
+    """Return the message of our own errors as it is, and name the type of any other."""
+    return str(error) if isinstance(error, WorldVLAError) else f'{type(error).__name__}: {error}'
+
+
+def serve(connection: Connection, frames: SharedFrames, policy: 'WorldVLAPolicy') -> None:
+    """Answer requests until told to stop."""
+    while True:
+        if not connection.poll(HEARTBEAT_PERIOD):
+            connection.send(Heartbeat(resident_bytes()))
+            continue
+        message = connection.recv()
+        if isinstance(message, Stop):
+            return
+        answer = _answer(message, frames, policy)
+        if answer is not None:
+            connection.send(answer)
+
+
+def _answer(request: Request, frames: SharedFrames, policy: 'WorldVLAPolicy') -> Answer | None:
+    """Run one request. Any failure becomes an answer: the worker lives on."""
+    try:
+        observed = frames.read(request.slots)
+        if request.prepare_only:
+            policy.prepare(observed[-1], request.instruction)
+            return None
+        return Answer(request.number,
+                      policy.predict_chunk(Observation(observed, request.instruction)))
+    except Exception as error:
+        if request.prepare_only:
+            return None
+        return Answer(request.number, None, explain(error), traceback.format_exc())
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    pages = int(Path('/proc/self/statm').read_text().split()[1])
+    return pages * os.sysconf('SC_PAGE_SIZE')
+
+
+def main() -> int:
+    """Run with the descriptors of pipe and shared memory as arguments."""
+    # Ctrl-C reaches the whole process group; the node decides when the worker stops.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
+    _die_with_parent()
+    os.nice(5)  # the publisher of commands goes first
+    connection = Connection(int(sys.argv[1]))
+    try:
+        settings: WorkerSettings = connection.recv()
+        try:
+            frames = SharedFrames(settings.frame_memory, int(sys.argv[2]))
+            policy = load_policy(settings)
+            policy.warm_up()
+        except Exception as error:
+            connection.send(LoadFailed(explain(error), traceback.format_exc()))
+            return 1
+        connection.send(Ready(describe_policy(policy)))
+        serve(connection, frames, policy)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return 0  # the node is gone
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's side of the inference worker: starts it, feeds it, watches it, restarts it."""
+
+from collections.abc import Callable
+import contextlib
+import logging
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from worldvla_ros.datatypes import Frame, Observation
+from worldvla_ros.errors import InferenceError
+from worldvla_ros.inference.backend import BackendInfo, Health, Result
+from worldvla_ros.inference.messages import (
+    Answer,
+    Heartbeat,
+    LoadFailed,
+    Ready,
+    Request,
+    Stop,
+    WorkerSettings,
+)
+from worldvla_ros.inference.shared_frames import SharedFrames
+from worldvla_ros.safety.watchdog import RestartBudget, Watchdog
+
+_POLL_PERIOD = 0.05  # [s] while start waits
+_STOP_TIMEOUT = 2.0  # [s] a worker gets to leave by itself
+_SECOND_NS = 1_000_000_000
+_logger = logging.getLogger(__name__)
+
+
+class WorkerBackend:
+    """
+    A policy in a process of its own.
+
+    A worker that dies, falls silent while idle, or does not answer in time is killed and, within
+    the budget, replaced; the model loads anew meanwhile and the robot holds still.
+
+    :param settings: what the worker loads
+    :param load_timeout: longest load and warm-up [s]
+    :param answer_timeout: longest wait for one chunk [s]
+    :param heartbeat_timeout: longest silence of an idle worker [s]
+    :param max_restarts: restarts within `restart_window`
+    :param restart_window: [s]
+    :param on_result: called from the reader thread when there is something to poll
+    """
+
+    def __init__(self, settings: WorkerSettings, *, load_timeout: float, answer_timeout: float,
+                 heartbeat_timeout: float, max_restarts: int, restart_window: float,
+                 on_result: Callable[[], None] = lambda: None) -> None:
+        self._settings = settings
+        self._load_timeout = load_timeout
+        self._answer_timeout = answer_timeout
+        self._heartbeat = Watchdog('worker heartbeat', int(heartbeat_timeout * _SECOND_NS))
+        self._budget = RestartBudget(max_restarts, int(restart_window * _SECOND_NS))
+        self._on_result = on_result
+        self._frames = SharedFrames(settings.frame_memory)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection | None = None
+        self._inbox: list[object] = []
+        self._lock = threading.Lock()
+        self._info: BackendInfo | None = None
+        self._request: int | None = None
+        self._deadline = 0.0  # [s] monotonic: of the answer, or of the load
+        self.health = Health.STOPPED
+        self.fault = ''
+        self.restarts = 0
+        self.memory_bytes = 0
+
+    def start(self, should_abort: Callable[[], bool] = lambda: False) -> BackendInfo:
+        """Start the worker and wait until it is ready; see `Backend.start`."""
+        self._launch()
+        while self.health is Health.LOADING and not should_abort():
+            time.sleep(_POLL_PERIOD)
+            self._read_inbox()
+            self._check_deadlines()
+        if self.health is not Health.READY or self._info is None:
+            fault = self.fault or 'interrupted while loading'
+            self.stop()
+            raise InferenceError(fault)
+        return self._info
+
+    def submit(self, request: int, observation: Observation) -> None:
+        """Send one observation; see `Backend.submit`."""
+        if self.health is not Health.READY or self.busy:
+            raise InferenceError(f'a chunk was asked for while the worker is {self.health.value}'
+                                 f'{", busy with another" if self.busy else ""}')
+        self._request = request
+        self._deadline = time.monotonic() + self._answer_timeout
+        self._send(Request(request, self._frames.write(observation.frames),
+                           observation.instruction))
+
+    def prepare(self, frame: Frame, instruction: str) -> None:
+        """Send a frame ahead of its successor; see `Backend.prepare`."""
+        if self.health is Health.READY and not self.busy:
+            self._send(Request(0, self._frames.write((frame,)), instruction, prepare_only=True))
+
+    def poll(self) -> list[Result]:
+        """Collect answers, check deadlines, restart; see `Backend.poll`."""
+        results = self._read_inbox()
+        self._check_deadlines()
+        if self.health is Health.DOWN:
+            if self._request is not None:
+                results.append(Result(self._request, None, self.fault))
+                self._request = None
+            self._restart()
+        return results
+
+    def stop(self) -> None:
+        """Ask the worker to leave, then make it; see `Backend.stop`."""
+        self._send(Stop())
+        self._kill(grace=_STOP_TIMEOUT)
+        if self.health is not Health.STOPPED:
+            self._frames.close()
+        self.health = Health.STOPPED
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is not answered yet."""
+        return self._request is not None
+
+    @property
+    def heartbeat_age(self) -> float:
+        """Time since the last sign of life [s]."""
+        return (self._heartbeat.age_ns(time.monotonic_ns()) or 0) / _SECOND_NS
+
+    @property
+    def process_id(self) -> int | None:
+        """Process id of the worker, for diagnostics and tests."""
+        return None if self._process is None else self._process.pid
+
+    def _launch(self) -> None:
+        ours, theirs = Pipe()
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', 'worldvla_ros.inference.worker', str(theirs.fileno()),
+             str(self._frames.descriptor)],
+            pass_fds=(theirs.fileno(), self._frames.descriptor), stdin=subprocess.DEVNULL,
+            env=self._environment())
+        theirs.close()
+        self._connection = ours
+        self._inbox = []
+        self.health = Health.LOADING
+        self._deadline = time.monotonic() + self._load_timeout
+        self._heartbeat.feed(time.monotonic_ns())
+        self._send(self._settings)
+        threading.Thread(target=self._listen, args=(ours, self._inbox), daemon=True,
+                         name='worker reader').start()
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        """Environment of the worker: this interpreter's own search path, whatever set it up."""
+        return {**os.environ, 'PYTHONPATH': os.pathsep.join(path for path in sys.path if path),
+                'TOKENIZERS_PARALLELISM': 'false'}
+
+    def _listen(self, connection: Connection, inbox: list[object]) -> None:
+        """Move messages from the pipe to the inbox; the last one is None."""
+        message: object = ''
+        while message is not None:
+            try:
+                message = connection.recv()
+            except (EOFError, OSError):
+                message = None
+            with self._lock:
+                inbox.append(message)
+            if not isinstance(message, Heartbeat):
+                self._on_result()
+
+    def _read_inbox(self) -> list[Result]:
+        with self._lock:
+            messages = self._inbox[:]
+            del self._inbox[:]
+        results = []
+        for message in messages:
+            self._heartbeat.feed(time.monotonic_ns())
+            if isinstance(message, Answer):
+                results += self._take_answer(message)
+            elif isinstance(message, Heartbeat):
+                self.memory_bytes = message.memory_bytes
+            elif isinstance(message, Ready):
+                self._info = message.info
+                self.health = Health.READY
+                self.fault = ''
+            elif isinstance(message, LoadFailed):
+                _logger.debug('%s', message.detail)
+                self._fail(message.error)
+            elif message is None and self.health in (Health.LOADING, Health.READY):
+                self._fail(f'the inference worker died{self._exit_status()}')
+        return results
+
+    def _take_answer(self, answer: Answer) -> list[Result]:
+        if answer.number != self._request:
+            return []
+        self._request = None
+        if answer.error:
+            _logger.debug('%s', answer.detail)
+        return [Result(answer.number, answer.chunk, answer.error)]
+
+    def _check_deadlines(self) -> None:
+        now = time.monotonic()
+        if self.health is Health.LOADING and now > self._deadline:
+            self._fail(f'the inference worker did not load within {self._load_timeout:g} s; raise '
+                       f'worker.load_timeout or use a smaller checkpoint')
+        elif self.health is Health.READY and self.busy and now > self._deadline:
+            self._fail(f'the inference worker did not answer within {self._answer_timeout:g} s; '
+                       f'it hangs, or worker.answer_timeout is too short for this machine')
+        elif (self.health is Health.READY and not self.busy
+              and self._heartbeat.expired(time.monotonic_ns())):
+            self._fail('the inference worker fell silent')
+
+    def _fail(self, fault: str) -> None:
+        self.fault = fault
+        self.health = Health.DOWN
+        self._kill(grace=0.0)
+
+    def _restart(self) -> None:
+        if not self._budget.allow(time.monotonic_ns()):
+            self.health = Health.FAILED
+            self.fault += '; its restart budget is spent: configure the node again'
+            return
+        self.restarts += 1
+        self._launch()
+
+    def _send(self, message: object) -> None:
+        if self._connection is None:
+            return
+        with contextlib.suppress(OSError):  # the reader thread sees the same end and reports it
+            self._connection.send(message)
+
+    def _kill(self, grace: float) -> None:
+        process, self._process = self._process, None
+        connection, self._connection = self._connection, None
+        if process is not None:
+            try:
+                process.wait(grace)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if connection is not None:
+            connection.close()
+
+    def _exit_status(self) -> str:
+        if self._process is None:
+            return ''
+        try:
+            status = self._process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            return ''
+        return f' by signal {-status}' if status < 0 else f' with exit status {status}'

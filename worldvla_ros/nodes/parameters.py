@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters of the policy node: declared, checked and read once into a frozen dataclass."""
+
+from dataclasses import dataclass, field
+import math
+from typing import Any, TypeVar, get_origin
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+from worldvla_ros.config import FieldInfo, bounded, describe, unflatten
+from worldvla_ros.control.settings import ControllerSettings
+from worldvla_ros.inference.backend import BACKENDS
+
+T = TypeVar('T')
+
+
+@dataclass(frozen=True)
+class WorkerParameters:
+    """The process that runs the model."""
+
+    threads: int = bounded(
+        0, minimum=0, maximum=1024, read_only=True,
+        doc='Torch threads of the worker; 0: all cores but one, which is left for the node')
+    load_timeout: float = bounded(
+        55.0, unit='s', minimum=1.0, maximum=600.0, read_only=True,
+        doc='Longest load and warm-up; below 60 s so that configure answers in time')
+    answer_timeout: float = bounded(
+        5.0, unit='s', minimum=0.05, maximum=600.0, read_only=True,
+        doc='Longest wait for one chunk; after it the worker counts as hung')
+    heartbeat_timeout: float = bounded(
+        3.0, unit='s', minimum=0.2, maximum=60.0, read_only=True,
+        doc='Longest silence of an idle worker')
+    max_restarts: int = bounded(
+        3, minimum=0, maximum=1000, read_only=True, doc='Restarts within restart_window')
+    restart_window: float = bounded(
+        300.0, unit='s', minimum=1.0, maximum=86400.0, read_only=True, doc='See max_restarts')
+    frame_memory_mb: int = bounded(
+        32, unit='MB', minimum=1, maximum=1024, read_only=True,
+        doc='Shared memory for the frames of one request')
+
+
+@dataclass(frozen=True)
+class CameraParameters:
+    """How images become frames."""
+
+    transport: str = bounded(
+        'raw', choices=('raw', 'compressed'), read_only=True,
+        doc='raw: topic image; compressed: topic image/compressed')
+    crop: str = bounded(
+        'center', choices=('center', 'none'), read_only=True,
+        doc='center: cut the largest centred square, because training saw squares; '
+            'none: refuse an image that is not square')
+
+
+@dataclass(frozen=True)
+class ServoParameters:
+    """The same motion for MoveIt Servo."""
+
+    enabled: bool = bounded(False, read_only=True, doc='Publish ~/delta_twist_cmds')
+    command_type: str = bounded(
+        'speed_units', choices=('speed_units', 'unitless'), read_only=True,
+        doc='As MoveIt Servo\'s command_in_type: m/s and rad/s, or controller input in [-1, 1]')
+
+
+@dataclass(frozen=True)
+class PolicyParameters(ControllerSettings):
+    """All parameters of the policy node."""
+
+    checkpoint: str = bounded(
+        'random', read_only=True,
+        doc='Folder or Hub id of a checkpoint; random: small, seeded, untrained weights')
+    subfolder: str = bounded('', read_only=True, doc='Folder inside the checkpoint')
+    device: str = bounded('cpu', read_only=True, doc='Torch device: cpu, cuda, cuda:0, ...')
+    dtype: str = bounded(
+        'auto', choices=('auto', 'float32', 'bfloat16', 'float16'), read_only=True,
+        doc='Number format of the weights; auto: bfloat16 where the device is fast at it')
+    num_actions: int = bounded(
+        0, minimum=0, maximum=1000, read_only=True,
+        doc='Actions per chunk; 0: as the checkpoint says')
+    backend: str = bounded(
+        'worker', choices=BACKENDS, read_only=True,
+        doc='worker: a process of its own; inproc: a thread of the node, for debugging; replay: '
+            'recorded chunks; mock: a small circle')
+    replay_path: str = bounded('', read_only=True, doc='File of recorded chunks for replay')
+    script_latency: float = bounded(
+        0.0, unit='s', minimum=0.0, maximum=60.0, read_only=True,
+        doc='Time that the backends replay and mock take for a chunk')
+    base_frame: str = bounded(
+        'panda_link0', read_only=True, doc='frame_id of the commands: base link of the robot')
+    autostart: bool = bounded(
+        True, read_only=True, doc='Configure and activate at start, without a lifecycle manager')
+    status_rate: float = bounded(
+        2.0, unit='Hz', minimum=0.1, maximum=50.0, read_only=True, doc='Rate of ~/status')
+    clock_timeout: float = bounded(
+        5.0, unit='s', minimum=0.1, maximum=60.0, read_only=True,
+        doc='Longest wait for /clock in activate, with use_sim_time')
+    worker: WorkerParameters = field(default_factory=WorkerParameters)
+    camera: CameraParameters = field(default_factory=CameraParameters)
+    servo: ServoParameters = field(default_factory=ServoParameters)
+
+
+def declare(node: Node, cls: type) -> None:
+    """Declare every value of a configuration dataclass with type, range, unit and meaning."""
+    for info in describe(cls):
+        node.declare_parameter(info.name, _to_parameter(info.default), _descriptor(info))
+
+
+def read(node: Node, cls: type[T]) -> T:
+    """Read the declared parameters. Raises ConfigError that names the parameter."""
+    values = {info.name: _from_parameter(info, node.get_parameter(info.name).value)
+              for info in describe(cls)}
+    return unflatten(cls, values, where=f'parameters of {node.get_fully_qualified_name()}')
+
+
+def _descriptor(info: FieldInfo) -> ParameterDescriptor:
+    # Dynamic typing, because `rate:=20` is an integer to ROS; `read` converts and checks.
+    descriptor = ParameterDescriptor(
+        name=info.name, description=f'{info.doc} ({info.allowed()})', read_only=info.read_only,
+        dynamic_typing=True)
+    bounds = (info.minimum, info.maximum)
+    if None in bounds or not all(map(math.isfinite, bounds)):  # type: ignore[arg-type]
+        return descriptor
+    if info.type is float:
+        descriptor.floating_point_range = [
+            FloatingPointRange(from_value=float(bounds[0]), to_value=float(bounds[1]))]
+    elif info.type is int:
+        descriptor.integer_range = [
+            IntegerRange(from_value=int(bounds[0]), to_value=int(bounds[1]), step=1)]
+    return descriptor
+
+
+def _to_parameter(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_parameter(info: FieldInfo, value: Any) -> Any:
+    return tuple(value) if get_origin(info.type) is tuple and value is not None else value

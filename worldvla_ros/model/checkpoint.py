@@ -6,20 +6,23 @@ model.safetensors.index.json. The network is built without memory (meta device) 
 tensor by tensor, so that 7B weights are never held twice.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
 import hashlib
 import json
 from pathlib import Path
-import pickle
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from worldvla_ros.errors import CheckpointError
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
+from worldvla_ros.model.weight_files import (
+    fill_from_tensors,
+    read_json,
+    read_safetensors,
+    tensor_shape,
+    write_safetensors,
+)
 from worldvla_ros.tokens.vocab import Vocabulary
 
 CONFIG_FILE = 'config.json'
@@ -49,7 +52,10 @@ def load_model(path: str | Path, subfolder: str | None = None, device: str = 'cp
     wanted = ((name, value) for name, value in tensors
               if not name.startswith(_IGNORED_PREFIXES)
               and not name.endswith(_IGNORED_SUFFIXES))
-    load_weights_into(model, wanted, folder, device, dtype)
+    tied = ('lm_head.weight',) if config.tie_word_embeddings else ()
+    fill_from_tensors(model, wanted, folder, device, dtype, may_lack=tied)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
     return model.eval()
 
 
@@ -140,71 +146,6 @@ def _download(hub_id: str, subfolder: str | None) -> Path:
                               f'{error}') from error
 
 
-def load_weights_into(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: Path,
-                      device: str, dtype: torch.dtype) -> None:
-    """Fill a module that lies on the meta device, one tensor at a time; every key must match."""
-    expected = dict(module.state_dict())
-    tied = getattr(getattr(module, 'config', None), 'tie_word_embeddings', False)
-    loaded: set[str] = set()
-    for name, value in tensors:
-        if name not in expected:
-            raise CheckpointError(f'{source}: unexpected key {name}')
-        if value.shape != expected[name].shape:
-            raise CheckpointError(f'{source}: {name} has shape {tuple(value.shape)}, expected '
-                                  f'{tuple(expected[name].shape)}')
-        owner, _, attribute = name.rpartition('.')
-        parameter = nn.Parameter(value.to(device=device, dtype=dtype), requires_grad=False)
-        setattr(module.get_submodule(owner), attribute, parameter)
-        loaded.add(name)
-    if tied:
-        module.lm_head.weight = module.model.embed_tokens.weight
-        loaded.add('lm_head.weight')
-    missing = sorted(set(expected) - loaded)
-    if missing:
-        raise CheckpointError(f'{source}: {len(missing)} keys are missing, the first is '
-                              f'{missing[0]}')
-
-
-def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of one file; raises CheckpointError when it is truncated or foreign."""
-    try:
-        with safe_open(str(path), framework='pt') as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                yield name, file.get_tensor(name)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f'{path} is no complete safetensors file: {error}') from error
-
-
-def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to one safetensors file."""
-    save_file({name: value.contiguous() for name, value in state.items()}, str(path),
-              metadata={'format': 'pt'})
-
-
-def read_torch_checkpoint(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a torch checkpoint's `state_dict`; only tensors are unpickled."""
-    try:
-        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(
-            f'{path} is truncated or holds more than tensors, and is not unpickled because '
-            f'that would run its code; convert it to safetensors where you trust it: '
-            f'{str(error).splitlines()[0]}') from error
-    state = content.get('state_dict', content)
-    yield from ((name, value) for name, value in state.items() if isinstance(value, Tensor))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises CheckpointError naming the file."""
-    try:
-        entries = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f'cannot read {path}: {error}') from error
-    if not isinstance(entries, dict):
-        raise CheckpointError(f'{path}: expected a JSON object')
-    return entries
-
-
 def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
@@ -247,7 +188,7 @@ def _read_config(path: Path, files: list[Path]) -> TransformerConfig:
         num_heads=heads,
         rms_norm_eps=entries.get('rms_norm_eps', default.rms_norm_eps),
         rope_theta=entries.get('rope_theta', rope.get('rope_theta', default.rope_theta)),
-        qk_norm_rows=_qk_norm_rows(files),
+        qk_norm_rows=_qk_norm_rows(files, heads),
         tie_word_embeddings=entries.get('tie_word_embeddings', False),
         vocabulary=vocabulary)
 
@@ -263,10 +204,11 @@ def _config_entries(config: TransformerConfig) -> dict[str, Any]:
             **_FIXED, 'vocabulary': config.vocabulary.to_dict()}
 
 
-def _qk_norm_rows(files: list[Path]) -> int:
-    """Return how many rows the first layer's q_norm has: 1 in the released code, heads in HF."""
-    for file in files:
-        for name, value in read_safetensors(file):
-            if name == 'model.layers.0.self_attn.q_norm.weight':
-                return value.shape[0] if value.ndim == 2 else 0
-    raise CheckpointError(f'{files[0].parent}: model.layers.0.self_attn.q_norm.weight is missing')
+def _qk_norm_rows(files: list[Path], num_heads: int) -> int:
+    """Return how many rows q_norm has: 1 in the released code, one per head in transformers."""
+    name = 'model.layers.0.self_attn.q_norm.weight'
+    shape = tensor_shape(files, name)
+    if len(shape) != 2 or shape[0] < 1 or num_heads % shape[0]:
+        raise CheckpointError(f'{files[0].parent}: {name} has shape {shape}, expected '
+                              f'(rows, head_dim) with rows a divisor of {num_heads} heads')
+    return shape[0]

@@ -253,12 +253,11 @@ def decode_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int], 
 
 def _checked(token_ids: Ids, vocabulary: Vocabulary) -> list[int]:
     """Return prompt ids [P] as a list; raises TokenError for another shape or a foreign id."""
-    ids = torch.as_tensor(token_ids)
-    if ids.ndim != 1 or ids.numel() == 0 or ids.is_floating_point():
-        raise TokenError(f'expected prompt ids int64 [P], got shape {tuple(ids.shape)} '
-                         f'{ids.dtype}')
-    listed = [int(token) for token in ids.tolist()]
-    if min(listed) < 0 or max(listed) >= vocabulary.size:
+    ids = token_ids.cpu().numpy() if isinstance(token_ids, Tensor) else np.asarray(token_ids)
+    if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
+        raise TokenError(f'expected prompt ids int64 [P], got shape {ids.shape} {ids.dtype}')
+    if ids.min() < 0 or ids.max() >= vocabulary.size:
         raise TokenError(f'prompt ids must lie in [0, {vocabulary.size}), got '
-                         f'{min(listed)} to {max(listed)}')
+                         f'{ids.min()} to {ids.max()}')
+    listed: list[int] = ids.tolist()
     return listed

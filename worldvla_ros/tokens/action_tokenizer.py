@@ -101,9 +101,10 @@ class ActionTokenizer:
 def _bin_centres(num_bins: int) -> NDArray[np.float32]:
     """Return the centres between neighbouring edges, to the last bit as the public code has them.
 
-    Its edges are `torch.linspace` in float32, which counts the upper half down from 1; NumPy
-    rounds differently.
+    Its edges are `torch.linspace` in float32, which counts the upper half down from 1 and rounds
+    once after multiplying and adding; float64 holds the exact product.
     """
-    half = np.arange(num_bins // 2, dtype=np.float32) * (np.float32(2) / np.float32(num_bins - 1))
-    edges = np.concatenate((half - np.float32(1), np.float32(1) - half[::-1]))
+    step = np.float64(np.float32(2) / np.float32(num_bins - 1))
+    half = np.arange(num_bins // 2) * step
+    edges = np.concatenate((half - 1, 1 - half[::-1])).astype(np.float32)
     return ((edges[:-1] + edges[1:]) / np.float32(2)).astype(np.float32)

@@ -8,6 +8,7 @@ gripper opens and are taken by the rim, at an angle where the hand touches nothi
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.robot import yawed
 from worldvla_sim.expert.scene import Scene, category
@@ -15,6 +16,9 @@ from worldvla_sim.expert.scene import Scene, category
 MAX_WIDTH = 0.072  # [m] that fits between the fingers with some play; they open to 0.08
 PALM_DEPTH = 0.034  # [m] from the grip site to the palm: how far an object may stick up
 FINGER_DEPTH = 0.0125  # [m] that the finger tips reach beyond the grip site
+COMFORTABLE_REACH = 0.70  # [m] from the robot's base, horizontally
+LEAN_PER_METRE = 5.0  # [rad/m] of overreach
+MAX_LEAN = 0.5  # [rad]
 _ANGLES = 16
 
 # Boxes around the open gripper in its own frame, lower and upper corner [m], measured from the
@@ -31,7 +35,7 @@ class Rim:
 
     radius: float  # [m] of the wall's middle
     height: float  # [m] of its edge above the object's origin
-    depth: float = 0.016  # [m] that the grip site goes below the edge
+    depth: float = 0.020  # [m] that the grip site goes below the edge
 
 
 RIMS = {
@@ -62,8 +66,26 @@ def _obstruction(points: np.ndarray, position: np.ndarray, rotation: np.ndarray)
 
 
 def _turning_cost(yaw: float) -> float:
-    """Prefer little turning; a quarter turn costs as much as half an obstacle point."""
-    return 0.03 * abs(yaw)
+    """Prefer little turning; a quarter turn costs as much as one obstacle point."""
+    return 0.06 * abs(yaw)
+
+
+def _overreach(scene: Scene, position: np.ndarray) -> float:
+    """Distance [m] by which a point is farther than a bent arm reaches with the hand upright.
+
+    A stretched elbow is singular: the controller does not get back out of it.
+    """
+    distance = float(np.linalg.norm((position - scene.position('robot'))[:2]))
+    return max(0.0, distance - COMFORTABLE_REACH)
+
+
+def leaning(scene: Scene, position: np.ndarray, yaw: float) -> np.ndarray:
+    """Gripper axes at `yaw`, leaning the fingers outwards where an upright hand is too far."""
+    outward = (position - scene.position('robot')) * [1.0, 1.0, 0.0]
+    outward /= np.linalg.norm(outward)
+    angle = min(MAX_LEAN, LEAN_PER_METRE * _overreach(scene, position))
+    lean = Rotation.from_rotvec(angle * np.cross(outward, [0.0, 0.0, 1.0]))
+    return lean.as_matrix() @ yawed(yaw)
 
 
 def plan_rim_grasp(scene: Scene, name: str, rim: Rim) -> Grasp:
@@ -77,11 +99,11 @@ def plan_rim_grasp(scene: Scene, name: str, rim: Rim) -> Grasp:
         edge = origin + axes @ (rim.radius * (axes.T @ radial) * [1, 1, 0] + [0, 0, rim.height])
         position = edge - [0, 0, rim.depth]
         yaw = (angle - np.pi / 2 + np.pi / 2) % np.pi - np.pi / 2
-        rotation = yawed(yaw)
+        rotation = leaning(scene, position, yaw)
         outside = own[(own - origin) @ radial > rim.radius + 0.015]  # a handle is in the way too
         cost = (0.1 * _obstruction(obstacles, position, rotation)
                 + 0.1 * _obstruction(outside, position, rotation)
-                + _turning_cost(yaw) + 0.02 * (radial[0] > 0.1))
+                + _turning_cost(yaw) + 6.0 * _overreach(scene, position))
         candidates.append(Grasp(position, rotation, cost))
     return min(candidates, key=lambda grasp: grasp.cost)
 
@@ -96,7 +118,7 @@ def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
     centre = (own[:, :2].max(axis=0) + own[:, :2].min(axis=0)) / 2
     candidates = []
     for yaw in (np.arange(_ANGLES) - _ANGLES // 2) * np.pi / _ANGLES:
-        rotation = yawed(yaw)
+        rotation = leaning(scene, np.append(centre, height), yaw)
         across = (held[:, :2] - centre) @ rotation[:2, 0]
         along = (held[:, :2] - centre) @ rotation[:2, 1]
         middle = np.array([across.max() + across.min(), along.max() + along.min()]) / 2

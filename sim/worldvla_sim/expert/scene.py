@@ -13,6 +13,7 @@ from worldvla_sim.libero_env import LiberoEnv
 _POINT_SPACING = 0.012  # [m] between sampled points; finger pads are 16 mm wide
 _MAX_POINTS_PER_AXIS = 24
 _FURNITURE_RADIUS = 0.35  # [m] bounding radius from which a shape is a table, floor or wall
+_BEHIND = 0.02  # [m] ahead of a path's start, up to which an obstacle is not in the way
 _ROBOT_BODIES = ('robot', 'gripper', 'mount')
 
 
@@ -29,7 +30,8 @@ class Scene:
         self.model: Any = env.model  # mujoco.MjModel
         self.data: Any = env.data  # mujoco.MjData
         self.goal = env.goal
-        self._body_ids = env._libero.obj_body_id
+        self._body_ids = dict(env._libero.obj_body_id)
+        self._body_ids['robot'] = self.model.body('robot0_base').id
         self._samples = self._sample_shapes()
 
     def position(self, name: str) -> np.ndarray:
@@ -105,13 +107,16 @@ class Scene:
 
     def highest(self, start: np.ndarray, end: np.ndarray, half_width: float,
                 without: Iterable[str] = ()) -> float:
-        """Height of the highest obstacle in the corridor between two points [m]; -inf if none."""
+        """Height of the highest obstacle on the way between two points [m]; -inf if none.
+
+        What lies behind or beside the start does not count, because it only gets farther away.
+        """
         points = self.points(without=without)
         along = (end - start)[:2]
         length = max(float(np.linalg.norm(along)), 1e-6)
         offset = points[:, :2] - start[:2]
         forward = offset @ along / length
         sideways = offset @ np.array([-along[1], along[0]]) / length
-        inside = ((forward > -half_width) & (forward < length + half_width)
+        inside = ((forward > _BEHIND) & (forward < length + half_width)
                   & (np.abs(sideways) < half_width))
         return float(points[inside, 2].max(initial=-np.inf))

@@ -18,7 +18,9 @@ Target = np.ndarray | Callable[[], np.ndarray]
 HOVER = 0.09  # [m] above a grasp from which the gripper comes straight down
 CLEARANCE = 0.03  # [m] between what is carried and what it passes over
 CLOSING_STEPS = 9  # robosuite's Panda closes in 8 steps from fully open
-_CORRIDOR = 0.10  # [m] to either side of a path that must be free
+# Half widths [m] of what moves along a path: the fingers with what they hold, and the hand, whose
+# underside is 2.6 cm above the grip site.
+_HELD_HALF_WIDTH, _HAND_HALF_WIDTH, _HAND_HEIGHT = 0.07, 0.11, 0.026
 _UP = np.array([0.0, 0.0, 1.0])
 
 
@@ -54,8 +56,10 @@ def travel(robot: Robot, target: np.ndarray, *, held: Sequence[str] = (),
     scene, start = robot.scene, robot.position
     bottoms = [scene.points(only=name)[:, 2].min() for name in held]
     hanging = start[2] - min([start[2] - 0.0125, *bottoms])
-    height = max(scene.highest(start, target, _CORRIDOR, without=held) + hanging + CLEARANCE,
-                 target[2])
+    height = max(
+        scene.highest(start, target, _HELD_HALF_WIDTH, without=held) + hanging + CLEARANCE,
+        scene.highest(start, target, _HAND_HALF_WIDTH, without=held) - _HAND_HEIGHT + CLEARANCE,
+        target[2])
     if start[2] < height - 0.01:
         yield from reach(robot, np.array([*start[:2], height]), tolerance=0.02,
                          turn_tolerance=np.inf)
@@ -79,15 +83,15 @@ def take(robot: Robot, name: str, *, lift: float = 0.06, lift_speed: float = 1.0
     robot.turn_to(grasp.rotation)
     yield from travel(robot, grasp.position + HOVER * _UP)
     yield from reach(robot, grasp.position + HOVER * _UP, tolerance=0.01, patience=25)
-    yield from reach(robot, grasp.position, tolerance=0.006, speed=0.8, patience=40)
+    yield from reach(robot, grasp.position, tolerance=0.004, speed=0.8, patience=30)
     yield from grip(robot, CLOSED)
     before = scene.position(name)[2]
     yield from rise(robot, lift, speed=lift_speed)
-    return bool(scene.position(name)[2] - before > 0.3 * lift)
+    return scene.position(name)[2] - before > 0.01 and scene.touching(name, 'gripper')
 
 
-def carry_over(robot: Robot, name: str, target: str, *, offset: Sequence[float] = (0, 0, 0),
-               height: float | None = None) -> Motion:
+def carry_over(robot: Robot, name: str, target: str, *,
+               offset: Sequence[float] = (0, 0, 0)) -> Motion:
     """Bring a held object's origin above a target's origin, whatever way it hangs."""
     scene = robot.scene
 
@@ -95,9 +99,10 @@ def carry_over(robot: Robot, name: str, target: str, *, offset: Sequence[float] 
         return (scene.position(target) + np.asarray(offset)
                 + (robot.position - scene.position(name)))
     goal = place()
-    above = max(goal[2], robot.position[2]) if height is None else height
+    above = max(goal[2], robot.position[2])
     yield from travel(robot, np.array([*goal[:2], above]), held=[name], tolerance=0.03)
-    return (yield from reach(robot, lambda: np.array([*place()[:2], robot.position[2]]),
+    height = robot.position[2]
+    return (yield from reach(robot, lambda: np.array([*place()[:2], height]),
                              tolerance=0.006, patience=25))
 
 

@@ -37,7 +37,7 @@ class KVCache:
         return self._length
 
     @property
-    def num_bytes(self) -> int:
+    def bytes_per_row(self) -> int:
         """Memory of one row in all layers, keys and values [bytes]."""
         return 2 * self._keys[:, 0, :, 0].numel() * self._keys.element_size()
 

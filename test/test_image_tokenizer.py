@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images go to codes and back; files and frames that do not fit are refused."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from worldvla_ros.errors import CheckpointError, FrameError
+from worldvla_ros.model.image_preprocessing import (
+    crop_like_published,
+    resize_to_cover,
+    square_frame,
+    whiten,
+)
+from worldvla_ros.model.image_tokenizer import (
+    ImageTokenizer,
+    load_image_tokenizer,
+    save_image_tokenizer,
+)
+from worldvla_ros.model.vqgan import ImageTokenizerConfig
+
+CONFIG = ImageTokenizerConfig(embed_dim=4, n_embed=32, z_channels=4, ch=4,
+                              ch_mult=(1, 1, 2, 2, 2), num_res_blocks=1, norm_groups=4)
+META_CONFIG = {'embed_dim': 4, 'n_embed': 32, 'ddconfig': {
+    'double_z': False, 'z_channels': 4, 'resolution': 64, 'in_channels': 3, 'out_ch': 3,
+    'ch': 32, 'ch_mult': [1, 1, 2, 2, 2], 'num_res_blocks': 1, 'attn_resolutions': [],
+    'dropout': 0.0}}
+
+
+def tokenizer_of(config=CONFIG):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return ImageTokenizer(config).eval()
+
+
+def frames(count=2, height=64, width=96, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
+
+
+def write_meta_layout(folder, tokenizer, **extra):
+    (folder / 'vqgan.yaml').write_text(yaml.safe_dump({'model': {'params': META_CONFIG}}))
+    torch.save({'state_dict': {**tokenizer.state_dict(), 'loss.logvar': torch.zeros(1)}, **extra},
+               folder / 'vqgan.ckpt')
+
+
+def test_shapes_and_types_of_both_directions():
+    tokenizer = tokenizer_of()
+    codes = tokenizer.encode(frames())
+    assert codes.shape == (2, 4, 6)
+    assert codes.dtype == torch.int64
+    pixels = tokenizer.decode(codes)
+    assert pixels.shape == (2, 64, 96, 3)
+    assert pixels.dtype == torch.uint8
+    assert tokenizer.factor == 16
+
+
+def test_arrays_and_tensors_give_the_same_codes():
+    tokenizer, image = tokenizer_of(), frames()
+    image.setflags(write=False)  # as frames from a camera are
+    assert torch.equal(tokenizer.encode(image), tokenizer.encode(torch.tensor(image)))
+
+
+def test_a_batch_equals_its_images_one_by_one():
+    tokenizer, image = tokenizer_of(), frames(3)
+    latents = tokenizer.latents(image)
+    single = torch.cat([tokenizer.latents(one[None]) for one in image])
+    torch.testing.assert_close(latents, single, atol=1e-5, rtol=1e-5)
+
+
+def test_code_vectors_are_their_own_nearest_codes():
+    tokenizer = tokenizer_of()
+    indices = torch.randint(0, 32, (2, 3, 5), generator=torch.manual_seed(0))
+    vectors = tokenizer.quantize.embedding(indices).permute(0, 3, 1, 2)
+    assert torch.equal(tokenizer.quantize.nearest(vectors), indices)
+
+
+def test_pixels_are_truncated_not_rounded(monkeypatch):
+    tokenizer = tokenizer_of()
+    values = torch.tensor([-2.0, -1.0, 0.0, 0.999, 1.0, 3.0])
+    raw = values.repeat(1, 3, 1, 1)
+    monkeypatch.setattr(tokenizer, 'decode_raw', lambda codes: raw)
+    assert tokenizer.decode(None)[0, 0, :, 0].tolist() == [0, 0, 127, 254, 255, 255]
+
+
+@pytest.mark.parametrize('bad', [
+    frames()[0], frames().astype(np.float32), frames(height=60), frames()[..., :2],
+    frames(height=48), np.zeros((0, 64, 64, 3), np.uint8)])
+def test_frames_that_do_not_fit_are_refused(bad):
+    with pytest.raises(FrameError, match='multiples of 32'):
+        tokenizer_of().encode(bad)
+
+
+@pytest.mark.parametrize('bad', [np.zeros((2, 2), int), np.full((1, 2, 2), 32),
+                                 np.full((1, 2, 2), -1), np.zeros((1, 2, 2))])
+def test_codes_that_do_not_exist_are_refused(bad):
+    with pytest.raises(FrameError, match='code indices'):
+        tokenizer_of().decode(bad)
+
+
+def test_saved_tokenizer_gives_the_same_codes_and_pixels(tmp_path):
+    tokenizer = tokenizer_of()
+    save_image_tokenizer(tokenizer, tmp_path)
+    loaded = load_image_tokenizer(tmp_path)
+    assert loaded.config == tokenizer.config
+    codes = loaded.encode(frames())
+    assert torch.equal(codes, tokenizer.encode(frames()))
+    assert torch.equal(loaded.decode(codes), tokenizer.decode(codes))
+
+
+def test_metas_layout_is_read(tmp_path):
+    tokenizer = tokenizer_of(ImageTokenizerConfig.from_dict(META_CONFIG))
+    write_meta_layout(tmp_path, tokenizer)
+    assert torch.equal(load_image_tokenizer(tmp_path).encode(frames()),
+                       tokenizer.encode(frames()))
+
+
+class Trap:
+    """Pickles to code that would run on loading."""
+
+    def __reduce__(self):
+        return (exec, ('import builtins; builtins.trap_was_sprung = True',))
+
+
+def test_a_checkpoint_with_code_in_it_is_not_unpickled(tmp_path):
+    import builtins
+    write_meta_layout(tmp_path, tokenizer_of(ImageTokenizerConfig.from_dict(META_CONFIG)),
+                      callbacks=Trap())
+    with pytest.raises(CheckpointError, match=r'vqgan\.ckpt.*not unpickled'):
+        load_image_tokenizer(tmp_path)
+    assert not hasattr(builtins, 'trap_was_sprung')
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path):
+    write_meta_layout(tmp_path, tokenizer_of(ImageTokenizerConfig.from_dict(META_CONFIG)))
+    path = tmp_path / 'vqgan.ckpt'
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r'vqgan\.ckpt is truncated'):
+        load_image_tokenizer(tmp_path)
+
+
+def test_a_folder_without_tokenizer_says_what_was_expected(tmp_path):
+    with pytest.raises(CheckpointError, match=r'vqgan\.yaml \+ vqgan\.ckpt'):
+        load_image_tokenizer(tmp_path)
+
+
+def test_attention_at_other_resolutions_is_refused():
+    with pytest.raises(CheckpointError, match='attn_resolutions'):
+        ImageTokenizerConfig.from_dict(
+            META_CONFIG | {'ddconfig': META_CONFIG['ddconfig'] | {'attn_resolutions': [16]}})
+    with pytest.raises(CheckpointError, match=r"lacks \['ch_mult'\]"):
+        ImageTokenizerConfig.from_dict(
+            {k: v for k, v in CONFIG.to_dict().items() if k != 'ch_mult'})
+
+
+def test_a_square_frame_of_the_right_size_is_untouched():
+    image = frames(1, 64, 64)[0]
+    assert square_frame(image, 64) is image
+
+
+@pytest.mark.parametrize('side', [100, 300, 480, 600])
+def test_a_square_frame_is_resized_as_published(side):
+    image = frames(1, side, side)[0]
+    resized = square_frame(image, 256)
+    assert resized.shape == (256, 256, 3)
+    np.testing.assert_array_equal(resized, crop_like_published(image, 256))
+
+
+@pytest.mark.parametrize('bad', [frames()[0], frames(1, 64, 64)[0, ..., 0],
+                                 frames(1, 64, 64)[0].astype(float)])
+def test_frames_that_are_no_square_rgb_image_are_refused(bad):
+    with pytest.raises(FrameError):
+        square_frame(bad, 64)
+
+
+def test_large_images_are_averaged_in_blocks_first():
+    image = np.zeros((512, 512, 3), np.uint8)
+    image[::2] = 255
+    assert np.unique(resize_to_cover(image, (256, 256))).tolist() == [128]
+
+
+def test_the_published_crop_is_random_only_with_a_generator():
+    image = frames(1, 480, 640)[0]
+    centred = crop_like_published(image, 256)
+    assert centred.shape == (224, 288, 3)
+    np.testing.assert_array_equal(centred, crop_like_published(image, 256))
+    crops = [crop_like_published(image, 256, random.Random(seed)) for seed in range(20)]
+    assert len({crop.tobytes() for crop in crops}) > 1
+
+
+def test_opaque_and_transparent_pixels_become_colour_and_white():
+    image = np.full((2, 2, 4), 77, np.uint8)
+    image[0, :, 3], image[1, :, 3] = 255, 0
+    assert (whiten(image)[0] == 77).all()
+    assert (whiten(image)[1] == 255).all()

@@ -7,6 +7,8 @@ is only seen, so it costs triangles but no physics.
 
 from xml.etree import ElementTree as ET
 
+import numpy as np
+
 from worldvla_sim.assets.mjcf import Vector, numbers, turn
 from worldvla_sim.assets.rooms import Room
 from worldvla_sim.assets.textures import Label, plaster, tiles, to_png, wood
@@ -160,7 +162,7 @@ def _picture(room: Room, name: str, half: Vector, pos: Vector) -> None:
     label.polygon([(0, 0.75), (0.3, 0.35), (0.6, 0.75)], (96, 116, 140))
     label.polygon([(0.35, 0.8), (0.7, 0.45), (1, 0.8)], (120, 140, 160))
     label.rectangle((0, 0.7, 1, 1), (104, 146, 92))
-    room.material(name, label.image())
+    room.material(name, np.rot90(label.image()))  # how MuJoCo turns a cube texture's +x side
     frame = room.material('frame', (0.20, 0.16, 0.13))
     room.scenery('box', half, pos, frame)
     inner = (half[0], half[1] - 0.03, half[2] - 0.03)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check the asset pack against all forty tasks: `python -m worldvla_sim.assets.check`.
 
-Prints one line per task and exits with 1 when anything does not fit and nothing explains it.
+Prints one line per task, below it what moves while the scene settles, and exits with 1 when
+anything does not fit and nothing explains it.
 """
 
 import argparse
@@ -12,9 +13,10 @@ import time
 from worldvla_ros.errors import SimulationError
 from worldvla_sim.assets.acceptance import (
     EXPECTED_FILE,
+    Finding,
     layout_misfits,
     load_expectations,
-    settle_misfits,
+    settle_findings,
 )
 from worldvla_sim.assets.forced_goal import force_goal
 from worldvla_sim.libero_env import LiberoEnv
@@ -23,17 +25,17 @@ from worldvla_sim.tasks import SUITES, suite_tasks
 
 def check_task(
     suite: str, task: int, *, assets: str, init_states: list[int], expected: dict,
-) -> list[str]:
-    """Return what does not fit in one task."""
+) -> list[Finding]:
+    """Return what does not fit in one task, and what moves but is explained."""
     with LiberoEnv(suite, task, assets=assets, render=False) as env:
         env.reset(init_states[0])
-        misfits = layout_misfits(env, expected)
+        findings = [Finding(text, None) for text in layout_misfits(env, expected)]
         for state in init_states:
-            misfits += [f'state {state}: {text}' for text in settle_misfits(env, state, expected)]
+            findings += settle_findings(env, state, expected)
         env.reset(init_states[0])
         if not force_goal(env):
-            misfits.append(f'the goal {env.goal} does not hold when it is brought about')
-        return misfits
+            findings.append(Finding(f'{env.goal} does not hold when it is brought about', None))
+        return findings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,15 +53,16 @@ def main(arguments: list[str] | None = None) -> int:
         for task in suite_tasks(suite):
             start = time.monotonic()
             try:
-                misfits = check_task(suite, task.index, assets=options.assets,
-                                     init_states=states, expected=expected)
+                findings = check_task(suite, task.index, assets=options.assets,
+                                      init_states=states, expected=expected)
             except SimulationError as error:
-                misfits = [str(error)]
-            bad += bool(misfits)
-            print(f'{suite:15s} {task.index} {"MISFIT" if misfits else "fits":6s} '
+                findings = [Finding(str(error), None)]
+            misfit = any(finding.explanation is None for finding in findings)
+            bad += misfit
+            print(f'{suite:15s} {task.index} {"MISFIT" if misfit else "fits":6s} '
                   f'{time.monotonic() - start:4.1f} s  {task.instruction}', flush=True)
-            for text in misfits:
-                print(f'    {text}', flush=True)
+            for text, explanation in findings:
+                print(f'    {text}' + (f': {explanation}' if explanation else ''), flush=True)
     print(f'{bad} tasks do not fit' if bad else 'all tasks fit')
     return 1 if bad else 0
 

@@ -2,7 +2,8 @@
 """The two cabinets with three drawers: one of dark wood, one white.
 
 Regions, joints and the heights of the drawer floors are LIBERO's interface, the boards are ours.
-Every drawer has 2 to 3 mm of air around it, because MuJoCo lets a drawer touch its cabinet.
+Every drawer has 2 to 4 mm of air around it, because MuJoCo lets a drawer touch its cabinet.  The
+drawers are 206 mm wide: a wider one would cut into the bottle in some official initial states.
 """
 
 from worldvla_sim.assets.mjcf import Body, ObjectAsset, turn
@@ -19,10 +20,10 @@ _DENSITY = 60.0  # kg/m^3; only the drawers move, and they have a fixed mass
 def _carcass(base: Body, material: str) -> None:
     """Two sides, back, bottom and a top board, open to the front (-y)."""
     base.boards('carcass', [
-        ((0.005, 0.093, 0.107), (_MIDDLE - 0.118, 0.018, 0.112)),
-        ((0.005, 0.093, 0.107), (_MIDDLE + 0.118, 0.018, 0.112)),
-        ((0.113, 0.003, 0.107), (_MIDDLE, 0.108, 0.112)),
-        ((0.113, 0.090, 0.002), (_MIDDLE, 0.018, 0.007)),
+        ((0.008, 0.093, 0.107), (_MIDDLE - 0.115, 0.018, 0.112)),
+        ((0.008, 0.093, 0.107), (_MIDDLE + 0.115, 0.018, 0.112)),
+        ((0.107, 0.003, 0.107), (_MIDDLE, 0.108, 0.112)),
+        ((0.107, 0.090, 0.002), (_MIDDLE, 0.018, 0.007)),
         ((0.128, 0.094, 0.002), (_MIDDLE, 0.018, _TOP - 0.002)),
     ], material=material, density=_DENSITY)
 
@@ -36,11 +37,11 @@ def _drawer(base: Body, level: str, material: str, metal: str) -> None:
     drawer.site(f'{level}_region', (0.02993, 0.07561, 0.10224), (0.00328, 0.01128, region),
                 turn('y', 90))
     drawer.boards(f'drawer_{level}', [
-        ((0.110, 0.003, 0.033), (_MIDDLE, -0.075, middle + 0.0005)),
-        ((0.002, 0.081, 0.027), (_MIDDLE - 0.106, 0.009, middle - 0.002)),
-        ((0.002, 0.081, 0.027), (_MIDDLE + 0.106, 0.009, middle - 0.002)),
-        ((0.104, 0.002, 0.027), (_MIDDLE, 0.088, middle - 0.002)),
-        ((0.104, 0.081, 0.002), (_MIDDLE, 0.009, middle - 0.027)),
+        ((0.103, 0.003, 0.033), (_MIDDLE, -0.075, middle + 0.0005)),
+        ((0.002, 0.081, 0.027), (_MIDDLE - 0.099, 0.009, middle - 0.002)),
+        ((0.002, 0.081, 0.027), (_MIDDLE + 0.099, 0.009, middle - 0.002)),
+        ((0.097, 0.002, 0.027), (_MIDDLE, 0.088, middle - 0.002)),
+        ((0.097, 0.081, 0.002), (_MIDDLE, 0.009, middle - 0.027)),
     ], material=material, density=_DENSITY)
     bar = (0, -0.101, middle)
     drawer.visual('capsule', (0.006, 0.040), bar, turn('y', 90), material=metal)

@@ -51,9 +51,9 @@ def ketchup_label() -> Image:
     """Red bottle, white cap, white shield."""
     label = Label((196, 18, 22)).rectangle((0, 0, 1, 0.2), _WHITE)
     for left in (0.04, 0.54):
-        label.polygon([(left, 0.46), (left + 0.42, 0.46), (left + 0.42, 0.8),
-                       (left + 0.21, 0.92), (left, 0.8)], _WHITE)
-    return _wrapped(label, ('KETCHUP',), (150, 16, 18), 0.54, 0.78).image()
+        label.polygon([(left, 0.5), (left + 0.42, 0.5), (left + 0.42, 0.74),
+                       (left + 0.21, 0.84), (left, 0.74)], _WHITE)
+    return _wrapped(label, ('KETCHUP',), (150, 16, 18), 0.54, 0.76).image()
 
 
 def dressing_label() -> Image:

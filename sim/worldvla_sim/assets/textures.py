@@ -20,7 +20,7 @@ _OVERSAMPLE = 4  # labels are drawn larger and averaged, which smooths letters a
 def to_png(image: Image) -> bytes:
     """Encode an image as PNG."""
     buffer = io.BytesIO()
-    Picture.fromarray(image).save(buffer, format='PNG', optimize=True)
+    Picture.fromarray(np.ascontiguousarray(image)).save(buffer, format='PNG', optimize=True)
     return buffer.getvalue()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from worldvla_ros.control.settings import ControllerSettings
 from worldvla_ros.datatypes import ActionChunk, Frame
-from worldvla_ros.errors import InstructionError, WorldVLAError
+from worldvla_ros.errors import FrameError, InstructionError, WorldVLAError
 from worldvla_ros.inference.backend import Backend, BackendInfo, Health, Result
 from worldvla_ros.policy.chunk_schedule import (
     ArrivalOutcome,
@@ -99,8 +99,9 @@ class PolicyController:
         self._services: deque[tuple[str, Callable[[Result], None]]] = deque()
         self._number = 0
         self._retry_ns = 0  # steady time before which no inference is tried again
-        self._answered_ns: int | None = None  # stamp of the frame answered last (lockstep)
-        self._answer: Outgoing | None = None  # and what it was answered with
+        self._obstructed = True  # something forbade motion when it was looked at last
+        self._asked = False  # a frame came that no command has answered yet (lockstep)
+        self._answered: tuple[int, Outgoing] | None = None  # frame answered last, and with what
 
     # --- inputs --------------------------------------------------------------------------------
 
@@ -109,7 +110,8 @@ class PolicyController:
         result = self.history.push(frame, moving=not self._previous.is_zero_motion)
         if result is PushResult.ACCEPTED_AFTER_CLOCK_RESET:
             self._void('the stamps jumped back')
-            self._answered_ns = None
+        if result not in (PushResult.OUT_OF_ORDER, PushResult.ZERO_FILLED):
+            self._asked = True
         return result
 
     def set_instruction(self, text: str) -> None:
@@ -151,7 +153,7 @@ class PolicyController:
         self.history.clear()
         self._void('reset')
         self._previous = Command.hold(_KEEP_GRIPPER)
-        self._answered_ns = None
+        self._asked = False
 
     def request_chunk(self, instruction: str, callback: Callable[[Result], None]) -> None:
         """Ask for one chunk beside the schedule; the callback gets it, nothing is published."""
@@ -170,40 +172,40 @@ class PolicyController:
         self.poll(now_ns, steady_ns)
         obstacle = self._obstacle(now_ns, steady_ns)
         if obstacle is not Reason.NONE:
-            if self.halt is Reason.NONE:
-                self._void(f'halted: {obstacle.name}')
             return self._hold(obstacle)
         self._replan(now_ns, steady_ns)
         action = self.schedule.next()
-        if action is None:
-            waiting = Reason.UNDERRUN if self.schedule.starved else Reason.WAITING_FOR_CHUNK
-            return self._hold(Reason.WORKER_DOWN if self.inference_error else waiting)
-        return self._send(action)
+        return self._hold(self._why_nothing_is_due()) if action is None else self._send(action)
 
     def answer(self, now_ns: int, steady_ns: int) -> Outgoing | None:
         """
-        Return the command for the newest frame (lockstep), or None while there is none.
+        Return the command for the newest frame (lockstep), once, or None while there is none.
 
-        A frame that comes twice gets the same command again: one of the two messages was lost.
+        A frame that comes again asks again, because one of the two messages was lost, and gets
+        the same command unless that is void by now.
         """
+        self.poll(now_ns, steady_ns)
         newest = self.history.newest
-        if newest is None:
+        if newest is None or not self._asked:
             return None
-        if newest.stamp_ns == self._answered_ns:
-            return self._answer
-        outgoing = self.tick(max(now_ns, newest.stamp_ns), steady_ns)
-        if outgoing.action is None:
+        now_ns = max(now_ns, newest.stamp_ns)
+        obstacle = self._obstacle(now_ns, steady_ns)
+        if obstacle is not Reason.NONE:
+            self.halt = obstacle
             return None
-        self._answered_ns, self._answer = newest.stamp_ns, outgoing
-        return outgoing
+        if self._answered is None or self._answered[0] != newest.stamp_ns:
+            outgoing = self.tick(now_ns, steady_ns)
+            if outgoing.action is None:
+                return None
+            self._answered = newest.stamp_ns, outgoing
+        self._asked = False
+        return self._answered[1]
 
     def idle(self, now_ns: int, steady_ns: int) -> Outgoing:
         """Return zero motion and why, without consuming an action: a sign of life in lockstep."""
         self.poll(now_ns, steady_ns)
-        obstacle = self._obstacle(max(now_ns, self._newest_ns), steady_ns)
-        if obstacle is not Reason.NONE and self.halt is Reason.NONE:
-            self._void(f'halted: {obstacle.name}')
-        return self._hold(obstacle or Reason.WAITING_FOR_CHUNK)
+        obstacle = self._obstacle(max(now_ns, self.newest_ns), steady_ns)
+        return self._hold(obstacle or self._why_nothing_is_due())
 
     # --- what is asked from outside ------------------------------------------------------------
 
@@ -223,13 +225,22 @@ class PolicyController:
         return self._hold(reason)
 
     @property
-    def _newest_ns(self) -> int:
+    def newest_ns(self) -> int:
+        """Stamp of the newest frame [ns]; 0 without one."""
         return self.history.newest.stamp_ns if self.history.newest else 0
 
     # --- inside --------------------------------------------------------------------------------
 
     def _obstacle(self, now_ns: int, steady_ns: int) -> Reason:
-        """Say what forbids motion now, the gravest first."""
+        """Say what forbids motion now; what was planned before it appeared is void."""
+        obstacle = self._find_obstacle(now_ns, steady_ns)
+        if obstacle is not Reason.NONE and not self._obstructed:
+            self._void(f'halted: {obstacle.name}')
+        self._obstructed = obstacle is not Reason.NONE
+        return obstacle
+
+    def _find_obstacle(self, now_ns: int, steady_ns: int) -> Reason:
+        """Look for what forbids motion now, the gravest first."""
         if self.estop.poll(steady_ns):
             return Reason.ESTOP
         if self.paused:
@@ -258,7 +269,7 @@ class PolicyController:
         self._requests[self._number] = request
         try:
             if isinstance(observation, Stale):
-                raise InstructionError(observation.reason.value)
+                raise FrameError(observation.reason.value)
             self.backend.submit(self._number, observation)
         except WorldVLAError as error:
             self._take(Result(self._number, None, str(error)), request.submitted_ns)
@@ -278,6 +289,8 @@ class PolicyController:
         if request.ticket is None:
             return
         if result.chunk is None:
+            if request.ticket.epoch != self.schedule.epoch:
+                return  # nobody waits for it any more
             self.schedule.failed(request.ticket)
             self.inference_error = result.error
             self._retry_ns = steady_ns + _RETRY_NS
@@ -305,6 +318,11 @@ class PolicyController:
         if self.settings.control.prepare and newest is not None and not self.schedule.queue_depth:
             self.backend.prepare(newest, self.instruction)
 
+    def _why_nothing_is_due(self) -> Reason:
+        if self.inference_error:
+            return Reason.WORKER_DOWN
+        return Reason.UNDERRUN if self.schedule.starved else Reason.WAITING_FOR_CHUNK
+
     def _hold(self, reason: Reason) -> Outgoing:
         # Waiting for a chunk is part of running, so it does not count as a halt.
         self.halt = Reason.NONE if reason is Reason.WAITING_FOR_CHUNK else reason
@@ -318,4 +336,4 @@ class PolicyController:
         self.schedule.new_epoch(why)
         self.inference_error = ''
         self._retry_ns = 0
-
+        self._answered = None

@@ -50,7 +50,7 @@ class Request:
     number: int
     slots: tuple[FrameSlot, ...]
     instruction: str
-    prepare_only: bool = False  # nothing to answer: the frame is the one before the newest
+    prepare_only: bool = False  # the frame is the one before the newest; the answer is empty
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 import threading
 import time
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -114,8 +115,9 @@ def replay_backend(path: str | Path, *, latency: float = 0.0, history_length: in
     path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
-            actions = archive['actions']
-    except (OSError, ValueError, KeyError) as error:
+            actions = np.asarray(archive['actions'], np.float32)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        # TypeError: an .npy file gives an array, which is no archive
         raise CheckpointError(f'{path}: expected an .npz file with `actions` (N, horizon, '
                               f'{ACTION_DIM}), got {error}') from None
     if actions.ndim != 3 or actions.shape[2] != ACTION_DIM or actions.size == 0:

@@ -64,7 +64,9 @@ class SharedFrames:
                      for slot in slots)
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Give the memory back. Safe to repeat."""
+        if self._memory.closed:
+            return
         del self._bytes
         self._memory.close()
         os.close(self.descriptor)

@@ -3,16 +3,17 @@
 
 It is started by the node with two inherited descriptors, a pipe and a block of shared memory. It
 answers one request at a time on one thread and sends a heartbeat while it is idle; while it is
-busy the node waits for the answer up to a deadline. It exits when told, when the pipe closes, and
-when its parent dies.
+busy the node waits for the answer up to a deadline. It exits when told and when the pipe closes,
+which it does when the node dies.
 """
 
-import ctypes
 from multiprocessing.connection import Connection
 import os
 from pathlib import Path
+import select
 import signal
 import sys
+import threading
 import traceback
 from typing import TYPE_CHECKING
 
@@ -35,12 +36,21 @@ if TYPE_CHECKING:
 
 HEARTBEAT_PERIOD = 0.1  # [s]
 RANDOM_CHECKPOINT = 'random'
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent dies, so that no worker is ever orphaned."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _exit_with_the_pipe(descriptor: int) -> None:
+    """
+    End the process as soon as the pipe closes, in the middle of a chunk, too.
+
+    Not PR_SET_PDEATHSIG: that goes off when the thread that started the worker ends.
+    """
+    poller = select.poll()
+    poller.register(descriptor, 0)  # a hang-up is reported without being asked for
+
+    def wait() -> None:
+        poller.poll()
+        os._exit(0)
+    threading.Thread(target=wait, daemon=True, name='pipe watch').start()
 
 
 def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
@@ -78,23 +88,19 @@ def serve(connection: Connection, frames: SharedFrames, policy: 'WorldVLAPolicy'
         message = connection.recv()
         if isinstance(message, Stop):
             return
-        answer = _answer(message, frames, policy)
-        if answer is not None:
-            connection.send(answer)
+        connection.send(_answer(message, frames, policy))
 
 
-def _answer(request: Request, frames: SharedFrames, policy: 'WorldVLAPolicy') -> Answer | None:
+def _answer(request: Request, frames: SharedFrames, policy: 'WorldVLAPolicy') -> Answer:
     """Run one request. Any failure becomes an answer: the worker lives on."""
     try:
         observed = frames.read(request.slots)
         if request.prepare_only:
             policy.prepare(observed[-1], request.instruction)
-            return None
+            return Answer(request.number, None)
         return Answer(request.number,
                       policy.predict_chunk(Observation(observed, request.instruction)))
     except Exception as error:
-        if request.prepare_only:
-            return None
         return Answer(request.number, None, explain(error), traceback.format_exc())
 
 
@@ -108,8 +114,7 @@ def main() -> int:
     """Run with the descriptors of pipe and shared memory as arguments."""
     # Ctrl-C reaches the whole process group; the node decides when the worker stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT})
-    _die_with_parent()
+    _exit_with_the_pipe(int(sys.argv[1]))
     os.nice(5)  # the publisher of commands goes first
     connection = Connection(int(sys.argv[1]))
     try:

@@ -13,7 +13,7 @@ import threading
 import time
 
 from worldvla_ros.datatypes import Frame, Observation
-from worldvla_ros.errors import InferenceError
+from worldvla_ros.errors import FrameError, InferenceError
 from worldvla_ros.inference.backend import BackendInfo, Health, Result
 from worldvla_ros.inference.messages import (
     Answer,
@@ -29,6 +29,7 @@ from worldvla_ros.safety.watchdog import RestartBudget, Watchdog
 
 _POLL_PERIOD = 0.05  # [s] while start waits
 _STOP_TIMEOUT = 2.0  # [s] a worker gets to leave by itself
+_HINT = 0  # number of a request that only prepares
 _SECOND_NS = 1_000_000_000
 _logger = logging.getLogger(__name__)
 
@@ -64,8 +65,10 @@ class WorkerBackend:
         self._inbox: list[object] = []
         self._lock = threading.Lock()
         self._info: BackendInfo | None = None
+        self._reader: threading.Thread | None = None
         self._request: int | None = None
-        self._deadline = 0.0  # [s] monotonic: of the answer, or of the load
+        self._preparing = False
+        self._deadline = 0.0  # [s] monotonic: of the answer, of the preparation or of the load
         self.health = Health.STOPPED
         self.fault = ''
         self.restarts = 0
@@ -89,15 +92,20 @@ class WorkerBackend:
         if self.health is not Health.READY or self.busy:
             raise InferenceError(f'a chunk was asked for while the worker is {self.health.value}'
                                  f'{", busy with another" if self.busy else ""}')
+        slots = self._frames.write(observation.frames)
         self._request = request
         self._deadline = time.monotonic() + self._answer_timeout
-        self._send(Request(request, self._frames.write(observation.frames),
-                           observation.instruction))
+        self._send(Request(request, slots, observation.instruction))
 
     def prepare(self, frame: Frame, instruction: str) -> None:
         """Send a frame ahead of its successor; see `Backend.prepare`."""
-        if self.health is Health.READY and not self.busy:
-            self._send(Request(0, self._frames.write((frame,)), instruction, prepare_only=True))
+        if self.health is not Health.READY or self.busy or self._preparing:
+            return
+        with contextlib.suppress(FrameError):  # `submit` will say so
+            slots = self._frames.write((frame,))
+            self._preparing = True
+            self._deadline = time.monotonic() + self._answer_timeout
+            self._send(Request(_HINT, slots, instruction, prepare_only=True))
 
     def poll(self) -> list[Result]:
         """Collect answers, check deadlines, restart; see `Backend.poll`."""
@@ -114,14 +122,19 @@ class WorkerBackend:
         """Ask the worker to leave, then make it; see `Backend.stop`."""
         self._send(Stop())
         self._kill(grace=_STOP_TIMEOUT)
-        if self.health is not Health.STOPPED:
-            self._frames.close()
+        self._frames.close()
+        self._request = None
         self.health = Health.STOPPED
 
     @property
     def busy(self) -> bool:
         """Whether a request is not answered yet."""
         return self._request is not None
+
+    @property
+    def _computing(self) -> bool:
+        """Whether the worker computes: it sends no heartbeat until it has answered."""
+        return self.busy or self._preparing
 
     @property
     def heartbeat_age(self) -> float:
@@ -143,12 +156,14 @@ class WorkerBackend:
         theirs.close()
         self._connection = ours
         self._inbox = []
+        self._preparing = False
         self.health = Health.LOADING
         self._deadline = time.monotonic() + self._load_timeout
         self._heartbeat.feed(time.monotonic_ns())
         self._send(self._settings)
-        threading.Thread(target=self._listen, args=(ours, self._inbox), daemon=True,
-                         name='worker reader').start()
+        self._reader = threading.Thread(target=self._listen, args=(ours, self._inbox),
+                                        daemon=True, name='worker reader')
+        self._reader.start()
 
     @staticmethod
     def _environment() -> dict[str, str]:
@@ -192,6 +207,8 @@ class WorkerBackend:
         return results
 
     def _take_answer(self, answer: Answer) -> list[Result]:
+        if answer.number == _HINT:
+            self._preparing = False
         if answer.number != self._request:
             return []
         self._request = None
@@ -204,10 +221,10 @@ class WorkerBackend:
         if self.health is Health.LOADING and now > self._deadline:
             self._fail(f'the inference worker did not load within {self._load_timeout:g} s; raise '
                        f'worker.load_timeout or use a smaller checkpoint')
-        elif self.health is Health.READY and self.busy and now > self._deadline:
+        elif self.health is Health.READY and self._computing and now > self._deadline:
             self._fail(f'the inference worker did not answer within {self._answer_timeout:g} s; '
                        f'it hangs, or worker.answer_timeout is too short for this machine')
-        elif (self.health is Health.READY and not self.busy
+        elif (self.health is Health.READY and not self._computing
               and self._heartbeat.expired(time.monotonic_ns())):
             self._fail('the inference worker fell silent')
 
@@ -239,6 +256,8 @@ class WorkerBackend:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        if self._reader is not None:
+            self._reader.join(_STOP_TIMEOUT)  # it ends with the pipe; before, it still reads it
         if connection is not None:
             connection.close()
 

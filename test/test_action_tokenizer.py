@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantizing and de-quantizing are an inverse pair with the published edge cases."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 import numpy as np
 import pytest
 

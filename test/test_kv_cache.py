@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cache keeps exactly the rows of a common prefix."""
 
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 import pytest
 import torch
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text goes to ids and back, from a file of the same format as the released one."""
 
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 import pytest
 
 from worldvla_ros.errors import CheckpointError

@@ -13,13 +13,10 @@ import tempfile
 import torch
 
 from worldvla_ros.model.checkpoint import save_model
-from worldvla_ros.model.image_tokenizer import (
-    ImageTokenizer,
-    ImageTokenizerConfig,
-    save_image_tokenizer,
-)
+from worldvla_ros.model.image_tokenizer import ImageTokenizer, save_image_tokenizer
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
-from worldvla_ros.policy.policy import IMAGE_TOKENIZER_FOLDER
+from worldvla_ros.model.vqgan import ImageTokenizerConfig
+from worldvla_ros.policy.pretrained import IMAGE_TOKENIZER_FOLDER
 from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.tokens.sequence import ACTION_PROMPT, WORLD_PROMPT
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer

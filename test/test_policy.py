@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy turns frames into chunks, the same ones on every path."""
+
+import json
+from multiprocessing import get_context
+
+import numpy as np
+import pytest
+import torch
+
+from worldvla_ros.datatypes import Frame, Observation
+from worldvla_ros.errors import CheckpointError, FrameError, InferenceError, InstructionError
+from worldvla_ros.model.generate import generate_chunk
+from worldvla_ros.policy.policy import WorldVLAPolicy
+from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
+from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
+
+TASK = 'pick up the milk and place it in the basket'
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory):
+    return ensure_random_checkpoint(tmp_path_factory.mktemp('cache'))
+
+
+@pytest.fixture(scope='module')
+def policy(checkpoint):
+    return WorldVLAPolicy.from_pretrained(checkpoint, dtype='float32')
+
+
+def frame(seed, size=256):
+    blocks = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), np.uint8)
+    image = blocks.repeat(size // 8, 0).repeat(size // 8, 1)
+    return Frame(image, stamp_ns=seed * 50_000_000)
+
+
+def test_a_chunk_carries_all_that_was_asked_and_answered(policy):
+    chunk = policy.predict_chunk(Observation((frame(1), frame(2)), TASK))
+    assert chunk.actions.shape == chunk.token_ids.shape == chunk.entropy.shape == (5, 7)
+    assert (chunk.actions.dtype, chunk.token_ids.dtype) == (np.float32, np.int32)
+    assert (chunk.actions >= np.float32(LIBERO_MINIMUM)).all()
+    assert (chunk.actions <= np.float32(LIBERO_MAXIMUM)).all()
+    assert (chunk.entropy > 0).all()
+    assert (chunk.entropy <= np.log(256)).all()
+    assert chunk.instruction == TASK
+    assert chunk.frame_stamps_ns == (50_000_000, 100_000_000)
+    latency = chunk.latency
+    assert min(latency.encode, latency.prefill, latency.decode) > 0
+    assert latency.total == pytest.approx(latency.encode + latency.prefill + latency.decode)
+
+
+def test_a_chunk_is_that_of_the_decoder_on_the_published_prompt(policy):
+    frames = (frame(3), frame(4))
+    codes = [policy.pretrained.encode(one.image) for one in frames]
+    prompt = policy.pretrained.prompts.action(TASK, codes)
+    expected = generate_chunk(policy.pretrained.model, prompt, 5).numpy()
+    chunk = policy.predict_chunk(Observation(frames, TASK))
+    np.testing.assert_array_equal(chunk.token_ids, expected)
+    np.testing.assert_array_equal(
+        chunk.actions, policy.pretrained.action_tokenizer.decode(expected).astype(np.float32))
+
+
+def test_prepared_chunks_equal_one_shot_chunks(checkpoint, policy):
+    other = WorldVLAPolicy(policy.pretrained)  # has a cache of its own
+    for step in range(5, 9):
+        policy.prepare(frame(step), TASK)
+        observation = Observation((frame(step), frame(step + 1)), TASK)
+        np.testing.assert_array_equal(policy.predict_chunk(observation).token_ids,
+                                      other.predict_chunk(observation).token_ids)
+
+
+@pytest.mark.parametrize('observation', [
+    Observation((frame(12), frame(13)), TASK),  # another older frame than prepared
+    Observation((frame(11),), TASK),  # the start of an episode
+    Observation((frame(11), frame(13)), 'open the top drawer')])
+def test_a_wrong_preparation_changes_nothing(policy, observation):
+    expected = WorldVLAPolicy(policy.pretrained).predict_chunk(observation).token_ids
+    policy.prepare(frame(11), TASK)
+    np.testing.assert_array_equal(policy.predict_chunk(observation).token_ids, expected)
+
+
+def test_preparing_leaves_one_image_to_compute(policy, monkeypatch):
+    rows = []
+    model = policy.pretrained.model
+    original = model.rows
+    monkeypatch.setattr(model, 'rows',
+                        lambda ids, **k: rows.append(ids.shape[1]) or original(ids, **k))
+    policy.prepare(frame(21), TASK)
+    del rows[:]
+    policy.predict_chunk(Observation((frame(21), frame(22)), TASK))
+    assert rows[0] <= 276 + 1 + 5  # less where the new image starts with the same codes
+    assert rows[1:] == [5] * 6
+
+
+def test_a_frame_is_encoded_once(policy, monkeypatch):
+    encoded = []
+    original = type(policy.pretrained).encode
+    monkeypatch.setattr(type(policy.pretrained), 'encode',
+                        lambda self, image: encoded.append(1) or original(self, image))
+    for step in range(31, 35):
+        policy.predict_chunk(Observation((frame(step), frame(step + 1)), TASK))
+    assert len(encoded) == 5
+
+
+def test_a_changed_buffer_is_not_taken_for_the_old_frame(policy):
+    image = frame(41).image.copy()
+    before = policy.predict_chunk(Observation((Frame(image, 0),), TASK)).token_ids
+    image[:] = frame(42).image
+    after = policy.predict_chunk(Observation((Frame(image, 0),), TASK)).token_ids
+    expected = policy.predict_chunk(Observation((frame(42),), TASK)).token_ids
+    np.testing.assert_array_equal(after, expected)
+    assert (before != after).any()
+
+
+def test_another_size_is_resized_and_another_shape_refused(policy):
+    assert policy.predict_chunk(Observation((frame(1, 512),), TASK)).horizon == 5
+    wide = Frame(np.zeros((256, 320, 3), np.uint8), 0)
+    with pytest.raises(FrameError, match='square'):
+        policy.predict_chunk(Observation((wide,), TASK))
+
+
+def test_observations_that_fit_no_prompt_are_refused(policy):
+    with pytest.raises(FrameError, match='1 to 2 frames, got 3'):
+        policy.predict_chunk(Observation((frame(1), frame(2), frame(3)), TASK))
+    with pytest.raises(FrameError, match='got 0'):
+        policy.predict_chunk(Observation((), TASK))
+    with pytest.raises(InstructionError):
+        policy.predict_chunk(Observation((frame(1),), '  '))
+    with pytest.raises(InferenceError, match='shorter instruction'):
+        policy.predict_chunk(Observation((frame(1), frame(2)), 'xyz ' * 400))
+    assert policy.predict_chunk(Observation((frame(1),), TASK)).horizon == 5, 'it recovers'
+
+
+def test_warm_up_changes_no_result(policy):
+    observation = Observation((frame(51), frame(52)), TASK)
+    before = policy.predict_chunk(observation).token_ids
+    policy.warm_up()
+    np.testing.assert_array_equal(policy.predict_chunk(observation).token_ids, before)
+
+
+def test_description_says_that_the_weights_are_random(policy):
+    assert '8.5 M parameters, random weights, float32 on cpu, sha256:' in policy.description
+
+
+def test_the_horizon_can_be_chosen(checkpoint):
+    policy = WorldVLAPolicy.from_pretrained(checkpoint, num_actions=10)
+    assert policy.predict_chunk(Observation((frame(1),), TASK)).actions.shape == (10, 7)
+
+
+def test_the_random_checkpoint_is_the_same_for_the_same_seed(tmp_path, checkpoint):
+    again = ensure_random_checkpoint(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [again.name]  # no draft left
+    for file in sorted(again.rglob('*.*')):
+        if file.is_file():
+            assert file.read_bytes() == (checkpoint / file.relative_to(again)).read_bytes(), file
+    other = ensure_random_checkpoint(tmp_path, seed=1)
+    assert (other / 'model.safetensors').read_bytes() != (
+        again / 'model.safetensors').read_bytes()
+
+
+def test_processes_that_make_the_random_checkpoint_at_once_all_get_it(tmp_path):
+    with get_context('spawn').Pool(2) as pool:
+        folders = pool.map(ensure_random_checkpoint, [tmp_path] * 2)
+    assert folders[0] == folders[1]
+    assert (folders[0] / 'model.safetensors').is_file()
+
+
+def test_random_weights_leave_the_random_generator_alone(tmp_path):
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    ensure_random_checkpoint(tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(('file', 'message'), [
+    ('tokenizer.json', r'no tokenizer\.json'), ('model.safetensors', r'no model\.safetensors'),
+    ('image_tokenizer/config.json', 'no image tokenizer'), ('config.json', r'config\.json')])
+def test_a_missing_file_is_named(tmp_path, checkpoint, file, message):
+    for path in checkpoint.rglob('*'):
+        if path.is_file() and str(path.relative_to(checkpoint)) != file:
+            target = tmp_path / path.relative_to(checkpoint)
+            target.parent.mkdir(exist_ok=True)
+            target.symlink_to(path)
+    with pytest.raises(CheckpointError, match=message):
+        WorldVLAPolicy.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(('entry', 'message'), [
+    ({'image_size': 250}, 'multiple of 32'), ({'horizon': 0}, 'at least 1'),
+    ({'action_prompt': 'go'}, 'instruction'), ({'colour': 'red'}, 'expected the keys')])
+def test_unusable_settings_are_refused(tmp_path, checkpoint, entry, message):
+    entries = json.loads((checkpoint / 'policy.json').read_text()) | entry
+    (tmp_path / 'policy.json').write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError, match=message):
+        WorldVLAPolicy.from_pretrained(tmp_path)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The world model imagines what its prompt says, step after step."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tiny_models import tiny_model
+import torch
+
+from worldvla_ros.datatypes import Frame
+from worldvla_ros.errors import FrameError, InferenceError, TokenError
+from worldvla_ros.model.generate import generate_image
+from worldvla_ros.model.image_tokenizer import ImageTokenizer
+from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.model.vqgan import ImageTokenizerConfig
+from worldvla_ros.policy.pretrained import Pretrained
+from worldvla_ros.policy.settings import PolicySettings
+from worldvla_ros.policy.world_model import WorldModel
+from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+from worldvla_ros.tokens.vocab import Vocabulary
+
+ACTION = (0.1, 0, -0.2, 0, 0, 0, 1)
+IMAGES = ImageTokenizerConfig(embed_dim=4, n_embed=64, z_channels=4, ch=4,
+                              ch_mult=(1, 1, 2, 2, 2), num_res_blocks=1, norm_groups=4)
+
+
+@pytest.fixture(scope='module')
+def pretrained():
+    text = TextTokenizer.train(['Generate the next image.'], 300)
+    config = replace(tiny_model().config, vocabulary=Vocabulary.compact(text.num_tokens, 64))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, images = Transformer(config).eval(), ImageTokenizer(IMAGES).eval()
+        torch.nn.init.normal_(images.quantize.embedding.weight)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)  # attention that looks at the action
+    return Pretrained(model, images, text, PolicySettings(image_size=64))
+
+
+def frame(seed=0, size=64):
+    image = np.random.default_rng(seed).integers(0, 256, (size, size, 3), np.uint8)
+    return Frame(image, stamp_ns=1_000_000_000)
+
+
+def test_a_step_imagines_the_frame_that_the_decoder_says(pretrained):
+    world = WorldModel(pretrained)
+    world.reset(frame())
+    imagined = world.step(ACTION)
+    prompt = pretrained.prompts.world(pretrained.encode(frame().image),
+                                      pretrained.action_tokenizer.encode(ACTION))
+    codes = generate_image(pretrained.model, prompt, (2, 2))
+    np.testing.assert_array_equal(imagined.codes, codes.numpy())
+    np.testing.assert_array_equal(imagined.frame.image,
+                                  pretrained.image_tokenizer.decode(codes[None])[0].numpy())
+    assert imagined.entropy.shape == imagined.log_probs.shape == (4, 4)
+    assert (imagined.log_probs <= 0).all()
+    assert imagined.latency_s > 0
+
+
+def test_stamps_advance_by_the_control_period(pretrained):
+    world = WorldModel(pretrained, control_period_s=0.1)
+    assert world.reset(frame()).stamp_ns == 1_000_000_000
+    assert [world.step(ACTION).frame.stamp_ns for _ in range(2)] == [1_100_000_000, 1_200_000_000]
+
+
+@pytest.mark.parametrize('reencode', [True, False])
+def test_the_next_step_starts_from_the_imagined_frame(pretrained, reencode):
+    world = WorldModel(pretrained, reencode=reencode)
+    world.reset(frame())
+    first, second = world.step(ACTION), world.step(ACTION)
+    codes = pretrained.encode(first.frame.image) if reencode else first.codes
+    prompt = pretrained.prompts.world(codes, pretrained.action_tokenizer.encode(ACTION))
+    expected = generate_image(pretrained.model, prompt, (2, 2)).numpy()
+    np.testing.assert_array_equal(second.codes, expected)
+
+
+def test_the_same_actions_give_the_same_rollout(pretrained):
+    world = WorldModel(pretrained)
+    rollouts = []
+    for _ in range(2):
+        world.reset(frame(3))
+        rollouts.append([world.step(np.full(7, value)).codes for value in (0.1, -0.3, 0.3)])
+    np.testing.assert_array_equal(*rollouts)
+
+
+def test_the_action_enters_the_prompt(pretrained):
+    world, results = WorldModel(pretrained), []
+    for value in (-0.3, 0.3):
+        world.reset(frame())
+        results.append(world.step(np.full(7, value)).codes)
+    assert (results[0] != results[1]).any()
+
+
+def test_a_large_frame_is_resized(pretrained):
+    assert WorldModel(pretrained).reset(frame(size=128)).image.shape == (64, 64, 3)
+
+
+def test_misuse_is_refused(pretrained):
+    world = WorldModel(pretrained)
+    with pytest.raises(InferenceError, match='reset'):
+        world.step(ACTION)
+    with pytest.raises(FrameError, match='square'):
+        world.reset(Frame(np.zeros((64, 96, 3), np.uint8), 0))
+    world.reset(frame())
+    with pytest.raises(TokenError, match='NaN'):
+        world.step([np.nan] * 7)
+    with pytest.raises(TokenError, match='7 values'):
+        world.step([0.0] * 6)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint in memory: what the policy and the world model both work with."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldvla_ros.model.checkpoint import fingerprint, load_model, pick_dtype, resolve_folder
+from worldvla_ros.model.image_preprocessing import square_frame
+from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.policy.settings import PolicySettings
+from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
+from worldvla_ros.tokens.sequence import PromptBuilder
+from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+
+IMAGE_TOKENIZER_FOLDER = 'image_tokenizer'
+
+
+@dataclass(frozen=True, eq=False)
+class Pretrained:
+    """The networks, tokenizers and settings of one checkpoint."""
+
+    model: Transformer
+    image_tokenizer: ImageTokenizer
+    text_tokenizer: TextTokenizer
+    settings: PolicySettings
+    fingerprint: str = 'never saved'  # short name of the weights, for logs
+
+    @classmethod
+    def load(cls, path: str | Path, *, subfolder: str | None = None, device: str = 'cpu',
+             dtype: str = 'auto', num_actions: int | None = None) -> 'Pretrained':
+        """Load a checkpoint folder or Hub id.
+
+        :param dtype: 'auto' is bfloat16 where the device multiplies it fast, else float32.
+        :param num_actions: horizon, where it shall differ from the checkpoint's.
+        """
+        folder = resolve_folder(path, subfolder)
+        settings = PolicySettings.load(folder)
+        if num_actions is not None:
+            settings = replace(settings, horizon=num_actions)
+        return cls(model=load_model(folder, device=device, dtype=pick_dtype(dtype, device)),
+                   image_tokenizer=load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER, device),
+                   text_tokenizer=TextTokenizer.from_folder(folder),
+                   settings=settings, fingerprint=fingerprint(folder))
+
+    @property
+    def prompts(self) -> PromptBuilder:
+        """Builder of this checkpoint's prompts."""
+        return PromptBuilder(self.text_tokenizer, self.model.config.vocabulary,
+                             self.settings.action_prompt, self.settings.world_prompt)
+
+    @property
+    def action_tokenizer(self) -> ActionTokenizer:
+        """Tokenizer with the statistics of this checkpoint's training actions."""
+        return ActionTokenizer(self.settings.action_minimum, self.settings.action_maximum,
+                               self.model.config.vocabulary)
+
+    @property
+    def grid_hw(self) -> tuple[int, int]:
+        """Size of the square input in blocks of two by two codes."""
+        blocks = self.settings.image_size // (2 * self.image_tokenizer.factor)
+        return blocks, blocks
+
+    @property
+    def description(self) -> str:
+        """One line for logs: name, size, state of training, number format, fingerprint."""
+        millions = sum(p.numel() for p in self.model.parameters()) / 1e6
+        training = 'trained' if self.settings.trained else 'random weights'
+        number_format = str(self.model.dtype).removeprefix('torch.')
+        return (f'{self.settings.name}: {millions:.1f} M parameters, {training}, '
+                f'{number_format} on {self.model.device}, {self.fingerprint}')
+
+    def encode(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return the code indices [2h, 2w] of a square RGB image, resized where needed."""
+        resized = square_frame(image, self.settings.image_size)
+        codes: NDArray[np.int64] = self.image_tokenizer.encode(resized[None])[0].cpu().numpy()
+        return codes

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The imagined world: a frame and an action in, the next frame out, on the policy's weights."""
+
+from dataclasses import dataclass
+from pathlib import Path
+import time
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from worldvla_ros.datatypes import Frame
+from worldvla_ros.errors import InferenceError
+from worldvla_ros.model.generate import decode_image
+from worldvla_ros.model.image_preprocessing import square_frame
+from worldvla_ros.policy.pretrained import Pretrained
+
+
+@dataclass(frozen=True, eq=False)
+class ImaginedFrame:
+    """One frame of an imagined rollout with what the model thought of it."""
+
+    frame: Frame
+    codes: NDArray[np.int64]  # (2h, 2w) code indices
+    entropy: NDArray[np.float32]  # (2h, 2w) [nat] over the image codes
+    log_probs: NDArray[np.float32]  # (2h, 2w) [nat] of the chosen codes
+    latency_s: float  # [s]
+
+
+class WorldModel:
+    """Plays a rollout in imagination: `reset` to a real frame, then `step` action by action.
+
+    It sees one frame and one action at a time, as in training, and drifts with every step.
+    """
+
+    def __init__(self, pretrained: Pretrained, *, control_period_s: float = 0.05,
+                 reencode: bool = True) -> None:
+        """Take a checkpoint in memory.
+
+        :param control_period_s: [s] between frames, for their stamps; LIBERO runs at 20 Hz.
+        :param reencode: turn each imagined frame to pixels and back before the next step, as
+            the public evaluation does. False feeds the codes themselves, one encoding cheaper.
+        """
+        self._pretrained = pretrained
+        self._prompts = pretrained.prompts
+        self._action_tokenizer = pretrained.action_tokenizer
+        self._period_ns = round(control_period_s * 1e9)
+        self._reencode = reencode
+        self._stamp_ns = 0
+        self._codes: NDArray[np.int64] | None = None
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, subfolder: str | None = None,
+                        device: str = 'cpu', dtype: str = 'auto') -> 'WorldModel':
+        """Load a checkpoint folder or Hub id; see `Pretrained.load` for the options."""
+        return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype))
+
+    def reset(self, frame: Frame) -> Frame:
+        """Start from a real frame; return it as the model sees it (resized)."""
+        self._codes = self._pretrained.encode(frame.image)
+        self._stamp_ns = frame.stamp_ns
+        image = square_frame(frame.image, self._pretrained.settings.image_size)
+        return Frame(image, frame.stamp_ns)
+
+    def step(self, action: ArrayLike) -> ImaginedFrame:
+        """Imagine the frame after an action (7,) in controller input.
+
+        Raises InferenceError before `reset`, TokenError for an action of another shape or NaN.
+        """
+        if self._codes is None:
+            raise InferenceError('the world model has no frame yet; call reset(frame) first')
+        started = time.perf_counter()
+        prompt_ids = self._prompts.world(self._codes, self._action_tokenizer.encode(action))
+        decoded = decode_image(self._pretrained.model, prompt_ids, self._pretrained.grid_hw)
+        image = self._pretrained.image_tokenizer.decode(decoded.codes[None])[0].cpu().numpy()
+        codes = decoded.codes.cpu().numpy()
+        self._codes = self._pretrained.encode(image) if self._reencode else codes
+        self._stamp_ns += self._period_ns
+        return ImaginedFrame(Frame(image, self._stamp_ns), codes, decoded.entropy.cpu().numpy(),
+                             decoded.log_probs.cpu().numpy(), time.perf_counter() - started)

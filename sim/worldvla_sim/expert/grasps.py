@@ -43,7 +43,7 @@ RIMS = {
     'porcelain_mug': Rim(0.040, 0.107, 0.022),
     'red_coffee_mug': Rim(0.040, 0.128, 0.022),
     'white_yellow_mug': Rim(0.044, 0.101, 0.022),
-    'plate': Rim(0.062, 0.016, 0.008),
+    'plate': Rim(0.062, 0.016, 0.003),
 }
 """Objects that are taken by the rim; every other one is taken across the middle."""
 
@@ -54,7 +54,11 @@ class Grasp:
 
     position: np.ndarray  # (3,) [m] of the grip site
     rotation: np.ndarray  # (3, 3) gripper axes as columns
-    cost: float  # lower is better; above 1 something is in the way
+    cost: float = 0.0  # lower is better; each obstacle point inside the gripper costs 0.1
+
+    def before(self, distance: float) -> np.ndarray:
+        """Return the point `distance` [m] back along the approach, (3,) [m]."""
+        return self.position - distance * self.rotation[:, 2]
 
 
 def _obstruction(points: np.ndarray, position: np.ndarray, rotation: np.ndarray) -> float:
@@ -133,3 +137,11 @@ def plan_grasp(scene: Scene, name: str) -> Grasp:
     """Return the best downward grasp of an object as it lies now."""
     rim = RIMS.get(category(name))
     return plan_rim_grasp(scene, name, rim) if rim else plan_middle_grasp(scene, name)
+
+
+def aligned(fingers: np.ndarray, approach: np.ndarray) -> np.ndarray:
+    """Gripper axes that close along `fingers` and point along `approach`, (3, 3)."""
+    approach = approach / np.linalg.norm(approach)
+    fingers = fingers - approach * (fingers @ approach)
+    fingers = fingers / np.linalg.norm(fingers)
+    return np.stack([fingers, np.cross(approach, fingers), approach], axis=1)

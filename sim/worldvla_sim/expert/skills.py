@@ -73,6 +73,17 @@ def rise(robot: Robot, height: float, *, speed: float = 1.0, tolerance: float = 
                              tolerance=tolerance, turn_tolerance=np.inf))
 
 
+def approach(robot: Robot, grasp: Grasp) -> Motion:
+    """Bring the gripper around something to hold, the last bit straight along its approach."""
+    robot.turn_to(grasp.rotation)
+    if robot.axes[:, 2] @ grasp.rotation[:, 2] < np.cos(0.3):
+        # Tilting sweeps the fingers sideways: do it here, not beside what is to be taken.
+        yield from reach(robot, robot.position, tolerance=0.03, turn_tolerance=0.15, patience=30)
+    yield from travel(robot, grasp.before(HOVER))
+    yield from reach(robot, grasp.before(HOVER), tolerance=0.01, patience=25)
+    return (yield from reach(robot, grasp.position, tolerance=0.004, speed=0.8, patience=30))
+
+
 def take(robot: Robot, name: str, *, lift: float = 0.06, lift_speed: float = 1.0,
          plan: Callable[[], Grasp] | None = None) -> Motion:
     """Grasp an object from above and lift it; False when it did not come along."""
@@ -80,10 +91,7 @@ def take(robot: Robot, name: str, *, lift: float = 0.06, lift_speed: float = 1.0
     plan = plan or (lambda: plan_grasp(scene, name))
     robot.gripper = OPEN
     grasp = plan()
-    robot.turn_to(grasp.rotation)
-    yield from travel(robot, grasp.position + HOVER * _UP)
-    yield from reach(robot, grasp.position + HOVER * _UP, tolerance=0.01, patience=25)
-    yield from reach(robot, grasp.position, tolerance=0.004, speed=0.8, patience=30)
+    yield from approach(robot, grasp)
     yield from grip(robot, CLOSED)
     before = scene.position(name)[2]
     yield from rise(robot, lift, speed=lift_speed)

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a node until a signal, and leave in order: the node says goodbye while ROS still works."""
+
+from collections.abc import Callable
+import gc
+import os
+import signal
+import threading
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
+from rosgraph_msgs.msg import Clock
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
+             args: list[str] | None = None) -> int:
+    """
+    Spin one node until SIGINT or SIGTERM, then call its `close`, if it has one.
+
+    A thread waits for the signals, not a handler: rclpy's own would close the context first, and
+    no last command could be sent; Python's would run only once the executor returns. One thread runs all callbacks:
+    a MultiThreadedExecutor makes timers jitter by many milliseconds, and the EventsExecutor of
+    rclpy 7.1 locks up with simulated time.
+
+    :param make_node: gets the executor; the node may give it tasks from other threads
+    """
+    arrived, wake_up = os.pipe()
+    os.set_blocking(wake_up, False)
+    signal.set_wakeup_fd(wake_up)
+    for number in STOP_SIGNALS:
+        signal.signal(number, lambda *_: None)
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    executor = SingleThreadedExecutor()
+    stop: Future = Future()
+
+    def wait_for_signal() -> None:
+        os.read(arrived, 1)
+        stop.set_result(None)
+        executor.wake()
+    threading.Thread(target=wait_for_signal, daemon=True, name='signals').start()
+    node = make_node(executor)
+    executor.add_node(node)
+    gc.collect()
+    gc.freeze()  # what lives now lives on: later collections need not look at it
+    try:
+        executor.spin_until_future_complete(stop)
+    finally:
+        if hasattr(node, 'close'):
+            node.close()
+        executor.shutdown(timeout_sec=1.0)
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def wait_for_clock(context: rclpy.Context, timeout: float) -> bool:
+    """Return whether simulated time is published within a timeout [s]."""
+    node = rclpy.create_node('worldvla_clock_probe', context=context,
+                             start_parameter_services=False, use_global_arguments=False)
+    came: Future = Future()
+    node.create_subscription(Clock, '/clock', lambda _: came.done() or came.set_result(True),
+                             qos_profile_sensor_data)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    executor.spin_until_future_complete(came, timeout_sec=timeout)
+    executor.shutdown()
+    node.destroy_node()
+    return came.done()

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records one episode of the loop: frames, chunks, latencies; afterwards a video and a row."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+import time
+
+import numpy as np
+
+from worldvla_ros.datatypes import ACTION_DIM
+from worldvla_ros.msg import ActionChunk, DeltaAction, Episode
+from worldvla_sim.libero_env import CONTROL_PERIOD
+from worldvla_sim.pictures import VideoWriter, captioned
+
+STATE_NAMES = {Episode.STATE_IDLE: 'idle', Episode.STATE_RUNNING: 'running',
+               Episode.STATE_SUCCESS: 'success', Episode.STATE_TIMEOUT: 'no success',
+               Episode.STATE_ERROR: 'ERROR', Episode.STATE_ABORTED: 'aborted'}
+
+
+@dataclass
+class EpisodeRecord:
+    """All that is kept of one episode while it runs."""
+
+    instruction: str
+    frames: dict[int, np.ndarray] = field(default_factory=dict)  # stamp [ns] -> (H, W, 3) uint8
+    chunks: list[ActionChunk] = field(default_factory=list)
+    commands: int = 0  # that moved, or were held by the safety stage
+    limited: int = 0  # changed or held by the safety stage
+    final: Episode | None = None
+    started: float = field(default_factory=time.monotonic)  # [s]
+    ended: float = 0.0  # [s]
+
+    def add_frame(self, stamp_ns: int, image: np.ndarray) -> None:
+        """Keep a frame; one that is repeated counts once."""
+        self.frames.setdefault(stamp_ns, image)
+
+    def add_action(self, message: DeltaAction) -> None:
+        """Count a command of the policy; a sign of life in between is none."""
+        if message.chunk_sequence:
+            self.commands += 1
+            self.limited += message.verdict != DeltaAction.VERDICT_PASS
+
+    def finish(self, final: Episode) -> None:
+        """Note how it ended."""
+        self.final, self.ended = final, time.monotonic()
+
+    @property
+    def state(self) -> str:
+        """How it ended, in words."""
+        return STATE_NAMES[self.final.state] if self.final else 'unfinished'
+
+    @property
+    def ordered_frames(self) -> list[np.ndarray]:
+        """The frames in the order of their stamps."""
+        return [image for _, image in sorted(self.frames.items())]
+
+    @property
+    def latencies(self) -> np.ndarray:
+        """Latency of each chunk [s]."""
+        return np.array([chunk.latency_total for chunk in self.chunks])
+
+    @property
+    def control_rate(self) -> float:
+        """Control steps per second of wall time [Hz]."""
+        return self.final.step / (self.ended - self.started) if self.final else 0.0
+
+    def save_video(self, path: Path) -> None:
+        """Write the episode as an mp4 in real time, with step and outcome below the picture."""
+        frames = self.ordered_frames
+        scale = max(1, 512 // frames[0].shape[0])
+        height, width = captioned(frames[0], '', scale).shape[:2]
+        with VideoWriter(path, (height, width), fps=1 / CONTROL_PERIOD) as video:
+            for step, frame in enumerate(frames):
+                outcome = self.state if step == len(frames) - 1 else ''
+                video.add(captioned(frame, f'{step:3d}  {self.instruction}  {outcome}', scale))
+
+    def save_chunks(self, path: Path) -> None:
+        """Write the chunks for the replay backend: `actions` (N, horizon, 7)."""
+        actions = [np.array(chunk.actions, np.float32).reshape(chunk.horizon, ACTION_DIM)
+                   for chunk in self.chunks]
+        np.savez_compressed(path, actions=np.stack(actions))
+
+
+def summary_row(record: EpisodeRecord) -> dict[str, object]:
+    """Return the numbers of an episode for the table and the JSON file."""
+    final, latencies = record.final, record.latencies
+    p50, p99 = np.percentile(latencies, [50, 99]) if len(latencies) else (np.nan, np.nan)
+    return {
+        'suite': final.suite, 'task': final.task, 'init_state': final.init_state,
+        'instruction': record.instruction, 'steps': final.step, 'success': final.success,
+        'outcome': record.state, 'error': final.error or None, 'assets': final.assets,
+        'mode': final.mode, 'control_rate_hz': round(record.control_rate, 1),
+        'chunks': len(record.chunks), 'limited_commands': record.limited,
+        'latency_p50_ms': round(1e3 * p50, 1), 'latency_p99_ms': round(1e3 * p99, 1),
+    }

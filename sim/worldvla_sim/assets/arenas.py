@@ -141,8 +141,8 @@ def _study() -> Room:
     pot = room.material('pot', (0.70, 0.42, 0.30))
     leaves = room.material('leaves', (0.22, 0.46, 0.24))
     room.scenery('cylinder', (0.14, 0.16), (-1.6, 1.1, 0.16), pot)
-    for x, y, z, tilt in ((0, 0, 0.75, 0), (0.1, 0.1, 0.62, 25), (-0.05, -0.16, 0.66, -25)):
-        room.scenery('ellipsoid', (0.10, 0.10, 0.45), (-1.6 + x, 1.1 + y, z), leaves,
+    for x, y, z, tilt in ((0, 0, 0.75, 0), (0.1, 0.16, 0.62, 25), (-0.05, -0.16, 0.66, -25)):
+        room.scenery('ellipsoid', (0.06, 0.07, 0.45), (-1.6 + x, 1.1 + y, z), leaves,
                      turn('x', -tilt))
     _lamp(room, (-1.6, -0.1, 0))
     return room

@@ -20,7 +20,6 @@ def _dish(name: str) -> ObjectAsset:
 
 def wall_ring(
     body: Body, low: Point, high: Point, *, boards: int, thickness: float, mass: float,
-    center: Point = (0, 0),
 ) -> None:
     """Add a round, possibly flared wall of boards between two (radius, height) points."""
     rise, flare = high[1] - low[1], high[0] - low[0]
@@ -31,8 +30,7 @@ def wall_ring(
     for k in range(boards):
         angle = 2 * math.pi * k / boards
         body.collision(
-            'box', half,
-            (center[0] + radius * math.cos(angle), center[1] + radius * math.sin(angle), height),
+            'box', half, (radius * math.cos(angle), radius * math.sin(angle), height),
             product(turn('z', math.degrees(angle)), tilt), mass=mass / boards)
 
 

@@ -52,21 +52,22 @@ def _drawer(base: Body, level: str, material: str, metal: str) -> None:
         drawer.collision('box', (0.004, 0.009, 0.004), (x, -0.087, middle), mass=0.002)
 
 
-def _cabinet(name: str, grain: Image) -> ObjectAsset:
+def _cabinet(name: str, grain: Image, drawer_grain: Image) -> ObjectAsset:
     asset = ObjectAsset(name, _FOLDER, bottom=-0.045, top=0.045, radius=0.045, textures_in=name)
     boards = asset.material('wood', grain, specular=0.1)
+    fronts = asset.material('drawer_wood', drawer_grain, specular=0.1)
     metal = asset.material('metal', (0.75, 0.75, 0.78), specular=0.8, shininess=0.8)
     base = asset.body.child('base')
     base.site('top_side', (0.12534, 0.09438, 0.00147), (0.00354, 0.01567, 0.22152))
     _carcass(base, boards)
     for level in _LEVELS:
-        _drawer(base, level, boards, metal)
+        _drawer(base, level, fronts, metal)
     return asset
 
 
 def build() -> list[ObjectAsset]:
     """Return both cabinets."""
     return [
-        _cabinet('wooden_cabinet', wood((96, 62, 40), 7)),
-        _cabinet('white_cabinet', wood((228, 226, 220), 8)),
+        _cabinet('wooden_cabinet', wood((96, 62, 40), 7), wood((124, 82, 54), 10)),
+        _cabinet('white_cabinet', wood((232, 230, 226), 8), wood((212, 210, 204), 13)),
     ]

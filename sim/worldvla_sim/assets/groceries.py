@@ -42,7 +42,7 @@ def _can(name: str, label: Image, mass: float, bottom: float) -> ObjectAsset:
         (0, -half), (radius, -half), (radius, half - 0.002), (radius - 0.0015, half),
         (radius - 0.003, half - 0.002), (0, half - 0.002),
     ]
-    material = asset.material('label', label, specular=0.4, shininess=0.5)
+    material = asset.material('label', label)
     mesh = lathe(profile).turned(QUARTER_TURN)  # the front to where LIBERO's cameras look from
     asset.body.mesh('can', mesh, (0, -0.0005, 0), UPRIGHT_Y, material=material)
     asset.body.collision('cylinder', (radius, half), (0, -0.0005, 0), UPRIGHT_Y, mass=mass)

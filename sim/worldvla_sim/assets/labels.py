@@ -28,13 +28,13 @@ def _wrapped(label: Label, words: tuple[str, ...], color: Rgb, top: float, botto
 
 
 def alphabet_soup_label() -> Image:
-    """Blue can, golden letters scattered over a white soup plate."""
-    label = Label(_BLUE).rectangle((0, 0, 1, 0.06), _TIN).rectangle((0, 0.95, 1, 1), _TIN)
-    for left in (0.03, 0.53):
-        label.ellipse((left, 0.5, left + 0.44, 0.92), _CREAM)
-        label.ellipse((left + 0.05, 0.55, left + 0.39, 0.87), (224, 120, 40))
-        label.text((left + 0.12, 0.62, left + 0.32, 0.8), 'ABC', _CREAM)
-    return _wrapped(label, ('ALPHABET', 'SOUP'), _GOLD, 0.1, 0.48).image()
+    """Blue can, golden words, letters in an orange soup."""
+    label = Label((22, 66, 178)).rectangle((0, 0, 1, 0.05), _TIN).rectangle((0, 0.96, 1, 1), _TIN)
+    for left in (0.05, 0.55):
+        label.ellipse((left, 0.54, left + 0.40, 0.93), _CREAM)
+        label.ellipse((left + 0.03, 0.57, left + 0.37, 0.90), (236, 124, 30))
+        label.text((left + 0.10, 0.64, left + 0.30, 0.82), 'ABC', _CREAM)
+    return _wrapped(label, ('ALPHABET', 'SOUP'), (255, 206, 60), 0.1, 0.54).image()
 
 
 def tomato_label() -> Image:

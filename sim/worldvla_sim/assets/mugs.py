@@ -2,8 +2,8 @@
 """The three mugs of libero_10.
 
 A mug is a straight wall around a flat bottom with a handle towards -x.  The wall is thin enough
-for the gripper (80 mm open) to take it between its fingers, the cup itself is too wide.  The
-origin is the middle of the whole mug, as in LIBERO, so the cup's axis stands off it towards +x.
+for the gripper (80 mm open) to take it between its fingers; the cup itself is too wide.  The cup's
+axis is the origin, so that a mug in the middle of a plate is where LIBERO's predicate wants it.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,7 @@ from worldvla_sim.assets.mjcf import Color, ObjectAsset
 from worldvla_sim.assets.shapes import lathe, tube
 
 _FOLDER = 'turbosquid_objects'
-_AXIS = 0.016  # x of the cup's axis
-_HANDLE = -0.062  # x of the handle's outer edge
+_HANDLE_REACH = 0.026  # from the cup's wall to the handle's outer edge
 _WALL = 0.004
 _WHITE: Color = (0.95, 0.95, 0.93)
 
@@ -68,21 +67,20 @@ def _mug(mug: _Mug) -> ObjectAsset:
                    (mug.foot - _WALL, base + 0.004), (mug.foot - 2 * _WALL, base), (0, base)],
     }
     for key, profile in parts.items():
-        body.mesh(key, lathe(profile).moved((_AXIS, 0, 0)), material=glazes[key])
+        body.mesh(key, lathe(profile), material=glazes[key])
     _add_handle(asset, mug, glazes['handle'])
-    cup = asset.body
-    cup.collision('cylinder', (mug.foot - 0.001, 0.004), (_AXIS, 0, mug.low + 0.004),
-                  mass=0.4 * mug.mass)
-    wall_ring(cup, (mug.foot - _WALL / 2, mug.low + 0.004), (mug.rim - _WALL / 2, mug.high),
-              boards=12, thickness=_WALL, mass=0.5 * mug.mass, center=(_AXIS, 0))
+    body.collision('cylinder', (mug.foot - 0.001, 0.004), (0, 0, mug.low + 0.004),
+                   mass=0.4 * mug.mass)
+    wall_ring(body, (mug.foot - _WALL / 2, mug.low + 0.004), (mug.rim - _WALL / 2, mug.high),
+              boards=12, thickness=_WALL, mass=0.5 * mug.mass)
     return asset
 
 
 def _add_handle(asset: ObjectAsset, mug: _Mug, material: str) -> None:
     """Add a D-shaped handle of 9 mm thickness around the middle of the height."""
     middle, reach = (mug.low + mug.high) / 2, 0.030
-    wall = _AXIS - (mug.rim + mug.foot) / 2 + 0.002
-    edge = _HANDLE + 0.0045
+    wall = -(mug.rim + mug.foot) / 2 + 0.002
+    edge = wall - _HANDLE_REACH
     path = [
         (wall - (wall - edge) * math.sin(angle), 0, middle + reach * math.cos(angle))
         for angle in (math.pi * k / 8 for k in range(9))

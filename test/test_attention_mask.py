@@ -9,6 +9,7 @@ import torch
 from worldvla_ros.errors import TokenError
 from worldvla_ros.model.attention_mask import (
     action_chunk_mask,
+    action_chunk_mask_row,
     causal_mask,
     packed_decode_mask,
     packed_prefill_mask,
@@ -53,6 +54,13 @@ def test_packed_masks_are_rows_and_columns_of_the_published_mask():
                        full[rows][:, torch.cat((torch.arange(length), starts))])
     columns = torch.cat((torch.arange(length), *(starts + step for step in range(7))))
     assert torch.equal(packed_decode_mask(length, 3, 7), full[starts + 6][:, columns])
+
+
+def test_the_last_row_alone_equals_that_of_the_whole_mask():
+    _, ids = chunk(np.random.default_rng(2), 3)
+    for length in range(1, len(ids) + 1):
+        whole = action_chunk_mask(ids[:length], VOCABULARY)
+        assert torch.equal(action_chunk_mask_row(ids[:length], VOCABULARY), whole[-1])
 
 
 def test_tokens_after_the_blocks_see_everything():

@@ -42,21 +42,31 @@ def action_chunk_mask(ids: Tensor, vocabulary: Vocabulary | None = None) -> Tens
     raises BlockMismatchError (a ValueError), as in the public implementation.
     """
     ids = torch.as_tensor(ids)
-    vocabulary = vocabulary or Vocabulary()
+    return _mask_rows(ids, torch.arange(len(ids), device=ids.device), vocabulary)
+
+
+def action_chunk_mask_row(ids: Tensor, vocabulary: Vocabulary | None = None) -> Tensor:
+    """Return the last row, bool [S], of the published mask: what the next token may see."""
+    ids = torch.as_tensor(ids)
+    return _mask_rows(ids, torch.tensor([len(ids) - 1], device=ids.device), vocabulary)[0]
+
+
+def _mask_rows(ids: Tensor, rows: Tensor, vocabulary: Vocabulary | None) -> Tensor:
+    """Return some rows, bool [R, S], of the published mask for token ids [S]."""
     if ids.ndim != 1:
         raise TokenError(f'expected token ids [S], got shape {tuple(ids.shape)}')
-    length = len(ids)
+    vocabulary = vocabulary or Vocabulary()
     first, last = _blocks(ids, vocabulary.boa, vocabulary.eoa, 'action')
     image_ends = _blocks(ids, vocabulary.boi, vocabulary.eoi, 'image')[1]
     last_image_end = image_ends[-1:] if len(image_ends) else image_ends.new_full((1,), -1)
 
-    position = torch.arange(length, device=ids.device)[:, None]
-    inside = (first <= position) & (position <= last)  # [S, blocks]: row lies in the block
-    restricted = inside & (first > last_image_end)
-    # Row r must not see column c when r is in a restricted block i and c in a block j < i.
+    position = torch.arange(len(ids), device=ids.device)[:, None]
+    inside = (first <= position) & (position <= last)  # [S, blocks]: token lies in the block
+    restricted = inside[rows] & (first > last_image_end)
+    # A row in a restricted block i must not see a column in a block j < i.
     earlier = torch.ones(len(first), len(first), device=ids.device).tril(-1)
     hidden = restricted.float() @ earlier @ inside.float().T > 0
-    return causal_mask(length, length, ids.device) & ~hidden
+    return (position[:, 0] <= rows[:, None]) & ~hidden
 
 
 def packed_prefill_mask(prompt_length: int, cached: int, num_actions: int,

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from worldvla_ros.errors import TokenError
 from worldvla_ros.model.attention_mask import (
-    action_chunk_mask,
+    action_chunk_mask_row,
     causal_mask,
     packed_decode_mask,
     packed_prefill_mask,
@@ -184,7 +184,7 @@ def generate_free(model: Transformer, prompt_ids: Ids, max_new_tokens: int,
         rows = len(ids) - cache.length
         mask = causal_mask(rows, len(ids))
         if attention == 'action_chunk':
-            mask &= action_chunk_mask(torch.tensor(ids), vocabulary)[-1]
+            mask &= action_chunk_mask_row(torch.tensor(ids), vocabulary)
         hidden = model.rows(torch.tensor(ids[-rows:], device=model.device)[None],
                             positions=torch.arange(len(ids) - rows, len(ids),
                                                    device=model.device),

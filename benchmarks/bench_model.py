@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Passes, rows and speed of the model core; prints a table and saves it as JSON.
+
+Counters are exact and the same on every machine. Wall-clock figures compare alternatives that
+ran in turn in this process, so that a busy neighbour slows both. Rows that need a GPU stay empty
+where there is none.
+
+    python benchmarks/bench_model.py [--json out/bench_model.json] [--repeats 20] [--chunks 200]
+"""
+
+import argparse
+from collections.abc import Callable
+import json
+from pathlib import Path
+import platform
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from worldvla_ros.datatypes import Frame, Observation
+from worldvla_ros.model.checkpoint import pick_dtype
+from worldvla_ros.model.generate import (
+    chunk_capacity,
+    decode_chunk,
+    generate_chunk,
+    generate_free,
+    generate_image,
+    prefill,
+)
+from worldvla_ros.model.kv_cache import KVCache
+from worldvla_ros.model.transformer import Transformer, TransformerConfig
+from worldvla_ros.policy.policy import WorldVLAPolicy
+from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
+from worldvla_ros.tokens.sequence import image_block
+from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, Vocabulary
+
+NUM_TEXT = 32  # tokens of the instruction
+SMALL = TransformerConfig(hidden_size=512, intermediate_size=1376, num_layers=6, num_heads=8,
+                          vocabulary=Vocabulary.compact(512, 1024))  # 21 M parameters
+LARGE = TransformerConfig()  # Chameleon-7B
+
+# Floors of one H200 from the roofline in the project's performance notes [ms]: weights and KV
+# cache read once per pass at 4.3 TB/s, prefill at 790 TFLOP/s, bfloat16.
+FLOOR_MS = {(256, 5): 29.0, (256, 10): 29.1, (512, 5): 57.3, (512, 10): 57.4}
+FRAME_FLOOR_MS = {256: 880.0, 512: 3530.0}
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run all parts."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--json', type=Path, default=Path('out/bench_model.json'))
+    parser.add_argument('--repeats', type=int, default=20, help='of each timed alternative')
+    parser.add_argument('--chunks', type=int, default=200, help='of the latency distribution')
+    arguments = parser.parse_args()
+    rows = [*counters(), *ratios(arguments.repeats), *policy_latency(arguments.chunks),
+            *large_model(arguments.repeats)]
+    report = {'machine': machine(), 'rows': rows}
+    print_table(report)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(json.dumps(report, indent=2) + '\n')
+    print(f'saved as {arguments.json}')
+
+
+def machine() -> Row:
+    """Return what the figures depend on."""
+    cpuinfo = Path('/proc/cpuinfo')
+    names = [line.split(':')[1].strip() for line in
+             (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+             if line.startswith('model name')]
+    return {'name': platform.node(), 'cpu': names[0] if names else platform.processor(),
+            'cores': torch.cpu.get_capabilities().get('num_logical_cores'),
+            'amx_bf16': torch.cpu.get_capabilities().get('amx_bf16', False),
+            'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            'threads': torch.get_num_threads(), 'torch': torch.__version__,
+            'python': platform.python_version()}
+
+
+def random_model(config: TransformerConfig, dtype: torch.dtype, device: str = 'cpu'
+                 ) -> Transformer:
+    """Return random weights whose free decoding never stops early nor opens a block."""
+    with torch.device('meta'):
+        model = Transformer(config).to(dtype)
+    model = model.to_empty(device=device).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith(('norm.weight', 'layernorm.weight')):
+            parameter.fill_(1)
+        else:
+            parameter.normal_(std=0.02)
+    vocabulary = config.vocabulary
+    for token in (vocabulary.separator, vocabulary.boa, vocabulary.eoa, vocabulary.boi,
+                  vocabulary.eoi):
+        model.lm_head.weight[token] = 0
+    return model
+
+
+def prompt_of(vocabulary: Vocabulary, size_px: int, num_images: int, seed: int = 0
+              ) -> list[int]:
+    """Return BOS, text, images of random codes, separator."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, vocabulary.num_codes, (num_images, size_px // 16, size_px // 16))
+    images = [token for image in codes for token in image_block(image, vocabulary).tolist()]
+    text = [vocabulary.bos, *rng.integers(5, 200, NUM_TEXT - 1).tolist()]
+    return [*text, *images, vocabulary.separator]
+
+
+class CountingCache(KVCache):
+    """A KV cache that counts the passes and the bytes that attention reads from it."""
+
+    passes = 0
+    bytes_read = 0
+
+    def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor
+               ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Count one layer's read of all keys and values."""
+        self.passes += layer == 0
+        keys, values = super().append(layer, keys, values)
+        self.bytes_read += keys.nbytes + values.nbytes
+        return keys, values
+
+
+def counters() -> list[Row]:
+    """Count passes, rows and bytes of one chunk at 256 px, two frames."""
+    rows = []
+    model = random_model(SMALL, torch.float32)
+    prompt = prompt_of(SMALL.vocabulary, 256, 2)
+    prefix = prompt[:-1 - 276]
+    for num_actions in (5, 10):
+        cache = CountingCache(SMALL.num_layers, SMALL.num_heads, SMALL.head_dim,
+                              chunk_capacity(len(prompt), num_actions))
+        one_shot = decode_chunk(model, prompt, num_actions, cache=cache)
+        passes, read = cache.passes, cache.bytes_read
+        cache.keep_prefix([])
+        prefill(model, prefix, cache)
+        newest = decode_chunk(model, prompt, num_actions, cache=cache)
+        # Row i of a pass lies behind those before it: every stored row is read once per pass.
+        once = cache.bytes_per_row * sum(len(prompt) + num_actions * (step + 1)
+                                         for step in range(7))
+        rows += [
+            row('forward passes per chunk', passes, 'passes', K=num_actions, target='= 7'),
+            row('rows per chunk, one shot', one_shot.rows, 'rows', K=num_actions,
+                target=f'= {len(prompt) + 7 * num_actions}'),
+            row('prompt rows after the newest frame', newest.rows - 6 * num_actions, 'rows',
+                K=num_actions, target=f'= {276 + 1 + num_actions}'),
+            row('KV bytes read / bytes stored, per pass', read / once, '', K=num_actions,
+                target='= 1')]
+    return rows
+
+
+def ratios(repeats: int) -> list[Row]:
+    """Time the public greedy loop against the parallel chunk, and the newest-frame path."""
+    rows = []
+    dtype = pick_dtype('auto', 'cpu')
+    model = random_model(SMALL, dtype)
+    prompt = prompt_of(SMALL.vocabulary, 256, 2)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    for num_actions in (5, 10):
+        cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
+
+        def one_shot(cache: KVCache = cache, num_actions: int = num_actions) -> None:
+            cache.keep_prefix([])
+            generate_chunk(model, prompt, num_actions, cache=cache)
+
+        def prepare(cache: KVCache = cache) -> None:
+            prefill(model, prompt[:-1 - 276], cache)
+
+        def newest(cache: KVCache = cache, num_actions: int = num_actions) -> None:
+            generate_chunk(model, prompt, num_actions, cache=cache)
+
+        def free(num_actions: int = num_actions) -> None:
+            generate_free(model, prompt, ACTION_BLOCK_LENGTH * num_actions + 1)
+
+        best = interleaved({'free': free, 'one shot': one_shot, 'prepare': prepare,
+                            'newest': newest}, repeats)
+        name = f'{millions:.0f} M, {str(dtype).removeprefix("torch.")}'
+        target = {5: '>= 3', 10: '>= 5'}[num_actions]
+        rows += [row(f'generate_free ({name})', 1e3 * best['free'], 'ms', K=num_actions),
+                 row(f'generate_chunk ({name})', 1e3 * best['one shot'], 'ms', K=num_actions),
+                 row(f'newest-frame path ({name})', 1e3 * best['newest'], 'ms', K=num_actions),
+                 row('generate_free / generate_chunk', best['free'] / best['one shot'], 'x',
+                     K=num_actions, target=target),
+                 row('generate_chunk / newest-frame path', best['one shot'] / best['newest'],
+                     'x', K=num_actions, target='>= 1.25')]
+    return rows
+
+
+def interleaved(alternatives: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Return the shortest time [s] of each alternative, all of them run in turn."""
+    times: dict[str, list[float]] = {name: [] for name in alternatives}
+    for _ in range(repeats):
+        for name, run in alternatives.items():
+            started = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - started)
+    return {name: min(values) for name, values in times.items()}
+
+
+def policy_latency(num_chunks: int) -> list[Row]:
+    """Measure camera frame -> chunk of the small random checkpoint, as the robot sees it."""
+    rows = []
+    policy = WorldVLAPolicy.from_pretrained(ensure_random_checkpoint())
+    policy.warm_up()
+    task = 'pick up the milk and place it in the basket'
+    rng = np.random.default_rng(0)
+    frames = [Frame(rng.integers(0, 256, (256, 256, 3), np.uint8), i)
+              for i in range(num_chunks + 1)]
+    for name, ahead in (('frame -> chunk', True), ('frame -> chunk, nothing prepared', False)):
+        totals = []
+        for older, newest in zip(frames, frames[1:], strict=False):
+            if ahead:
+                policy.prepare(older, task)
+            totals.append(policy.predict_chunk(Observation((older, newest), task)).latency.total)
+        for quantile in (50, 99):
+            target = '<= 100' if ahead else None
+            rows.append(row(f'{name}, p{quantile} ({policy.description.split(",")[0]})',
+                            1e3 * float(np.percentile(totals, quantile)), 'ms',
+                            K=policy.horizon, target=target))
+    return rows
+
+
+def large_model(repeats: int) -> list[Row]:
+    """Time 7B random weights in bfloat16 on the GPU; without one the values are None."""
+    rows = []
+    model = random_model(LARGE, torch.bfloat16, 'cuda') if torch.cuda.is_available() else None
+    for (size_px, num_actions), floor in FLOOR_MS.items():
+        prompt = prompt_of(LARGE.vocabulary, size_px, 2)
+        value = None
+        if model is not None:
+            cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
+
+            def chunk(cache: KVCache = cache, prompt: list[int] = prompt,
+                      num_actions: int = num_actions) -> None:
+                cache.keep_prefix([])
+                generate_chunk(model, prompt, num_actions, cache=cache)
+            value = median_on_gpu(chunk, repeats)
+        rows.append(row(f'7B chunk, {size_px} px, median', value, 'ms', K=num_actions,
+                        target=f'floor {floor}'))
+    for size_px, floor in FRAME_FLOOR_MS.items():
+        prompt = prompt_of(LARGE.vocabulary, size_px, 1)
+        blocks = size_px // 32
+        value = None if model is None else median_on_gpu(
+            lambda prompt=prompt, blocks=blocks: generate_image(model, prompt, (blocks, blocks)),
+            max(3, repeats // 10))
+        rows.append(row(f'7B imagined frame, {size_px} px, median', value, 'ms',
+                        target=f'floor {floor}'))
+    return rows
+
+
+def median_on_gpu(run: Callable[[], object], repeats: int) -> float:
+    """Return the median time [ms] between CUDA events, after three runs to warm up."""
+    times = []
+    for repeat in range(repeats + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        if repeat >= 3:
+            times.append(start.elapsed_time(end))
+    return float(np.median(times))
+
+
+def row(name: str, value: float | None, unit: str, K: int | None = None,  # noqa: N803
+        target: str | None = None) -> Row:
+    """Return one line of the table."""
+    return {'name': name, 'K': K, 'value': value, 'unit': unit, 'target': target}
+
+
+def print_table(report: Row) -> None:
+    """Print the rows under the machine's description."""
+    print(', '.join(f'{name} {value}' for name, value in report['machine'].items()))
+    for line in report['rows']:
+        value = '-' if line['value'] is None else f'{line["value"]:.4g} {line["unit"]}'
+        print(f'{line["name"]:52} {"" if line["K"] is None else "K=" + str(line["K"]):5} '
+              f'{value:>12}   {line["target"] or ""}')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,7 +1,7 @@
 # Every target does all the set-up that it needs; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint bench bench-model clean
+.PHONY: help setup demo evaluate test test-all lint bench bench-model clean
 
 RUN := . tools/env.sh &&
 
@@ -13,6 +13,9 @@ setup:  ## virtual environment, wheels, message build; repeat or interrupt it as
 
 demo: setup  ## three LIBERO episodes under ROS 2 topics; videos and pictures in out/demo
 	@$(RUN) exec install/lib/worldvla_ros/demo $(ARGS)
+
+evaluate: setup  ## success rates in simulation; ARGS="--policy expert --suite libero_object"
+	@$(RUN) exec python -m worldvla_sim.evaluate $(ARGS)
 
 test: setup  ## the tests that CI runs
 	@$(RUN) exec python -m pytest -m 'not slow and not gpu' $(ARGS)

@@ -73,7 +73,10 @@ class DemoClient(Node):
             RunTask.Goal(instruction=started.instruction)), 10.0, 'the policy to take the task')
         if not goal.accepted:
             raise WorldVLAError('the policy refused the task; see its log')
-        with tqdm(total=started.max_steps, desc=title, unit='step', dynamic_ncols=True) as bar:
+        # A log file gets a line every few seconds, a terminal a smooth bar.
+        interval = 0.1 if sys.stderr.isatty() else 5.0
+        with tqdm(total=started.max_steps, desc=title, unit='step', dynamic_ncols=True,
+                  mininterval=interval) as bar:
             self._watch(started.episode, bar)
         record.finish(self._episode)
         self._wait_for(goal.cancel_goal_async(), 10.0, 'the task to end')

@@ -17,6 +17,7 @@ from worldvla_ros.errors import AssetError
 from worldvla_sim.assets import cache, labels, pack
 from worldvla_sim.assets.acceptance import load_expectations
 from worldvla_sim.assets.check import check_task
+from worldvla_sim.assets.forced_goal import force_goal
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.tasks import SUITES, suite_tasks
 
@@ -26,6 +27,18 @@ ROOMS = [('libero_object', 0), ('libero_goal', 0), ('libero_10', 3), ('libero_10
 SAMPLE = [('libero_spatial', 4), ('libero_object', 0), ('libero_object', 3), ('libero_goal', 3),
           ('libero_goal', 9), ('libero_10', 0), ('libero_10', 3), ('libero_10', 4),
           ('libero_10', 5), ('libero_10', 8), ('libero_10', 9)]
+
+# Tasks whose official states let an object fall onto the edge of a neighbour.  Anywhere else such
+# a fall means that something of ours is too large.
+FALLS = {('libero_spatial', 0), ('libero_spatial', 2), ('libero_spatial', 4),
+         ('libero_spatial', 8), ('libero_10', 3)}
+
+
+def assert_fits(suite, task, states, expected):
+    findings = check_task(suite, task, assets='builtin', init_states=states, expected=expected)
+    unexplained = [text for text, reason in findings
+                   if reason is None or (suite, task) not in FALLS]
+    assert not unexplained
 
 
 @pytest.fixture(scope='module')
@@ -192,27 +205,23 @@ def test_no_two_groceries_have_the_same_dominant_colour():
     means = {name: image.reshape(-1, 3).mean(axis=0) for name, image in images.items()}
     for name, mean in means.items():
         for other, other_mean in means.items():
-            assert name == other or np.abs(mean - other_mean).max() > 25, (name, other)
+            assert name == other or np.linalg.norm(mean - other_mean) > 25, (name, other)
 
 
 @pytest.mark.parametrize(('suite', 'task'), SAMPLE)
 def test_layout_resting_poses_and_goals_fit(suite, task, expected):
-    findings = check_task(suite, task, assets='builtin', init_states=[0], expected=expected)
-    assert not [finding.text for finding in findings if finding.explanation is None]
+    assert_fits(suite, task, [0], expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('suite', SUITES)
 def test_all_tasks_fit(suite, expected):
     for task in suite_tasks(suite):
-        findings = check_task(suite, task.index, assets='builtin', init_states=[0, 13, 31],
-                              expected=expected)
-        assert not [finding.text for finding in findings if finding.explanation is None], task
+        assert_fits(suite, task.index, [0, 13, 31], expected)
 
 
 def test_the_check_notices_a_region_at_another_height(expected):
     with LiberoEnv('libero_goal', 4, assets='builtin', render=False) as env:
-        from worldvla_sim.assets.forced_goal import force_goal
         env.reset(0)
         env.model.site('wooden_cabinet_1_top_side').pos[2] += 0.02
         assert not force_goal(env)

@@ -15,6 +15,8 @@ from worldvla_ros.errors import SimulationError
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 
 _STEP = 0.001  # [m] by which an object is lowered
+_TRAVEL = 0.3  # [m] after which something should have been met
+_SLOPE = 'wine_rack_1_top_region'
 _START = 0.015  # [m] above the lower end of a region that an object goes into
 _DROP = 0.15  # [m] above a place that an object goes onto
 _SPREAD = 0.042  # [m] offset of each of two objects that share a place
@@ -29,74 +31,81 @@ def force_goal(env: LiberoEnv, settle_steps: int = 20) -> bool:
     :param env: an environment that has been reset; its scene is changed.
     :param settle_steps: no-op control steps before the verdict.
     """
-    for predicate, name, *_ in sorted(env.goal, key=len):  # joints first, then the objects
-        if predicate in ('open', 'close', 'turnon'):
-            _set_joint(env, predicate, name)
+    placements = [goal for goal in env.goal if len(goal) == 3]
+    for predicate, name in (goal for goal in env.goal if len(goal) == 2):
+        joint, value = _joint_goal(predicate, name)
+        env.data.joint(joint).qpos[0] = value
     mujoco.mj_forward(env.model, env.data)
-    places = [goal[2] for goal in env.goal if len(goal) == 3]
-    for index, goal in enumerate(goal for goal in env.goal if len(goal) == 3):
-        sharing = places.count(goal[2]) > 1
-        _place(env, *goal, offset=(2 * (index % 2) - 1) * _SPREAD * sharing)
+    places = [place for *_, place in placements]
+    for index, (predicate, name, place) in enumerate(placements):
+        shared = places.count(place) > 1
+        aside = (_SPREAD if index % 2 else -_SPREAD) if shared else 0.0
+        if place == _SLOPE:
+            _lay_on_slope(env, name, place)
+        elif predicate == 'in':
+            _put_into(env, name, place, aside)
+        else:
+            _put_onto(env, name, place, aside)
     for _ in range(settle_steps):
         env.step(NO_OP)
     return env.success
 
 
-def _set_joint(env: LiberoEnv, predicate: str, name: str) -> None:
-    """Set the joint of the drawer, door or knob that a predicate speaks of."""
-    joint = {
-        'turnon': f'{name}_button', 'microwave_1': f'{name}_microjoint',
-    }.get(predicate if predicate == 'turnon' else name, name.replace('_region', '_level'))
-    if predicate == 'close':
-        value = _DOOR_CLOSED if joint.endswith('microjoint') else _DRAWER_CLOSED
-    else:
-        value = _KNOB_ON if predicate == 'turnon' else _DRAWER_OPEN
-    env.data.joint(joint).qpos[0] = value
+def _joint_goal(predicate: str, name: str) -> tuple[str, float]:
+    """Return the joint that a one-place predicate speaks of and the value it asks for."""
+    if predicate == 'turnon':
+        return f'{name}_button', _KNOB_ON
+    if name == 'microwave_1':
+        return f'{name}_microjoint', _DOOR_CLOSED
+    drawer = name.replace('_region', '_level')
+    return drawer, _DRAWER_CLOSED if predicate == 'close' else _DRAWER_OPEN
 
 
-def _place(env: LiberoEnv, predicate: str, name: str, place: str, offset: float) -> None:
-    """Lower an object in its present attitude until it touches something."""
-    model, data = env.model, env.data
-    qpos, qvel = data.joint(f'{name}_joint0').qpos, data.joint(f'{name}_joint0').qvel
-    qvel[:] = 0
-    middle, axes, down = _target(env, place)
-    if predicate == 'in' and 'caddy' in place:
-        fixture = data.body(f'{place.split("_1_")[0]}_1_main').xquat
-        qpos[3:] = fixture  # the book goes in parallel to the walls
-    if 'rack' in place:
-        qpos[:3] = middle - 0.06 * down + 0.01 * axes[2]  # foot at the stopper, axis up the slope
-        mujoco.mju_mat2Quat(qpos[3:], np.column_stack(
-            [axes[0], np.cross(axes[2], axes[0]), axes[2]]).ravel())
-    else:
-        mujoco.mj_forward(model, data)
-        low, high = _bounds(env, name)
-        shift = middle - data.body(f'{name}_main').xpos
-        if predicate == 'in':
-            extent = np.abs(axes @ env.model.site(place).size)
-            shift = middle - (low + high) / 2
-            shift[2] = middle[2] - extent[2] + _START - low[2]
-        else:
-            shift[2] = middle[2] + _DROP - low[2]
-        shift[0] += offset
-        qpos[:3] += shift
-    for _ in range(round(0.3 / _STEP)):
-        mujoco.mj_forward(model, data)
+def _put_onto(env: LiberoEnv, name: str, place: str, aside: float) -> None:
+    """Lower an object onto the middle of a surface or of another object."""
+    truth = env.privileged()
+    middle = (truth.bodies if place in truth.bodies else truth.sites)[place][0]
+    low, _ = _bounds(env, name)
+    position = truth.bodies[name][0]
+    start = middle + np.array([aside, 0, _DROP + position[2] - low[2]])
+    _lower(env, name, place, start, np.array([0.0, 0.0, -1.0]))
+
+
+def _put_into(env: LiberoEnv, name: str, place: str, aside: float) -> None:
+    """Lower an object, its middle over the region's middle, from just above the region's end."""
+    joint = env.data.joint(f'{name}_joint0')
+    fixture = f'{place.split("_1_")[0]}_1'
+    if fixture.startswith('desk_caddy'):
+        joint.qpos[3:] = env.privileged().bodies[fixture][1]  # the book parallel to the walls
+        mujoco.mj_forward(env.model, env.data)
+    middle, axes = env.privileged().sites[place]
+    half_height = np.abs(axes @ env.model.site(place).size)[2]  # as LIBERO computes it
+    low, high = _bounds(env, name)
+    shift = middle - (low + high) / 2
+    shift[0] += aside
+    shift[2] = middle[2] - half_height + _START - low[2]
+    _lower(env, name, place, joint.qpos[:3] + shift, np.array([0.0, 0.0, -1.0]))
+
+
+def _lay_on_slope(env: LiberoEnv, name: str, place: str) -> None:
+    """Lay a bottle on a sloping shelf: its foot at the lower end, its axis up the slope."""
+    middle, axes = env.privileged().sites[place]
+    across, into, up = axes.T  # the region's y points into the shelf, its z up the slope
+    attitude = np.column_stack([across, np.cross(up, across), up])
+    mujoco.mju_mat2Quat(env.data.joint(f'{name}_joint0').qpos[3:], attitude.ravel())
+    _lower(env, name, place, middle - 0.06 * into + 0.01 * up, into)
+
+
+def _lower(env: LiberoEnv, name: str, place: str, start: np.ndarray, down: np.ndarray) -> None:
+    """Move an object from `start` (3,) [m] along `down` (3,) until it touches something."""
+    joint = env.data.joint(f'{name}_joint0')
+    joint.qvel[:] = 0
+    for travel in np.arange(0, _TRAVEL, _STEP):
+        joint.qpos[:3] = start + travel * down
+        mujoco.mj_forward(env.model, env.data)
         if _touches(env, name):
             return
-        qpos[:3] += _STEP * down
     raise SimulationError(f'{env}: {name} meets nothing below {place}')
-
-
-def _target(env: LiberoEnv, place: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the middle (3,) [m], the axes (3, 3) and the way down (3,) of a goal's place."""
-    truth, down = env.privileged(), np.array([0.0, 0.0, -1.0])
-    if place in truth.bodies:
-        return truth.bodies[place][0], np.eye(3), down
-    middle, axes = truth.sites[place]
-    axes = axes.T  # rows: the region's x, y and z
-    if 'rack' in place:
-        down = axes[1]  # the region's y points into the shelf
-    return middle, axes if 'rack' in place else axes.T, down
 
 
 def _geoms(env: LiberoEnv, name: str) -> Iterator[int]:

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every ROS test runs in a ROS domain of its own, on this machine only."""
+
+import fcntl
+import itertools
+import os
+from pathlib import Path
+import tempfile
+import threading
+import time
+
+import pytest
+
+try:
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+
+    import worldvla_ros.msg  # noqa: F401  the tests need it
+except ImportError as error:
+    MISSING = f'{error}; `. tools/env.sh` first, or `make test`'
+else:
+    MISSING = ''
+
+# Above 101, Fast DDS needs ports that Linux gives to other programs.
+_DOMAINS = range(1, 101)
+_first_domain = itertools.count(os.getpid() * 7919)  # processes start far from each other
+
+
+class SkippedModule(pytest.Module):
+    """A module of tests that cannot be imported here."""
+
+    def collect(self):
+        """Skip all its tests and say why."""
+        pytest.skip(MISSING, allow_module_level=True)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    """Skip the tests of this folder where ROS or the built messages are missing."""
+    return SkippedModule.from_parent(parent, path=module_path) if MISSING else None
+
+
+@pytest.fixture
+def domain_id(monkeypatch, tmp_path):
+    """A domain that no test uses at the same time; child processes inherit it."""
+    start = next(_first_domain)
+    for attempt in range(len(_DOMAINS)):
+        domain = _DOMAINS[(start + attempt) % len(_DOMAINS)]
+        path = Path(tempfile.gettempdir()) / f'worldvla_ros_domain_{domain}_{os.getuid()}.lock'
+        with path.open('w') as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
+            monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+            monkeypatch.delenv('ROS_STATIC_PEERS', raising=False)
+            monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'log'))
+            yield domain
+            return
+    pytest.fail('all ROS domains are in use')
+
+
+@pytest.fixture
+def context(domain_id):
+    """An initialized ROS context; give it to every node."""
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain_id)
+    yield context
+    context.try_shutdown()
+
+
+@pytest.fixture
+def executor(context):
+    """A SingleThreadedExecutor, as in production, that spins on a thread until the test ends."""
+    executor = SingleThreadedExecutor(context=context)
+    thread = threading.Thread(target=executor.spin, daemon=True, name='test executor')
+    thread.start()
+    yield executor
+    executor.shutdown(timeout_sec=10)
+    thread.join(10)
+    assert not thread.is_alive(), 'a callback does not return'
+
+
+@pytest.fixture
+def spin(executor):
+    """Spin a node until the test ends; it is closed, if it can be, and destroyed then."""
+    nodes = []
+
+    def spin(node):
+        nodes.append(node)
+        executor.add_node(node)
+        return node
+    yield spin
+    for node in reversed(nodes):
+        executor.remove_node(node)
+        if hasattr(node, 'close'):
+            node.close()
+        node.destroy_node()
+
+
+@pytest.fixture
+def wait_for():
+    """Wait until a predicate holds; the test fails if it does not within a timeout [s]."""
+    def wait_for(predicate, timeout=20.0):
+        deadline = time.monotonic() + timeout
+        while not (value := predicate()):
+            assert time.monotonic() < deadline, f'not within {timeout:g} s'
+            time.sleep(0.005)
+        return value
+    return wait_for

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters: each default once, each range enforced, each refusal names the parameter."""
+
+import math
+
+import pytest
+import rclpy
+from rclpy.exceptions import InvalidParameterValueException
+from rclpy.parameter import Parameter
+
+from worldvla_ros.config import describe
+from worldvla_ros.errors import ConfigError
+from worldvla_ros.nodes.parameters import PolicyParameters, declare, read
+
+
+@pytest.fixture
+def new_node(context):
+    """Make nodes with parameters from outside, as a launch file gives them."""
+    nodes = []
+
+    def new_node(**values):
+        nodes.append(rclpy.create_node(
+            'worldvla_policy', context=context, start_parameter_services=False,
+            parameter_overrides=[Parameter(name.replace('__', '.'), value=value)
+                                 for name, value in values.items()]))
+        declare(nodes[-1], PolicyParameters)
+        return nodes[-1]
+    yield new_node
+    for node in nodes:
+        node.destroy_node()
+
+
+def test_the_defaults_are_those_of_the_dataclass(new_node):
+    assert read(new_node(), PolicyParameters) == PolicyParameters()
+
+
+def test_every_value_has_a_description_with_meaning_range_and_unit(new_node):
+    node = new_node()
+    for info in describe(PolicyParameters):
+        descriptor = node.describe_parameter(info.name)
+        assert info.doc and descriptor.description.startswith(info.doc)
+        assert info.allowed() in descriptor.description
+        assert descriptor.read_only == info.read_only
+    assert '[Hz]' in node.describe_parameter('control.rate').description
+    assert '[m]' in node.describe_parameter('limits.max_translation').description
+
+
+def test_values_from_outside_arrive(new_node):
+    parameters = read(new_node(
+        control__rate=10.0, control__mode='lockstep', camera__crop='none',
+        limits__workspace_max=[0.5, 0.5, 1.0]), PolicyParameters)
+    assert (parameters.control.rate, parameters.control.mode) == (10.0, 'lockstep')
+    assert parameters.camera.crop == 'none'
+    assert parameters.limits.workspace_max == (0.5, 0.5, 1.0)
+    assert parameters.lockstep and parameters.period_ns == 100_000_000
+
+
+def test_infinite_walls_arrive(new_node):
+    parameters = read(new_node(limits__workspace_min=[-math.inf, 0.0, -math.inf]),
+                      PolicyParameters)
+    assert parameters.limits.workspace_min == (-math.inf, 0.0, -math.inf)
+
+
+@pytest.mark.parametrize('name, value', [
+    ('control__rate', 25), ('limits__max_translation', 0), ('obs__max_age', 1)])
+def test_a_whole_number_is_taken_where_a_float_is_expected(new_node, name, value):
+    """`-p control.rate:=25` is an integer to ROS."""
+    section, _, field = name.partition('__')
+    parameters = read(new_node(**{name: value}), PolicyParameters)
+    read_value = getattr(getattr(parameters, section), field)
+    assert read_value == value and isinstance(read_value, float)
+
+
+@pytest.mark.parametrize('name, value', [
+    ('control__rate', 0.5), ('control__rate', 0), ('control__rate', math.nan),
+    ('control__mode', 'fast'), ('control__replan_steps', -1), ('control__replan_steps', 2.5),
+    ('obs__max_age', 1e9), ('obs__max_age', 'long'), ('backend', 'magic'), ('autostart', 'yes'),
+    ('limits__workspace_max', [1.0, 2.0]), ('limits__workspace_max', [-math.inf] * 3),
+    ('worker__max_restarts', 1001), ('checkpoint', 7),
+])
+def test_a_value_out_of_range_or_type_is_refused_by_name(new_node, name, value):
+    with pytest.raises((ConfigError, InvalidParameterValueException),
+                       match=name.rpartition('__')[2]):
+        read(new_node(**{name: value}), PolicyParameters)
+
+
+def test_a_read_only_parameter_cannot_change_while_the_node_runs(new_node):
+    node = new_node()
+    result, = node.set_parameters([Parameter('control.rate', value=10.0)])
+    assert not result.successful and 'read-only' in result.reason
+    assert read(node, PolicyParameters).control.rate == 20.0
+
+
+def test_a_limit_can_change_while_the_node_runs_and_only_within_its_range(new_node):
+    node = new_node()
+    good, bad = node.set_parameters([Parameter('limits.max_translation', value=0.01),
+                                     Parameter('limits.max_rotation', value=99.0)])
+    assert good.successful and not bad.successful and 'limits.max_rotation' in bad.reason
+    limits = read(node, PolicyParameters).limits
+    assert (limits.max_translation, limits.max_rotation) == (0.01, 0.5)

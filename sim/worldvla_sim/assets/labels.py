@@ -98,10 +98,11 @@ def _box_label(top: Rgb, edge: Rgb, line: str, color: Rgb) -> Label:
 
 
 def butter_label() -> Image:
-    """Yellow box, red word."""
-    label = _box_label((250, 214, 70), (250, 214, 70), 'BUTTER', _RED)
-    label.rectangle((0, 0, 1, 0.09), _RED).rectangle((0, 0.51, 1, 0.6), _RED)
-    return label.text((0.08, 0.15, 0.92, 0.45), 'BUTTER', _RED).image()
+    """Pale yellow box, red word, thin red borders."""
+    yellow: Rgb = (252, 226, 118)
+    label = _box_label(yellow, yellow, 'BUTTER', _RED)
+    label.rectangle((0, 0.02, 1, 0.06), _RED).rectangle((0, 0.54, 1, 0.58), _RED)
+    return label.text((0.08, 0.14, 0.92, 0.46), 'BUTTER', _RED).image()
 
 
 def cream_cheese_label() -> Image:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Skills for what cannot be picked up: drawers, knobs, plates to push, racks to lay things on.
+"""Skills for what is fixed to the table: drawers, the stove's knob, the microwave's door.
 
 Positions on fixtures are in the fixture's own frame, measured from LIBERO's collision shapes.
 """
@@ -7,22 +7,24 @@ Positions on fixtures are in the fixture's own frame, measured from LIBERO's col
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp
-from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
+from worldvla_sim.expert.grasps import Grasp, aligned
+from worldvla_sim.expert.robot import CLOSED, DOWNWARD, OPEN, Robot
 from worldvla_sim.expert.skills import (
     Motion,
     approach,
     grip,
     reach,
-    release,
     rise,
-    stay,
-    take,
     travel,
 )
 
 HANDLE_DEPTH = -0.100  # [m] y of a drawer's handle in the cabinet's frame, drawer closed
 HANDLE_HEIGHTS = {'top': 0.184, 'middle': 0.114, 'bottom': 0.044}  # [m] z, likewise
+CLOSED_POSITION = 0.002  # [m] of the slide; LIBERO calls a drawer closed above 0
+SHUT_ANGLE = -0.004  # [rad] of the hinge; LIBERO calls a microwave closed above -0.005
+_PUSH_LEAN = 1.0  # [rad] from straight down, so that the hand stays clear of the handles above
+_HINGE = np.array([-0.1725, -0.088, 0.150])  # [m] of the microwave's hinge, near the door's top
+_DOOR_GRIP = 0.20  # [m] from the hinge where the door is pushed
 KNOB_HEIGHT = 0.034  # [m] z of the middle of the stove's knob in the stove's frame
 KNOB_ON = 0.5  # [rad] of the hinge, from which LIBERO calls a stove on
 _UP = np.array([0.0, 0.0, 1.0])
@@ -75,61 +77,50 @@ def turn_knob(robot: Robot, stove: str, *, angle: float = 0.9, attempts: int = 3
     return False
 
 
-def slide(robot: Robot, name: str, target: str, *, attempts: int = 4) -> Motion:
-    """Slide an object over the table to a region, held by its rim but not lifted."""
-    scene = robot.scene
+def push_drawer(robot: Robot, cabinet: str, level: str, *, attempts: int = 4) -> Motion:
+    """Close a drawer: closed fingers, leaning towards the cabinet, push its handle."""
+    scene, slide = robot.scene, f'{cabinet}_{level}_level'
     for _ in range(attempts):
-        robot.gripper = OPEN
-        yield from approach(robot, plan_grasp(scene, name))
-        yield from grip(robot, CLOSED)
-        height = robot.position[2] + 0.002
+        inward, sideways = scene.axes(cabinet)[:, 1], scene.axes(cabinet)[:, 0]
+        robot.gripper = CLOSED
+        robot.turn_to(aligned(sideways, np.sin(_PUSH_LEAN) * inward - np.cos(_PUSH_LEAN) * _UP))
 
-        def place(height: float = height) -> np.ndarray:
-            goal = scene.position(target) + robot.position - scene.position(name)
-            return np.array([*goal[:2], height])
-        yield from reach(robot, place, tolerance=0.006, speed=0.6, turn_tolerance=np.inf,
-                         patience=80)
-        yield from release(robot)
-        if all(scene.holds(predicate) for predicate in scene.goal):
+        def beside_handle(distance: float) -> np.ndarray:
+            return scene.in_fixture(cabinet, [
+                0.0, HANDLE_DEPTH + scene.joint(slide) + distance, HANDLE_HEIGHTS[level]])
+        yield from travel(robot, beside_handle(-0.10) + 0.12 * _UP)
+        yield from reach(robot, beside_handle(-0.06), tolerance=0.015, patience=40)
+        for _ in range(60):
+            if scene.joint(slide) > CLOSED_POSITION:
+                break
+            yield robot.towards(beside_handle(0.03), 0.8)
+        yield from reach(robot, robot.position - 0.08 * inward, tolerance=0.02,
+                         turn_tolerance=np.inf, patience=20)
+        if scene.joint(slide) > CLOSED_POSITION:
             return True
     return False
 
 
-def lay_on_rack(robot: Robot, name: str, rack: str, region: str, *, grip_height: float = 0.06,
-                attempts: int = 3) -> Motion:
-    """Lay a bottle on a sloping rack, its bottom against the lower lip.
+def close_door(robot: Robot, microwave: str, *, attempts: int = 3) -> Motion:
+    """Swing a microwave's door shut from outside with closed fingers, the hand upright."""
+    scene, hinge = robot.scene, f'{microwave}_microjoint'
 
-    The region's z axis points up the slope and its -y axis away from the shelf.
-    """
-    scene = robot.scene
-    up_slope, normal = scene.axes(region)[:, 2], -scene.axes(region)[:, 1]
-    uphill = up_slope * [1, 1, 0] / np.linalg.norm(up_slope[:2])
-    sideways = scene.axes(rack)[:, 0]
-    tilt = np.arccos(up_slope[2])
-    laying = Rotation.from_rotvec(tilt * np.cross(_UP, uphill)).as_matrix()
-
-    def plan() -> Grasp:
-        position = scene.position(name) + grip_height * scene.axes(name)[:, 2]
-        return Grasp(position, aligned(sideways, uphill - _UP))
+    def on_door(ahead: float, outside: float) -> np.ndarray:
+        angle = min(0.0, scene.joint(hinge) + ahead)
+        turn = Rotation.from_rotvec(angle * _UP).as_matrix()
+        return scene.in_fixture(microwave, _HINGE + turn @ [_DOOR_GRIP, -outside, 0.0])
 
     for _ in range(attempts):
-        if (yield from take(robot, name, plan=plan, lift=0.10)):
-            above = scene.position(region) + 0.09 * normal
-            hold = robot.position - scene.position(name)
-            yield from travel(robot, above + hold, held=[name])
-            robot.rotation = laying @ robot.rotation
-
-            def place(lift: float) -> np.ndarray:
-                return (scene.position(region) + 0.012 * up_slope + lift * normal
-                        + robot.position - scene.position(name))
-            yield from reach(robot, lambda: place(0.06), tolerance=0.01, patience=60)
-            yield from reach(robot, lambda: place(0.014), tolerance=0.006, speed=0.6, patience=40)
-            yield from grip(robot, OPEN, 8)
-            yield from rise(robot, 0.08)
-            yield from stay(robot, 3)
-        else:
-            yield from grip(robot, OPEN, 6)
-            yield from rise(robot, 0.08)
-        if all(scene.holds(predicate) for predicate in scene.goal):
+        robot.gripper = CLOSED
+        robot.turn_to(DOWNWARD)
+        start = on_door(0.0, 0.10)
+        yield from travel(robot, start + 0.10 * _UP)
+        yield from reach(robot, start, tolerance=0.02, patience=40)
+        for _ in range(120):
+            if scene.joint(hinge) > SHUT_ANGLE:
+                break
+            yield robot.towards(on_door(0.25, 0.0), 0.8)
+        yield from reach(robot, robot.position + 0.10 * _UP, tolerance=0.02, patience=20)
+        if scene.joint(hinge) > SHUT_ANGLE:
             return True
     return False

@@ -31,18 +31,19 @@ _HAND = np.array([[[-0.108, -0.035, -0.125], [0.108, 0.035, -0.026]],
 
 @dataclass(frozen=True)
 class Rim:
-    """A wall to pinch: a circle about the object's z axis."""
+    """A wall to pinch: a circle about an axis parallel to the object's z."""
 
     radius: float  # [m] of the wall's middle
     height: float  # [m] of its edge above the object's origin
     depth: float = 0.020  # [m] that the grip site goes below the edge
+    centre: tuple[float, float] = (0.0, 0.0)  # [m] of the circle; a mug's handle shifts its origin
 
 
 RIMS = {
     'akita_black_bowl': Rim(0.047, 0.0515),
-    'porcelain_mug': Rim(0.040, 0.107, 0.022),
-    'red_coffee_mug': Rim(0.040, 0.128, 0.022),
-    'white_yellow_mug': Rim(0.044, 0.101, 0.022),
+    'porcelain_mug': Rim(0.039, 0.109, centre=(0.016, 0.0)),
+    'red_coffee_mug': Rim(0.039, 0.130, centre=(0.016, 0.0)),
+    'white_yellow_mug': Rim(0.044, 0.103, centre=(0.016, 0.0)),
     'plate': Rim(0.062, 0.016, 0.003),
 }
 """Objects that are taken by the rim; every other one is taken across the middle."""
@@ -92,19 +93,30 @@ def leaning(scene: Scene, position: np.ndarray, yaw: float) -> np.ndarray:
     return lean.as_matrix() @ yawed(yaw)
 
 
-def plan_rim_grasp(scene: Scene, name: str, rim: Rim) -> Grasp:
-    """Return the best grasp of a rim: the finger axis points to the object's centre."""
-    origin, axes = scene.position(name), scene.axes(name)
+def rim_point(scene: Scene, name: str, radial: np.ndarray, depth: float | None = None
+              ) -> np.ndarray:
+    """Where to pinch an object's rim on the side to which `radial` points, (3,) [m].
+
+    :param depth: below the edge [m]; None takes the rim's own.
+    """
+    rim, axes = RIMS[category(name)], scene.axes(name)
+    depth = rim.depth if depth is None else depth
+    outward = axes.T @ radial * [1.0, 1.0, 0.0]
+    local = rim.radius * outward / np.linalg.norm(outward) + [*rim.centre, rim.height - depth]
+    return scene.position(name) + axes @ local
+
+
+def plan_rim_grasp(scene: Scene, name: str) -> Grasp:
+    """Return the best grasp of a rim: the finger axis points to the rim's centre."""
     obstacles = scene.points(without=[name])
     own = scene.points(only=name)
     candidates = []
     for angle in np.arange(_ANGLES) * 2 * np.pi / _ANGLES:
         radial = np.array([np.cos(angle), np.sin(angle), 0.0])
-        edge = origin + axes @ (rim.radius * (axes.T @ radial) * [1, 1, 0] + [0, 0, rim.height])
-        position = edge - [0, 0, rim.depth]
-        yaw = (angle - np.pi / 2 + np.pi / 2) % np.pi - np.pi / 2
+        position = rim_point(scene, name, radial)
+        yaw = angle % np.pi - np.pi / 2
         rotation = leaning(scene, position, yaw)
-        outside = own[(own - origin) @ radial > rim.radius + 0.015]  # a handle is in the way too
+        outside = own[(own - position) @ radial > 0.015]  # a handle is in the way too
         cost = (0.1 * _obstruction(obstacles, position, rotation)
                 + 0.1 * _obstruction(outside, position, rotation)
                 + _turning_cost(yaw) + 6.0 * _overreach(scene, position))
@@ -125,7 +137,8 @@ def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
         rotation = leaning(scene, np.append(centre, height), yaw)
         across = (held[:, :2] - centre) @ rotation[:2, 0]
         along = (held[:, :2] - centre) @ rotation[:2, 1]
-        middle = np.array([across.max() + across.min(), along.max() + along.min()]) / 2
+        # Where most of the object is, so that a pot is held by its body, not beside its handle.
+        middle = np.array([(across.max() + across.min()) / 2, along.mean()])
         position = np.append(centre + rotation[:2, :2] @ middle, height)
         cost = (0.1 * _obstruction(obstacles, position, rotation) + _turning_cost(yaw)
                 + 5 * np.ptp(across) + 100 * max(0.0, np.ptp(across) - MAX_WIDTH))
@@ -135,8 +148,8 @@ def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
 
 def plan_grasp(scene: Scene, name: str) -> Grasp:
     """Return the best downward grasp of an object as it lies now."""
-    rim = RIMS.get(category(name))
-    return plan_rim_grasp(scene, name, rim) if rim else plan_middle_grasp(scene, name)
+    by_rim = category(name) in RIMS
+    return plan_rim_grasp(scene, name) if by_rim else plan_middle_grasp(scene, name)
 
 
 def aligned(fingers: np.ndarray, approach: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ GAIN = 3.0
 # the rotation vector.
 MAX_TRANSLATION = 0.93
 MAX_ROTATION = 0.32
+_LAST_JOINT_RANGE = 2.6  # [rad] either way; the joint ends at 2.897
 # The published no-op filter drops actions with ||a[:6]|| < 1e-4; a filtered trajectory does not
 # replay, so the expert waits by moving a tenth of a millimetre.
 _MIN_MOTION = 2e-3
@@ -59,10 +60,17 @@ class Robot:
         return float(np.ptp([self.scene.joint(f'gripper0_finger_joint{i}') for i in (1, 2)]))
 
     def turn_to(self, rotation: np.ndarray) -> None:
-        """Ask for these axes, or for the half turn about z that closes the same way if nearer."""
+        """Ask for these axes, or for the half turn about z that closes the same way.
+
+        Takes the nearer of the two unless that would turn the last joint to its end.
+        """
         half_turn = rotation @ np.diag([-1.0, -1.0, 1.0])
-        self.rotation = min((rotation, half_turn), key=lambda axes: np.linalg.norm(
-            _rotation_error(axes, self.axes)))
+        self.rotation = min((rotation, half_turn), key=self._turning_cost)
+
+    def _turning_cost(self, rotation: np.ndarray) -> float:
+        error = _rotation_error(rotation, self.axes)
+        last_joint = self.scene.joint('robot0_joint7') + error @ self.axes[:, 2]
+        return float(np.linalg.norm(error)) + 10.0 * max(0.0, abs(last_joint) - _LAST_JOINT_RANGE)
 
     def turn_error(self) -> float:
         """Angle to the wanted axes [rad]."""

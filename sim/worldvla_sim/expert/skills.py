@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from worldvla_sim.expert.grasps import Grasp, plan_grasp
+from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp
 from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
 
 Motion = Generator[np.ndarray, None, bool]
@@ -132,20 +132,22 @@ def release(robot: Robot, *, retreat: float = 0.07) -> Motion:
 
 
 def put(robot: Robot, name: str, target: str, *, offset: Sequence[float] = (0, 0, 0.012),
-        lift: float = 0.06, lift_speed: float = 1.0, attempts: int = 4) -> Motion:
+        fingers: Sequence[float] | None = None, lift: float = 0.06, attempts: int = 4) -> Motion:
     """Take an object and set it down so that its origin is `offset` from the target's origin.
 
     :param offset: in the world frame [m]; its z is the height from which the object drops.
+    :param fingers: direction along which the fingers close when the object is set down; None
+        leaves the object turned as it was taken.
     """
     scene = robot.scene
     wanted = [predicate for predicate in scene.goal if predicate[1] == name]
     for _ in range(attempts):
-        if (yield from take(robot, name, lift=lift, lift_speed=lift_speed)):
+        if (yield from take(robot, name, lift=lift)):
+            if fingers is not None:
+                robot.turn_to(aligned(np.asarray(fingers, dtype=float), -_UP))
             yield from carry_over(robot, name, target, offset=offset)
             yield from lower_to(robot, name, target, offset=offset)
-            yield from release(robot)
-            if all(scene.holds(predicate) for predicate in wanted):
-                return True
-        else:
-            yield from release(robot)
+        yield from release(robot)
+        if wanted and all(scene.holds(predicate) for predicate in wanted):
+            return True
     return False

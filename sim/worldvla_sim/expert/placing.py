@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Skills that set things down in unusual ways: sliding, laying on a slope, going under a roof."""
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp, rim_point
+from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
+from worldvla_sim.expert.skills import (
+    Motion,
+    approach,
+    grip,
+    reach,
+    release,
+    rise,
+    stay,
+    take,
+    travel,
+)
+
+_UP = np.array([0.0, 0.0, 1.0])
+_LEAN_TO_TAKE, _LEAN_TO_ENTER = 0.4, 0.85  # [rad] of the hand from straight down
+_MICROWAVE_FLOOR = 0.016  # [m] z of the cavity's floor in the microwave's frame
+
+
+def slide(robot: Robot, name: str, target: str, *, attempts: int = 4) -> Motion:
+    """Slide an object over the table to a region, held by its rim but not lifted."""
+    scene = robot.scene
+    for _ in range(attempts):
+        robot.gripper = OPEN
+        yield from approach(robot, plan_grasp(scene, name))
+        yield from grip(robot, CLOSED)
+        height = robot.position[2] + 0.002
+
+        def place(height: float = height) -> np.ndarray:
+            goal = scene.position(target) + robot.position - scene.position(name)
+            return np.array([*goal[:2], height])
+        yield from reach(robot, place, tolerance=0.006, speed=0.6, turn_tolerance=np.inf,
+                         patience=80)
+        yield from release(robot)
+        if all(scene.holds(predicate) for predicate in scene.goal):
+            return True
+    return False
+
+
+def lay_on_rack(robot: Robot, name: str, rack: str, region: str, *, grip_height: float = 0.06,
+                attempts: int = 3) -> Motion:
+    """Lay a bottle on a sloping rack, its bottom against the lower lip.
+
+    The region's z axis points up the slope and its -y axis away from the shelf.
+    """
+    scene = robot.scene
+    up_slope, normal = scene.axes(region)[:, 2], -scene.axes(region)[:, 1]
+    uphill = up_slope * [1, 1, 0] / np.linalg.norm(up_slope[:2])
+    sideways = scene.axes(rack)[:, 0]
+    tilt = np.arccos(up_slope[2])
+    laying = Rotation.from_rotvec(tilt * np.cross(_UP, uphill)).as_matrix()
+
+    def plan() -> Grasp:
+        position = scene.position(name) + grip_height * scene.axes(name)[:, 2]
+        return Grasp(position, aligned(sideways, uphill - _UP))
+
+    for _ in range(attempts):
+        if (yield from take(robot, name, plan=plan, lift=0.10)):
+            above = scene.position(region) + 0.09 * normal
+            hold = robot.position - scene.position(name)
+            yield from travel(robot, above + hold, held=[name])
+            robot.rotation = laying @ robot.rotation
+
+            def place(lift: float) -> np.ndarray:
+                return (scene.position(region) + 0.012 * up_slope + lift * normal
+                        + robot.position - scene.position(name))
+            yield from reach(robot, lambda: place(0.06), tolerance=0.01, patience=60)
+            yield from reach(robot, lambda: place(0.014), tolerance=0.006, speed=0.6, patience=40)
+            yield from grip(robot, OPEN, 8)
+            yield from rise(robot, 0.08)
+            yield from stay(robot, 3)
+        else:
+            yield from grip(robot, OPEN, 6)
+            yield from rise(robot, 0.08)
+        if all(scene.holds(predicate) for predicate in scene.goal):
+            return True
+    return False
+
+
+def put_in_microwave(robot: Robot, name: str, microwave: str, region: str, *,
+                     attempts: int = 3) -> Motion:
+    """Set a mug down inside a microwave, bottom first.
+
+    An upright hand would hit the roof before the mug is inside, and a hand that leans far cannot
+    get at the rim. So the hand leans a little when it takes the mug and more, with the mug, when
+    it goes in; let go, the mug rights itself.
+    """
+    scene = robot.scene
+    for _ in range(attempts):
+        inward, sideways = scene.axes(microwave)[:, 1], scene.axes(microwave)[:, 0]
+
+        def leaning_in(angle: float, inward: np.ndarray = inward, sideways: np.ndarray = sideways
+                       ) -> np.ndarray:
+            return aligned(sideways, np.sin(angle) * inward - np.cos(angle) * _UP)
+
+        def plan(sideways: np.ndarray = sideways) -> Grasp:
+            point = rim_point(scene, name, sideways, depth=0.010)
+            return Grasp(point, leaning_in(_LEAN_TO_TAKE))
+
+        def place(depth: float, lift: float, inward: np.ndarray = inward,
+                  sideways: np.ndarray = sideways) -> np.ndarray:
+            floor = scene.in_fixture(microwave, [0.0, 0.0, _MICROWAVE_FLOOR])
+            return (scene.position(region) * [1, 1, 0] + floor * [0, 0, 1] + depth * inward
+                    - 0.03 * sideways + lift * _UP + robot.position - scene.position(name))
+        if (yield from take(robot, name, plan=plan)):
+            robot.turn_to(leaning_in(_LEAN_TO_ENTER))
+            yield from travel(robot, place(-0.22, 0.05), held=[name])
+            yield from reach(robot, lambda: place(-0.22, 0.037), patience=40)
+            yield from reach(robot, lambda: place(-0.034, 0.035), tolerance=0.008, speed=0.6,
+                             turn_tolerance=np.inf, patience=60)
+            yield from grip(robot, OPEN, 8)
+            yield from reach(robot, robot.position - 0.2 * inward + 0.03 * _UP, tolerance=0.03,
+                             turn_tolerance=np.inf, patience=30)
+        else:
+            yield from release(robot)
+        if all(scene.holds(predicate) for predicate in scene.goal if predicate[1] == name):
+            return True
+    return False

@@ -19,6 +19,7 @@ LAYERS = {
     'worldvla_ros.errors': (),
     'worldvla_ros.datatypes': (),
     'worldvla_ros.config': (),
+    'worldvla_ros.graph': (),
     'worldvla_ros.tokens': ('worldvla_ros.datatypes',),
     # token ids have one home, so the networks take the id ranges from there and nothing else
     'worldvla_ros.model': ('worldvla_ros.tokens.vocab',),
@@ -33,23 +34,29 @@ LAYERS = {
     'worldvla_ros.inference': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.datatypes',
         'worldvla_ros.config', 'worldvla_ros.safety'),
-    'worldvla_ros.nodes': (
+    'worldvla_ros.control': (
         'worldvla_ros.policy.frame_history', 'worldvla_ros.policy.chunk_schedule',
-        'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes',
-        'worldvla_ros.inference'),
+        'worldvla_ros.safety', 'worldvla_ros.inference.backend', 'worldvla_ros.config',
+        'worldvla_ros.datatypes'),
+    'worldvla_ros.nodes': (
+        'worldvla_ros.control', 'worldvla_ros.inference', 'worldvla_ros.graph',
+        'worldvla_ros.policy.frame_history', 'worldvla_ros.policy.chunk_schedule',
+        'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes'),
     'worldvla_sim': (
         'worldvla_ros.policy', 'worldvla_ros.safety', 'worldvla_ros.config',
         'worldvla_ros.datatypes'),
 }
-# What the ROS programs of the simulator may import on top.
-SIM_ROS_EXTRA = ('worldvla_ros.nodes.conversions', 'worldvla_ros.nodes.parameters')
+# What the ROS programs of the simulator may import on top: parts of nodes, but no node.
+SIM_ROS_EXTRA = ('worldvla_ros.nodes.conversions', 'worldvla_ros.nodes.parameters',
+                 'worldvla_ros.nodes.runtime', 'worldvla_ros.nodes.process_group',
+                 'worldvla_ros.graph')
 MESSAGES = ('worldvla_ros.msg', 'worldvla_ros.srv', 'worldvla_ros.action')
 
 TORCH = {'torch', 'torchvision', 'transformers'}
 MAY_LOAD_TORCH = (
     'worldvla_ros.model', 'worldvla_ros.training', 'worldvla_ros.policy.policy',
     'worldvla_ros.policy.world_model', 'worldvla_ros.policy.random_checkpoint')
-MAY_LOAD_TORCH_LAZILY = ('worldvla_ros.inference', 'worldvla_sim.evaluate',
+MAY_LOAD_TORCH_LAZILY = ('worldvla_ros.inference.worker', 'worldvla_sim.evaluate',
                          'worldvla_sim.policies')
 
 ROS = {'rclpy', 'launch', 'launch_ros', 'ament_index_python', 'cv_bridge', 'tf2_ros',
@@ -59,14 +66,15 @@ MAY_LOAD_ROS = ('worldvla_ros.nodes', 'worldvla_sim.ros', 'worldvla_sim.libero_b
 
 TORCH_FREE = ('worldvla_ros.policy.frame_history', 'worldvla_ros.policy.chunk_schedule',
               'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes',
-              'worldvla_ros.tokens', 'worldvla_ros.nodes', *MAY_LOAD_ROS)
+              'worldvla_ros.tokens', 'worldvla_ros.control', 'worldvla_ros.inference',
+              'worldvla_ros.graph', 'worldvla_ros.nodes', *MAY_LOAD_ROS)
 
 
 @dataclass(frozen=True)
 class Import:
     name: str  # 'package.module' or 'package.module.attribute'
     line: int
-    lazy: bool  # runs only when a function is called
+    lazy: bool  # runs only when a function is called, or for the type checker only
     relative: bool
 
 
@@ -83,7 +91,8 @@ def imports(source):
         elif isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 yield Import(f'{node.module}.{alias.name}', node.lineno, lazy, node.level > 0)
-        lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or (
+            isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING')
         for child in ast.iter_child_nodes(node):
             yield from visit(child, lazy)
 
@@ -182,6 +191,14 @@ def test_the_search_for_torch_follows_packages_and_attributes():
     ('worldvla_ros.inference.worker', 'import torch'),
     ('worldvla_ros.inference.worker', 'from worldvla_ros.nodes import parameters'),
     ('worldvla_ros.inference.worker', 'from sensor_msgs.msg import Image'),
+    ('worldvla_ros.inference.worker_backend', 'def f():\n    import torch'),
+    ('worldvla_ros.inference.backend', 'from worldvla_ros.control.controller import Outgoing'),
+    ('worldvla_ros.control.controller', 'def f():\n    import torch'),
+    ('worldvla_ros.control.controller', 'import rclpy'),
+    ('worldvla_ros.control.controller', 'from worldvla_ros.policy.policy import WorldVLAPolicy'),
+    ('worldvla_ros.control.controller',
+     'from worldvla_ros.inference.worker_backend import WorkerBackend'),
+    ('worldvla_ros.control.controller', 'from worldvla_ros.nodes import conversions'),
     ('worldvla_ros.nodes.policy_node', 'from worldvla_ros.policy.policy import WorldVLAPolicy'),
     ('worldvla_ros.nodes.policy_node', 'def f():\n    import torch'),
     ('worldvla_ros.config', 'from worldvla_ros.datatypes import Frame'),
@@ -197,6 +214,8 @@ def test_a_forbidden_import_is_found(module, source):
 @pytest.mark.parametrize('module, source', [
     ('worldvla_ros.policy.policy', 'import torch\nfrom worldvla_ros.model import generate'),
     ('worldvla_ros.inference.worker', 'def f():\n    import torch'),
+    ('worldvla_ros.inference.worker', 'if TYPE_CHECKING:\n    import torch'),
+    ('worldvla_ros.control.controller', 'from worldvla_ros.inference.backend import Backend'),
     ('worldvla_ros.nodes.policy_node', 'import rclpy\nfrom worldvla_ros.msg import DeltaAction\n'
      'from worldvla_ros.policy.chunk_schedule import ChunkSchedule'),
     ('worldvla_sim.libero_bridge', 'import rclpy\nfrom worldvla_ros.nodes.conversions import x'),
@@ -221,7 +240,8 @@ def loaded_by(module):
 def test_the_core_loads_neither_torch_nor_ros():
     names = [name for name in modules() if within(name, (
         'worldvla_ros.policy.frame_history', 'worldvla_ros.policy.chunk_schedule',
-        'worldvla_ros.safety', 'worldvla_ros.config'))]
+        'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.control',
+        'worldvla_ros.inference'))]
     assert len(names) >= 7
     assert loaded_by(', '.join(names)) == []
 

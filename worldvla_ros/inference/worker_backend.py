@@ -7,6 +7,7 @@ import logging
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -148,11 +149,16 @@ class WorkerBackend:
 
     def _launch(self) -> None:
         ours, theirs = Pipe()
-        self._process = subprocess.Popen(
-            [sys.executable, '-m', 'worldvla_ros.inference.worker', str(theirs.fileno()),
-             str(self._frames.descriptor)],
-            pass_fds=(theirs.fileno(), self._frames.descriptor), stdin=subprocess.DEVNULL,
-            env=self._environment())
+        # Ctrl-C reaches the whole process group; it waits until the worker can ignore it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, '-m', 'worldvla_ros.inference.worker', str(theirs.fileno()),
+                 str(self._frames.descriptor)],
+                pass_fds=(theirs.fileno(), self._frames.descriptor), stdin=subprocess.DEVNULL,
+                env=self._environment())
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         theirs.close()
         self._connection = ours
         self._inbox = []

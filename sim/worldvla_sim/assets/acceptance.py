@@ -141,8 +141,9 @@ def _obstacle(
     supports = {0, *(model.site(place).bodyid if place in sites
                      else [model.body(f'{place}_main').id])}
     body, qpos = model.body(f'{name}_main').id, data.joint(f'{name}_joint0').qpos
-    for height in np.arange(before[name][0][2], heights[name], -_LOWERING):
-        qpos[2] = height
+    fall = max(before[name][0][2] - heights[name], 0.0)  # floor states start below the ground
+    for above in np.arange(fall, -_LOWERING, -_LOWERING):
+        qpos[2] = heights[name] + max(above, 0.0)
         mujoco.mj_forward(model, data)
         for pair in data.contact.geom:
             touching = {int(model.geom_bodyid[geom]) for geom in pair}

@@ -2,8 +2,8 @@
 """A Panda with lighter looks: same kinematics, collision, inertia and actuators, fewer triangles.
 
 Three quarters of the time to render LIBERO without a GPU goes into the robot's 168 000 triangles.
-The light robot draws about 23 000, made from the user's own robosuite installation on first use
-and kept in the cache; nothing is redistributed.  Select it with `robots=['LightPanda']` after
+The light robot draws fewer than 20 000, made from the user's own robosuite installation on first
+use and kept in the cache; nothing is redistributed.  Select it with `robots=['LightPanda']` after
 `register_light_robot()`.
 """
 
@@ -20,9 +20,11 @@ import numpy as np
 from worldvla_ros.errors import AssetError
 from worldvla_sim.assets.cache import user_cache, writable_cache
 
-ARM_CELL = 0.010  # [m] details below this size vanish; smaller cells cost frames per second
-MOUNT_CELL = 0.025  # [m] the pedestal is far from every camera
-_FEWEST_FACES = 150  # smaller meshes are kept as they are
+# Edges of the clustering grid [m]: smaller details vanish, smaller cells cost frames per second.
+ARM_CELL = 0.014
+HAND_CELL = 0.010
+MOUNT_CELL = 0.025  # the pedestal is far from every camera
+_FEWEST_FACES = 700  # smaller meshes, such as the fingers, are kept as they are
 _VERSION = 1  # of the decimation; part of the cache's file names
 _STL_RECORD = np.dtype([('normal', '<3f4'), ('corners', '<9f4'), ('attribute', '<u2')])
 _STL_HEADER = 84
@@ -51,7 +53,7 @@ def register_light_robot() -> None:
         return type(base)(name, (base,), {'__init__': build, **constants})
 
     MOUNT_MAPPING['LightRethinkMount'] = lighter('LightRethinkMount', RethinkMount, MOUNT_CELL)
-    GRIPPER_MAPPING['LightPandaGripper'] = lighter('LightPandaGripper', PandaGripper, ARM_CELL)
+    GRIPPER_MAPPING['LightPandaGripper'] = lighter('LightPandaGripper', PandaGripper, HAND_CELL)
     # Creating a robot class registers its model; the mapping names the class that controls it.
     lighter('MountedLightPanda', MountedPanda, ARM_CELL,
             default_mount='LightRethinkMount', default_gripper='LightPandaGripper')

@@ -141,7 +141,7 @@ def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
         middle = np.array([(across.max() + across.min()) / 2, along.mean()])
         position = np.append(centre + rotation[:2, :2] @ middle, height)
         cost = (0.1 * _obstruction(obstacles, position, rotation) + _turning_cost(yaw)
-                + 5 * np.ptp(across) + 100 * max(0.0, np.ptp(across) - MAX_WIDTH))
+                + 5 * np.ptp(across) + 100 * (np.ptp(across) > MAX_WIDTH))
         candidates.append(Grasp(position, rotation, cost))
     return min(candidates, key=lambda grasp: grasp.cost)
 
@@ -158,3 +158,23 @@ def aligned(fingers: np.ndarray, approach: np.ndarray) -> np.ndarray:
     fingers = fingers - approach * (fingers @ approach)
     fingers = fingers / np.linalg.norm(fingers)
     return np.stack([fingers, np.cross(approach, fingers), approach], axis=1)
+
+
+def way_out(scene: Scene, name: str) -> np.ndarray:
+    """Shortest horizontal move after which nothing is above an object, (3,) [m].
+
+    Zero if nothing is above it now; an open drawer may be.
+    """
+    own = scene.points(only=name)
+    low, high = own.min(axis=0), own.max(axis=0)
+    centre, radius = (low + high)[:2] / 2, float((high - low)[:2].max()) / 2 + 0.015
+    obstacles = scene.points(without=[name])
+    obstacles = obstacles[obstacles[:, 2] > low[2] + 0.02, :2]
+    angles = np.arange(_ANGLES) * 2 * np.pi / _ANGLES
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    for distance in np.arange(0.0, 0.17, 0.01):
+        for direction in directions:
+            move = distance * direction
+            if (np.linalg.norm(obstacles - centre - move, axis=1) > radius).all():
+                return np.append(move, 0.0)
+    return np.zeros(3)

@@ -31,12 +31,13 @@ def slide(robot: Robot, name: str, target: str, *, attempts: int = 4) -> Motion:
         yield from approach(robot, plan_grasp(scene, name))
         yield from grip(robot, CLOSED)
         height = robot.position[2] + 0.002
-
-        def place(height: float = height) -> np.ndarray:
+        for _ in range(80):
             goal = scene.position(target) + robot.position - scene.position(name)
-            return np.array([*goal[:2], height])
-        yield from reach(robot, place, tolerance=0.006, speed=0.6, turn_tolerance=np.inf,
-                         patience=80)
+            goal[2] = height
+            arrived = np.linalg.norm(goal - robot.position) < 0.006
+            if arrived or not scene.touching(name, 'gripper'):
+                break
+            yield robot.towards(goal, 0.6)
         yield from release(robot)
         if all(scene.holds(predicate) for predicate in scene.goal):
             return True

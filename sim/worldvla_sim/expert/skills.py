@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp
+from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp, way_out
 from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
 
 Motion = Generator[np.ndarray, None, bool]
@@ -80,7 +80,7 @@ def approach(robot: Robot, grasp: Grasp) -> Motion:
         # Tilting sweeps the fingers sideways: do it here, not beside what is to be taken.
         yield from reach(robot, robot.position, tolerance=0.03, turn_tolerance=0.15, patience=30)
     yield from travel(robot, grasp.before(HOVER))
-    yield from reach(robot, grasp.before(HOVER), tolerance=0.01, patience=25)
+    yield from reach(robot, grasp.before(HOVER), tolerance=0.006, patience=25)
     return (yield from reach(robot, grasp.position, tolerance=0.004, speed=0.8, patience=30))
 
 
@@ -94,6 +94,9 @@ def take(robot: Robot, name: str, *, lift: float = 0.06, lift_speed: float = 1.0
     yield from approach(robot, grasp)
     yield from grip(robot, CLOSED)
     before = scene.position(name)[2]
+    if (out := way_out(scene, name)).any():
+        yield from rise(robot, 0.015)
+        yield from reach(robot, robot.position + out, turn_tolerance=np.inf, patience=40)
     yield from rise(robot, lift, speed=lift_speed)
     return scene.position(name)[2] - before > 0.01 and scene.touching(name, 'gripper')
 

@@ -6,7 +6,9 @@ import io
 import json
 import logging
 import multiprocessing
+import os
 from pathlib import Path
+import time
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -107,6 +109,14 @@ def test_a_half_written_pack_is_noticed_and_built_again(tmp_path, quick_build, d
     assert pack.ensure_builtin_pack(tmp_path) == folder
     assert pack.is_complete(folder)
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]  # no scratch left
+
+
+def test_scratch_folders_of_killed_builds_are_removed(tmp_path, quick_build):
+    for name, age in (('.building-old', 7200), ('.building-now', 0)):
+        (tmp_path / name / 'part').mkdir(parents=True)
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    pack.ensure_builtin_pack(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {'.building-now', pack.pack_name()}
 
 
 def test_a_full_disk_is_an_error_and_leaves_nothing_behind(

@@ -60,6 +60,8 @@ def _cabinet(name: str, grain: Image, drawer_grain: Image) -> ObjectAsset:
     base = asset.body.child('base')
     base.site('top_side', (0.12534, 0.09438, 0.00147), (0.00354, 0.01567, 0.22152))
     _carcass(base, boards)
+    # LIBERO lets the cabinet float 1 cm above the table.
+    base.visual('box', (0.105, 0.080, 0.005), (_MIDDLE, 0.018, 0), material=boards)
     for level in _LEVELS:
         _drawer(base, level, fronts, metal)
     return asset

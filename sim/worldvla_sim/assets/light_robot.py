@@ -150,9 +150,10 @@ def _write_stl(target: Path, triangles: np.ndarray) -> None:
     content = b'\0' * 80 + struct.pack('<I', len(records)) + records.tobytes()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix='.', delete=False) as file:
-            file.write(content)
-        Path(file.name).replace(target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix='.') as scratch:
+            written = Path(scratch, target.name)
+            written.write_bytes(content)
+            written.replace(target)
     except OSError as error:
         raise AssetError(f'cannot write {target}: {error.strerror}; free space there, set '
                          'XDG_CACHE_HOME to another folder, or use the full robot') from error

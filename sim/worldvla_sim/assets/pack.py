@@ -6,6 +6,7 @@ package's code in about a second; `manifest.json` lists every file with its SHA-
 that a killed run or a full disk left behind is noticed and built again.
 """
 
+import contextlib
 import errno
 from functools import cache
 import hashlib
@@ -13,6 +14,7 @@ import json
 from pathlib import Path
 import shutil
 import tempfile
+import time
 
 from worldvla_ros.errors import AssetError
 from worldvla_sim.assets import (
@@ -40,6 +42,8 @@ _FAMILIES = (
 _GENERATORS = (arenas, *_FAMILIES, labels, mjcf, rooms, shapes, textures)
 _MANIFEST = 'manifest.json'
 _ATTEMPTS = 3  # another process may replace the same broken pack at the same time
+_SCRATCH_PREFIX = '.building-'
+_ABANDONED_AFTER_S = 3600.0  # a build takes seconds: an older scratch folder is a killed run's
 
 
 def ensure_builtin_pack(cache_dir: Path | None = None) -> Path:
@@ -112,7 +116,8 @@ def _ensure_in(root: Path) -> Path:
 
 def _replace(root: Path, pack: Path) -> None:
     """Build a pack beside its place and rename it there; what stood there goes away."""
-    scratch = Path(tempfile.mkdtemp(prefix='.building-', dir=root))
+    _remove_abandoned(root)
+    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH_PREFIX, dir=root))
     try:
         _write(scratch / pack.name)
         if pack.exists():
@@ -124,6 +129,14 @@ def _replace(root: Path, pack: Path) -> None:
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_abandoned(root: Path) -> None:
+    """Remove what killed builds left in a cache folder."""
+    for scratch in root.glob(f'{_SCRATCH_PREFIX}*'):
+        with contextlib.suppress(OSError):
+            if time.time() - scratch.stat().st_mtime > _ABANDONED_AFTER_S:
+                shutil.rmtree(scratch)
 
 
 def _write(folder: Path) -> None:

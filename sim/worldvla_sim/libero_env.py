@@ -8,7 +8,6 @@ come from one thread, because an OpenGL context belongs to the thread that made 
 import atexit
 from collections.abc import Iterator
 import contextlib
-from dataclasses import dataclass
 from typing import Any
 import weakref
 
@@ -17,6 +16,7 @@ import numpy as np
 from worldvla_ros.datatypes import ACTION_DIM
 from worldvla_ros.errors import SimulationError
 from worldvla_sim.libero_setup import check_renderer, import_libero, resolve_assets, use_assets
+from worldvla_sim.observation import Privileged, SimObservation
 from worldvla_sim.tasks import initial_states, load_task
 
 CONTROL_PERIOD = 0.05
@@ -30,34 +30,6 @@ MSAA_LEVELS = (0, 4)
 ROBOTS = ('light', 'full')
 _RESET_ATTEMPTS = 10
 _ARM_DOF = 7
-
-
-@dataclass(frozen=True, eq=False)
-class SimObservation:
-    """What the robot sees and feels after a control step; all arrays are read-only copies."""
-
-    agentview: np.ndarray | None  # (H, W, 3) uint8 RGB, rotated by 180 degrees as in training
-    wrist: np.ndarray | None  # (H, W, 3) uint8 RGB, same rotation; None unless asked for
-    joint_positions: np.ndarray  # (7,) float64 [rad]
-    gripper_positions: np.ndarray  # (2,) float64 [m], left and right finger
-    ee_position: np.ndarray  # (3,) float64 [m] grip site in the world frame
-    ee_quaternion: np.ndarray  # (4,) float64 xyzw, hand body in the world frame
-    time: float  # [s] simulated since the scene settled
-
-    def __post_init__(self) -> None:
-        """Freeze the arrays."""
-        for value in vars(self).values():
-            if isinstance(value, np.ndarray):
-                value.setflags(write=False)
-
-
-@dataclass(frozen=True, eq=False)
-class Privileged:
-    """Ground truth that no camera shows: for experts, metrics and tests, never for policies."""
-
-    bodies: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (3,) [m], (4,) wxyz; world frame
-    sites: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (3,) [m], (3, 3) axes; world frame
-    joints: dict[str, float]  # joint of a fixture -> [m] or [rad]
 
 
 @contextlib.contextmanager
@@ -100,6 +72,7 @@ class LiberoEnv:
     """
 
     control_period = CONTROL_PERIOD
+    _env: Any = None
 
     def __init__(self, suite: str, task: int, *, assets: str = 'auto', robot: str = 'light',
                  msaa: int = 4, image_size: int = 256, wrist: bool = False, render: bool = True,
@@ -111,7 +84,6 @@ class LiberoEnv:
         self._assets = resolve_assets(assets)
         self._cameras = ('agentview', 'robot0_eye_in_hand')[:1 + wrist] if render else ()
         self._image_size = image_size
-        self._env: Any = None
         self.steps = 0
         self.success = False
         if render:
@@ -337,6 +309,10 @@ class LiberoEnv:
                   for fixture in libero.fixtures_dict.values() for joint in fixture.joints}
         return Privileged(bodies, sites, joints)
 
+    def state(self) -> np.ndarray:
+        """Return the flat state [time, qpos, qvel], as official initial states are stored."""
+        return self._libero.sim.get_state().flatten()
+
     def close(self) -> None:
         """Free the OpenGL context and the simulation; a second call does nothing."""
         env, self._env = self._env, None
@@ -347,3 +323,6 @@ class LiberoEnv:
             context.gl_ctx.make_current()
             del context
         env.sim.free()
+
+    def __del__(self) -> None:
+        self.close()

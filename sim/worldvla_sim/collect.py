@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Record demonstrations of the expert: `python -m worldvla_sim.collect --help`.
+
+Every episode starts from a random reset, never from an official initial state. An episode is
+written to a file of its own as soon as it succeeds, and the files of a task are joined into
+`<task>_demo.hdf5` at the end, so a killed run loses at most the episodes it was playing.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+import functools
+import json
+from pathlib import Path
+import shutil
+import sys
+
+from tqdm import tqdm
+
+from worldvla_ros.errors import ConfigError, SimulationError, WorldVLAError
+from worldvla_sim.demonstrations import (
+    DemonstrationRecorder,
+    demonstration_names,
+    open_demonstrations,
+    whole_file,
+    write_demonstration,
+)
+from worldvla_sim.evaluate import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, parse_indices
+from worldvla_sim.expert.noise import ActionNoise
+from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
+from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
+from worldvla_sim.policies import make_policy
+from worldvla_sim.tasks import SUITES, load_task, suite_tasks
+from worldvla_sim.workers import JobFailure, WorkerPool
+
+_MAX_ATTEMPTS_PER_DEMO = 4
+
+
+@dataclass(frozen=True)
+class CollectionSettings:
+    """All that decides what a demonstration with a given attempt number looks like."""
+
+    suite: str
+    assets: str
+    robot: str = 'light'
+    msaa: int = 4
+    image_size: int = 256  # [px]
+    wrist: bool = False
+    noise: float = 0.1  # standard deviation of the executed translation, controller input
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try to record a demonstration."""
+
+    task: int
+    number: int  # counts the tries of a task from 0; with the seed it fixes layout and noise
+
+
+class AttemptFolder:
+    """The files of one task's attempts: one HDF5 per success, an empty marker per failure."""
+
+    def __init__(self, out: Path, settings: CollectionSettings, task: int, per_task: int) -> None:
+        self.task, self.per_task = task, per_task
+        name = load_task(settings.suite, task).name
+        self.final = out / f'{name}_demo.hdf5'
+        self.path = out / f'.{name}.attempts'
+
+    def success_file(self, number: int) -> Path:
+        """Where a successful attempt is kept."""
+        return self.path / f'{number:05d}.hdf5'
+
+    def failure_marker(self, number: int) -> Path:
+        """Says that an attempt was played and failed."""
+        return self.path / f'{number:05d}.failed'
+
+    @property
+    def successes(self) -> list[Path]:
+        """Whole demonstrations so far, in the order of their attempts."""
+        return sorted(self.path.glob('*.hdf5'))
+
+    @property
+    def failures(self) -> int:
+        """Number of attempts that failed."""
+        return len(list(self.path.glob('*.failed')))
+
+    def is_complete(self) -> bool:
+        """Whether the task's final file is there with enough demonstrations."""
+        if not self.final.exists():
+            return False
+        with open_demonstrations(self.final) as data:
+            return len(demonstration_names(data)) >= self.per_task
+
+    def next_attempts(self) -> list[Attempt]:
+        """Return as many new attempts as demonstrations are missing.
+
+        :raises SimulationError: far too many attempts failed.
+        """
+        missing = self.per_task - len(self.successes)
+        if self.failures > _MAX_ATTEMPTS_PER_DEMO * self.per_task:
+            raise SimulationError(f'task {self.task}: {self.failures} attempts failed for '
+                                  f'{len(self.successes)} demonstrations; less noise may help')
+        numbers = (number for number in range(10 ** 5)
+                   if not self.success_file(number).exists()
+                   and not self.failure_marker(number).exists())
+        return [Attempt(self.task, next(numbers)) for _ in range(missing)]
+
+    def join(self, settings: CollectionSettings) -> None:
+        """Copy the first `per_task` demonstrations into the final file; drop the rest."""
+        task = load_task(settings.suite, self.task)
+        with whole_file(self.final) as file:
+            data = file.create_group('data')
+            total = 0
+            for index, path in enumerate(self.successes[:self.per_task]):
+                with open_demonstrations(path) as one:
+                    file.copy(one['demo_0'], data, name=f'demo_{index}')
+                total += int(data[f'demo_{index}'].attrs['num_samples'])
+            data.attrs.update({
+                'num_demos': self.per_task, 'total': total, 'num_failed': self.failures,
+                'macros_image_convention': 'opengl', 'bddl_file_name': task.bddl_path.name,
+                'problem_info': json.dumps({'language_instruction': task.instruction,
+                                            'suite': task.suite, 'task': task.index}),
+                'env_args': json.dumps(asdict(settings))})
+        shutil.rmtree(self.path)
+
+
+class AttemptRunner:
+    """Plays attempts in a worker process and writes each success to its own file."""
+
+    def __init__(self, settings: CollectionSettings, out: Path, per_task: int) -> None:
+        self._settings, self._out, self._per_task = settings, out, per_task
+        self._env: LiberoEnv | None = None
+
+    def __call__(self, attempt: Attempt) -> bool:
+        """Play one attempt; True if a demonstration was written."""
+        settings, folder = self._settings, AttemptFolder(
+            self._out, self._settings, attempt.task, self._per_task)
+        if self._env is None or self._env.task != attempt.task:
+            if self._env is not None:
+                self._env.close()
+            self._env = LiberoEnv(
+                settings.suite, attempt.task, assets=settings.assets, robot=settings.robot,
+                msaa=settings.msaa, image_size=settings.image_size, wrist=settings.wrist)
+        seed = 100_000 * settings.seed + attempt.number
+        recorder = record_episode(self._env, seed, settings.noise)
+        if recorder is None:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            folder.failure_marker(attempt.number).touch()
+            return False
+        demo = recorder.finish(seed=seed, noise=settings.noise)
+        with whole_file(folder.success_file(attempt.number)) as file:
+            write_demonstration(file.create_group('data'), 'demo_0', demo)
+        return True
+
+
+def record_episode(env: LiberoEnv, seed: int, noise: float) -> DemonstrationRecorder | None:
+    """Let the expert play a random reset; None when it did not succeed in the step limit."""
+    observation = env.reset(None, seed=seed)
+    recorder, disturbance = DemonstrationRecorder(env), ActionNoise(noise, seed)
+    expert = make_policy('expert')
+    expert.start(env, observation)
+    while not env.success and env.steps < env.max_steps:
+        action = expert.act(observation)
+        executed = disturbance.perturb(action)
+        recorder.add(observation, action, executed)
+        observation = env.step(executed)
+    return recorder if env.success else None
+
+
+def collect(settings: CollectionSettings, tasks: Sequence[int], per_task: int, out: Path, *,
+            workers: int = 1) -> dict[int, int]:
+    """Record until every task has its demonstrations; return failed attempts per task.
+
+    :raises SimulationError: an attempt ended in an error, such as a full disk.
+    """
+    _check_settings(out, settings)
+    folders = [AttemptFolder(out, settings, task, per_task) for task in tasks]
+    open_folders = [folder for folder in folders if not folder.is_complete()]
+    failed = dict.fromkeys(tasks, 0)
+    done = sum(per_task if folder not in open_folders else len(folder.successes)
+               for folder in folders)
+    with tqdm(total=per_task * len(tasks), initial=done, unit='demo') as progress:
+        while open_folders:
+            attempts = [attempt for folder in open_folders for attempt in folder.next_attempts()]
+            _run_attempts(attempts, settings, out, per_task, workers, progress)
+            for folder in open_folders:
+                failed[folder.task] = folder.failures
+                if len(folder.successes) >= per_task:
+                    folder.join(settings)
+            open_folders = [folder for folder in open_folders if not folder.is_complete()]
+    return failed
+
+
+def _run_attempts(attempts: Sequence[Attempt], settings: CollectionSettings, out: Path,
+                  per_task: int, workers: int, progress: tqdm) -> None:
+    pool: WorkerPool[Attempt, bool] = WorkerPool(
+        functools.partial(AttemptRunner, settings, out, per_task), workers)
+    answers = pool.run(attempts)
+    try:
+        for attempt, answer in answers:
+            if isinstance(answer, JobFailure):
+                raise SimulationError(f'attempt {attempt.number} of task {attempt.task}: '
+                                      f'{answer.reason}')
+            progress.update(int(answer))
+    finally:
+        answers.close()
+
+
+def _check_settings(out: Path, settings: CollectionSettings) -> None:
+    """Keep one folder to one set of settings, so that a resumed run does not mix them."""
+    path = out / 'collection.json'
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if path.exists() and (earlier := json.loads(path.read_text())) != asdict(settings):
+            raise ConfigError(f'{out} holds demonstrations made with other settings ({earlier}); '
+                              f'name another folder')
+        path.write_text(json.dumps(asdict(settings)) + '\n')
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'cannot use the folder {out}: {error}') from error
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m worldvla_sim.collect',
+        description='Record expert demonstrations as LIBERO-format HDF5; run again to resume.')
+    parser.add_argument('--suite', required=True, help=', '.join(SUITES))
+    parser.add_argument('--tasks', type=parse_indices, help='such as 0,3-5 (default: all)')
+    parser.add_argument('--per-task', type=int, default=50)
+    parser.add_argument('--noise', type=float, default=0.1,
+                        help='standard deviation of the executed motion (default: 0.1)')
+    parser.add_argument('--workers', type=int, default=1)
+    parser.add_argument('--image-size', type=int, default=256, help='[px] (default: 256)')
+    parser.add_argument('--wrist', action='store_true', help='record the wrist camera too')
+    parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
+    parser.add_argument('--robot', choices=ROBOTS, default='light')
+    parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=4)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--out', type=Path, required=True)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when all demonstrations are there, 2 on errors, 130 on Ctrl-C."""
+    options = _parser().parse_args(argv)
+    try:
+        settings = CollectionSettings(
+            options.suite, resolve_assets(options.assets).kind, options.robot, options.msaa,
+            options.image_size, options.wrist, options.noise, options.seed)
+        tasks = options.tasks or range(len(suite_tasks(options.suite)))
+        failed = collect(settings, tasks, options.per_task, options.out, workers=options.workers)
+    except WorldVLAError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print('interrupted; the same command continues', file=sys.stderr)
+        return EXIT_INTERRUPTED
+    for task, count in failed.items():
+        print(f'task {task}: {options.per_task} demonstrations, {count} failed attempts dropped')
+    return EXIT_OK
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Demonstrations in LIBERO's HDF5 format: recorded, written whole or not at all, read back.
+
+A file holds one task: group `data`, in it `demo_0`, `demo_1`, ... Conventions of LIBERO's own
+files that are easy to miss: images are upside down, as robosuite renders them (`image[::-1]` is
+upright, `image[::-1, ::-1]` is what policies get); gripper actions are -1 open and 1 close. Unlike
+LIBERO's converter, index t of `obs` is what the expert saw *before* `actions[t]`.
+"""
+
+from collections.abc import Iterator
+import contextlib
+from dataclasses import dataclass, field
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from worldvla_ros.errors import SimulationError
+from worldvla_sim.libero_env import LiberoEnv, SimObservation
+
+
+@dataclass(eq=False)
+class Demonstration:
+    """One successful episode of the expert: T control steps."""
+
+    suite: str
+    task: int
+    instruction: str
+    actions: np.ndarray  # (T, 7) float64 clean expert actions: the labels
+    executed_actions: np.ndarray  # (T, 7) float64 what was executed, noise included
+    states: np.ndarray  # (T, 1 + nq + nv) float64 before each action
+    agentview: np.ndarray  # (T, H, W, 3) uint8 RGB before each action, rotated as policies see it
+    wrist: np.ndarray | None  # likewise, if it was recorded
+    joint_positions: np.ndarray  # (T, 7) float64 [rad]
+    gripper_positions: np.ndarray  # (T, 2) float64 [m]
+    ee_positions: np.ndarray  # (T, 3) float64 [m] in the world frame
+    ee_quaternions: np.ndarray  # (T, 4) float64 xyzw in the world frame
+    attributes: dict[str, Any] = field(default_factory=dict)  # seed, noise, assets, ...
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+class DemonstrationRecorder:
+    """Collects one episode step by step."""
+
+    def __init__(self, env: LiberoEnv) -> None:
+        self._env = env
+        self._observations: list[SimObservation] = []
+        self._actions: list[np.ndarray] = []
+        self._executed: list[np.ndarray] = []
+        self._states: list[np.ndarray] = []
+
+    def add(self, observation: SimObservation, action: np.ndarray, executed: np.ndarray) -> None:
+        """Note what was seen, what the expert would do, and what is about to be executed."""
+        self._observations.append(observation)
+        self._actions.append(action)
+        self._executed.append(executed)
+        self._states.append(self._env.state())
+
+    def finish(self, **attributes: Any) -> Demonstration:
+        """Return the episode; `attributes` say how it was made."""
+        seen = self._observations
+        wrist = None if seen[0].wrist is None else np.stack([view.wrist for view in seen])
+        return Demonstration(
+            suite=self._env.suite, task=self._env.task, instruction=self._env.instruction,
+            actions=np.stack(self._actions), executed_actions=np.stack(self._executed),
+            states=np.stack(self._states), wrist=wrist,
+            agentview=np.stack([view.agentview for view in seen]),
+            joint_positions=np.stack([view.joint_positions for view in seen]),
+            gripper_positions=np.stack([view.gripper_positions for view in seen]),
+            ee_positions=np.stack([view.ee_position for view in seen]),
+            ee_quaternions=np.stack([view.ee_quaternion for view in seen]),
+            attributes=attributes | {'assets': self._env.assets})
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[h5py.File]:
+    """Write an HDF5 file beside its place and rename it when it is complete.
+
+    :raises SimulationError: the disk is full or the folder cannot be written; nothing is left.
+    """
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with h5py.File(temporary, 'w') as file:
+            yield file
+        with temporary.open('rb+') as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # h5py reports a failed close as RuntimeError
+        full = getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)
+        advice = 'the disk is full; free space and run again, what is whole is kept'
+        raise SimulationError(f'cannot write {path}: {advice if full else error}') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_demonstration(parent: h5py.Group, name: str, demo: Demonstration) -> None:
+    """Write one demonstration as the group `name` in LIBERO's layout."""
+    group = parent.create_group(name)
+    last = np.zeros(len(demo), dtype=np.uint8)
+    last[-1] = 1
+    rotation_vectors = Rotation.from_quat(demo.ee_quaternions).as_rotvec()
+    arrays = {
+        'actions': demo.actions, 'executed_actions': demo.executed_actions,
+        'states': demo.states, 'dones': last, 'rewards': last,
+        'robot_states': np.hstack([demo.gripper_positions, demo.ee_positions,
+                                   demo.ee_quaternions]),
+        'obs/ee_pos': demo.ee_positions, 'obs/ee_ori': rotation_vectors,
+        'obs/ee_states': np.hstack([demo.ee_positions, rotation_vectors]),
+        'obs/gripper_states': demo.gripper_positions, 'obs/joint_states': demo.joint_positions,
+    }
+    for key, array in arrays.items():
+        group.create_dataset(key, data=array)
+    for key, images in (('agentview_rgb', demo.agentview), ('eye_in_hand_rgb', demo.wrist)):
+        if images is not None:
+            group.create_dataset(f'obs/{key}', data=images[:, ::-1, ::-1], compression='gzip',
+                                 compression_opts=1, chunks=(1, *images.shape[1:]))
+    group.attrs['num_samples'] = len(demo)
+    group.attrs['init_state'] = demo.states[0]
+    group.attrs['problem_info'] = json.dumps({'language_instruction': demo.instruction,
+                                              'suite': demo.suite, 'task': demo.task})
+    for key, value in demo.attributes.items():
+        group.attrs[key] = value
+
+
+def read_demonstration(group: h5py.Group) -> Demonstration:
+    """Read one demonstration back; in LIBERO's own files the labels are what was executed."""
+    obs, info = group['obs'], json.loads(group.attrs.get('problem_info', '{}'))
+    actions = group['actions'][:]
+
+    def images(key: str) -> np.ndarray | None:
+        return obs[key][:][:, ::-1, ::-1] if key in obs else None
+    states = group['robot_states'][:]
+    return Demonstration(
+        suite=info.get('suite', ''), task=info.get('task', -1),
+        instruction=info.get('language_instruction', ''), actions=actions,
+        executed_actions=group['executed_actions'][:] if 'executed_actions' in group else actions,
+        states=group['states'][:], agentview=images('agentview_rgb'),
+        wrist=images('eye_in_hand_rgb'), joint_positions=obs['joint_states'][:],
+        gripper_positions=states[:, :2], ee_positions=states[:, 2:5],
+        ee_quaternions=states[:, 5:9], attributes=dict(group.attrs))
+
+
+@contextlib.contextmanager
+def open_demonstrations(path: Path) -> Iterator[h5py.Group]:
+    """Open a demonstration file for reading and give its group `data`.
+
+    :raises SimulationError: the file is missing, damaged or of another kind.
+    """
+    try:
+        with h5py.File(path, 'r') as file:
+            yield file['data']
+    except (OSError, KeyError) as error:
+        raise SimulationError(f'{path} is not a readable demonstration file: {error}') from error
+
+
+def demonstration_names(data: h5py.Group) -> list[str]:
+    """Return the names of the demonstrations in numeric order."""
+    return sorted((name for name in data if name.startswith('demo_')),
+                  key=lambda name: int(name.removeprefix('demo_')))
+
+
+def iterate_demonstrations(path: Path) -> Iterator[Demonstration]:
+    """Yield the demonstrations of a file one after the other."""
+    with open_demonstrations(path) as data:
+        for name in demonstration_names(data):
+            yield read_demonstration(data[name])

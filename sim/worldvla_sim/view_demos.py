@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look at demonstrations: table, contact sheet, video, action histogram.
+
+Usage: `python -m worldvla_sim.view_demos --help`. Pictures are shown upright, not mirrored.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+import contextlib
+import os
+from pathlib import Path
+import sys
+
+import numpy as np
+from PIL import Image
+
+from worldvla_ros.errors import ConfigError, WorldVLAError
+from worldvla_sim.demonstrations import (
+    Demonstration,
+    demonstration_names,
+    open_demonstrations,
+    read_demonstration,
+)
+
+AXES = ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'gripper')
+NO_OP_NORM = 1e-4  # motions below this are no-ops to the published filter
+_FRAME_RATE = 20  # [Hz] of the control loop
+_SHEET_FRAMES, _SHEET_COLUMNS = 24, 6
+
+
+@contextlib.contextmanager
+def _renamed_when_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name with the same suffix; rename it at the end."""
+    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f'cannot write {path}: {error}') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def upright(images: np.ndarray) -> np.ndarray:
+    """Undo the mirroring of policy images, (T, H, W, 3)."""
+    return images[:, :, ::-1]
+
+
+def write_video(images: np.ndarray, path: Path) -> None:
+    """Write frames as an H.264 mp4 at the control rate.
+
+    :param images: (T, H, W, 3) uint8 RGB with even H and W.
+    """
+    import imageio_ffmpeg
+    with _renamed_when_whole(path) as temporary:
+        height, width = images.shape[1:3]
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary), (width, height), fps=_FRAME_RATE, codec='libx264',
+            macro_block_size=2, ffmpeg_log_level='error')
+        writer.send(None)
+        for image in images:
+            writer.send(np.ascontiguousarray(image))
+        writer.close()
+
+
+def contact_sheet(images: np.ndarray) -> np.ndarray:
+    """Lay evenly spaced frames out in rows, (rows * H, columns * W, 3) uint8."""
+    chosen = images[np.linspace(0, len(images) - 1, _SHEET_FRAMES).astype(int)]
+    rows = chosen.reshape(-1, _SHEET_COLUMNS, *images.shape[1:])
+    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+
+
+def no_ops(actions: np.ndarray) -> np.ndarray:
+    """Which actions the published filter would drop, (T,) bool."""
+    still = np.linalg.norm(actions[:, :6], axis=1) < NO_OP_NORM
+    same_grip = np.concatenate([[False], actions[1:, 6] == actions[:-1, 6]])
+    return still & same_grip
+
+
+def statistics_table(demos: Sequence[np.ndarray]) -> str:
+    """Return lengths and the range of every action axis over all demonstrations.
+
+    :param demos: actions of each demonstration, (T, 7).
+    """
+    lengths, actions = [len(demo) for demo in demos], np.concatenate(demos)
+    idle = sum(int(no_ops(demo).sum()) for demo in demos)
+    lines = [f'{len(demos)} demonstrations, {sum(lengths)} steps; length min {min(lengths)}, '
+             f'mean {np.mean(lengths):.0f}, max {max(lengths)}; {idle} no-ops',
+             f'{"axis":>8} {"min":>7} {"1 %":>7} {"mean":>7} {"99 %":>7} {"max":>7} {"std":>7}']
+    for name, values in zip(AXES, actions.T, strict=True):
+        low, high = np.percentile(values, [1, 99])
+        lines.append(f'{name:>8} {values.min():7.3f} {low:7.3f} {values.mean():7.3f} {high:7.3f} '
+                     f'{values.max():7.3f} {values.std():7.3f}')
+    return '\n'.join(lines)
+
+
+def plot_histograms(actions: np.ndarray, path: Path) -> None:
+    """Plot the distribution of every action axis, (N, 7), as a PNG with logarithmic counts."""
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(14, 5), layout='constrained')
+    panels = figure.subplots(2, 4).ravel()
+    for panel, name, values in zip(panels, AXES, actions.T, strict=False):
+        panel.hist(values, bins=np.linspace(-1, 1, 65), color='#31688e')
+        panel.set(title=name, yscale='log', xlim=(-1.05, 1.05))
+    panels[4].set(xlabel='controller input', ylabel='steps')
+    panels[7].axis('off')
+    with _renamed_when_whole(path) as temporary:
+        figure.savefig(temporary, format='png', dpi=100)
+
+
+def _save_sheet(demo: Demonstration, path: Path) -> None:
+    with _renamed_when_whole(path) as temporary:
+        Image.fromarray(contact_sheet(upright(demo.agentview))).save(temporary, format='png')
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='python -m worldvla_sim.view_demos',
+                                     description='Look at a LIBERO-format demonstration file.')
+    parser.add_argument('file', type=Path)
+    parser.add_argument('--demo', type=int, default=0, help='for --mp4 and --sheet (default: 0)')
+    parser.add_argument('--mp4', type=Path, help='write a video of the demonstration')
+    parser.add_argument('--sheet', type=Path, help='write a contact sheet (PNG)')
+    parser.add_argument('--histogram', type=Path, help='plot the actions of the whole file (PNG)')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the statistics of a file and write the pictures asked for."""
+    options = _parser().parse_args(argv)
+    try:
+        with open_demonstrations(options.file) as data:
+            names = demonstration_names(data)
+            if f'demo_{options.demo}' not in names:
+                raise ConfigError(f'{options.file} has {len(names)} demonstrations, there is no '
+                                  f'demo {options.demo}')
+            actions = [data[name]['actions'][:] for name in names]
+            demo = read_demonstration(data[f'demo_{options.demo}'])
+        print(f'{demo.instruction}\n{statistics_table(actions)}')
+        if options.mp4:
+            write_video(upright(demo.agentview), options.mp4)
+        if options.sheet:
+            _save_sheet(demo, options.sheet)
+        if options.histogram:
+            plot_histograms(np.concatenate(actions), options.histogram)
+    except WorldVLAError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -20,6 +20,7 @@ from worldvla_sim.assets import cache, labels, pack
 from worldvla_sim.assets.acceptance import load_expectations
 from worldvla_sim.assets.check import check_task
 from worldvla_sim.assets.forced_goal import force_goal
+from worldvla_sim.assets.gallery import contact_sheet
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.tasks import SUITES, suite_tasks
 
@@ -249,3 +250,10 @@ def test_every_room_renders_and_its_objects_show(suite, task):
     assert with_objects.std() > 20 and 40 < with_objects.mean() < 220
     changed = np.abs(with_objects - without_objects).max(axis=2) > 30
     assert changed.mean() > 0.005
+
+
+def test_a_contact_sheet_holds_every_picture_in_order():
+    pictures = [np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30)]
+    sheet = contact_sheet(pictures, columns=2)
+    assert sheet.shape == (8, 12, 3)
+    assert [sheet[0, 0, 0], sheet[0, 6, 0], sheet[4, 0, 0]] == [10, 20, 30]

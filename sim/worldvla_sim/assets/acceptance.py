@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare assets with what LIBERO's tasks expect: state layout, resting poses, goals.
+"""Compare assets with what LIBERO's tasks expect of the state layout and of resting poses.
 
-Each function returns sentences that say what does not fit; none means that all fits.
+Each function returns what does not fit; an empty list means that all fits.
 """
 
 from collections.abc import Mapping
@@ -9,12 +9,14 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mujoco
 import numpy as np
 
 from worldvla_ros.errors import AssetError
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.tasks import initial_states
 
+Pose = tuple[np.ndarray, np.ndarray]  # (3,) [m], (4,) wxyz
 EXPECTED_FILE = Path(__file__).parents[3] / 'test' / 'sim' / 'expected_state_layout.json'
 SETTLE_STEPS = 20  # no-op control steps, one second
 HEIGHT_TOLERANCE = 0.001  # [m]
@@ -55,15 +57,13 @@ def layout_misfits(env: LiberoEnv, expected: Mapping[str, Any]) -> list[str]:
     model = env.model
     names = [model.joint(k).name for k in range(_ROBOT_JOINTS, model.njnt)]
     addresses = [int(model.jnt_qposadr[k]) for k in range(_ROBOT_JOINTS, model.njnt)]
-    widths = {
+    compared = {
         'nq': (model.nq, task['nq']), 'nv': (model.nv, task['nv']),
         'state width': (1 + model.nq + model.nv, initial_states(env.task_info).shape[1]),
         'joints': (names, task['joints']), 'addresses': (addresses, task['qpos_addresses']),
     }
-    return [f'{key} {got}, expected {want}' for key, (got, want) in widths.items() if got != want]
-
-
-Pose = tuple[np.ndarray, np.ndarray]  # (3,) [m], (4,) wxyz
+    return [f'{key} {got}, expected {want}' for key, (got, want) in compared.items()
+            if got != want]
 
 
 class Finding(NamedTuple):
@@ -133,7 +133,6 @@ def _obstacle(
     Every object is put where its initial state has it, at its resting height; `name` is then
     lowered from its own initial height.  The scene is changed.
     """
-    import mujoco
     model, data = env.model, env.data
     for other, height in heights.items():
         data.joint(f'{other}_joint0').qpos[:] = (*before[other][0][:2], height, *before[other][1])

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import numpy as np
 
-from worldvla_sim.assets.mjcf import Vector, numbers, turn
+from worldvla_sim.assets.mjcf import Vector, turn
 from worldvla_sim.assets.rooms import Room
 from worldvla_sim.assets.textures import Label, plaster, tiles, to_png, wood
 
@@ -40,10 +40,9 @@ def _add_table(room: Room) -> None:
     """Add the table that LIBERO resizes to 1 x 1.2 m; the sizes written here are placeholders."""
     room.material('table_wood', wood((214, 186, 150), 9, 256))
     table = room.body('table')
-    size = numbers((0.4, 0.4, 0.4))
-    room.support('table_collision', 'box', size, parent=table)
-    room.scenery('box', (0.4, 0.4, 0.4), (0, 0, 0), 'table_wood', name='table_visual',
-                 parent=table)
+    size, middle = (0.4, 0.4, 0.4), (0, 0, 0)
+    room.support(size, middle, parent=table, name='table_collision')
+    room.scenery('box', size, middle, 'table_wood', parent=table, name='table_visual')
     for k in range(1, 5):
         room.scenery('cylinder', (0.05, 0.1), (0, 0, 0), 'table_wood',
                      name=f'table_leg{k}_visual', parent=table)
@@ -151,7 +150,7 @@ def _study() -> Room:
 def _slab(room: Room, table: ET.Element, half: Vector, top: Vector) -> None:
     """Add a table top, given the middle of its upper side."""
     pos = (top[0], top[1], top[2] - half[2])
-    room.support(None, 'box', numbers(half), pos, parent=table)
+    room.support(half, pos, parent=table)
     room.scenery('box', half, pos, 'table_wood', parent=table)
 
 

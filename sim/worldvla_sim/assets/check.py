@@ -38,23 +38,28 @@ def check_task(
         return findings
 
 
+def state_list(text: str) -> list[int]:
+    """Parse comma-separated indices of initial states."""
+    return [int(part) for part in text.split(',')]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the checks that the command line asks for; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--suite', choices=SUITES, action='append', help='default: all four')
-    parser.add_argument('--init-states', default='0,17,34', help='official states to settle')
+    parser.add_argument('--init-states', type=state_list, default=[0, 17, 34],
+                        help='official states to settle, e.g. 0,17,34')
     parser.add_argument('--assets', default='builtin', choices=('builtin', 'official'))
     parser.add_argument('--expected', type=Path, default=EXPECTED_FILE)
     options = parser.parse_args(arguments)
     expected = load_expectations(options.expected)
-    states = [int(text) for text in options.init_states.split(',')]
     bad = 0
     for suite in options.suite or SUITES:
         for task in suite_tasks(suite):
             start = time.monotonic()
             try:
                 findings = check_task(suite, task.index, assets=options.assets,
-                                      init_states=states, expected=expected)
+                                      init_states=options.init_states, expected=expected)
             except SimulationError as error:
                 findings = [Finding(str(error), None)]
             misfit = any(finding.explanation is None for finding in findings)

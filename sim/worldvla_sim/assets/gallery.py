@@ -13,6 +13,7 @@ import sys
 import numpy as np
 from PIL import Image as Picture
 
+from worldvla_ros.errors import SimulationError
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.libero_setup import configure_gl
 from worldvla_sim.tasks import SUITES, Task, suite_tasks
@@ -57,6 +58,7 @@ def photograph_room(name: str, *, assets: str, robot: str, size: int) -> np.ndar
     option.geomgroup[0] = 0  # collision geometry
     with LiberoEnv(suite, task, assets=assets, robot=robot, render=False) as env:
         env.reset(0)
+        env.model.vis.global_.offwidth = env.model.vis.global_.offheight = size
         with mujoco.Renderer(env.model, size, size) as renderer:
             renderer.update_scene(env.data, camera, option)
             return renderer.render()
@@ -111,8 +113,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--size', type=int, default=256, help='edge of each picture [px]')
     parser.add_argument('--suite', choices=SUITES, action='append', help='default: all four')
     options = parser.parse_args(arguments)
-    page = write_gallery(options.out, assets=options.assets, robot=options.robot,
-                         size=options.size, suites=tuple(options.suite or SUITES))
+    try:
+        page = write_gallery(options.out, assets=options.assets, robot=options.robot,
+                             size=options.size, suites=tuple(options.suite or SUITES))
+    except (SimulationError, OSError) as error:
+        raise SystemExit(f'no gallery: {error}') from error
     print(f'wrote {page}')
     return 0
 

@@ -22,11 +22,13 @@ Vector = Sequence[float]
 Color = tuple[float, float, float]  # red, green, blue in [0, 1]
 ORIGIN = (0.0, 0.0, 0.0)
 
-# Contact parameters of every object: stiff and high friction, so that 20 g objects neither sink
-# into the table nor slip out of the gripper (facts: LIBERO's own objects use the same magnitudes).
-CONTACT = {
-    'solref': '0.004 1', 'solimp': '0.97 0.99 0.001', 'friction': '0.95 0.3 0.1',
+# Collision geoms: stiff and of high friction, so that 20 g objects neither sink into the table nor
+# slip out of the gripper; the magnitudes are those of LIBERO's own objects.
+_CONTACT = {
+    'group': '0', 'rgba': '0 0 0 0', 'solref': '0.004 1', 'solimp': '0.97 0.99 0.001',
+    'friction': '0.95 0.3 0.1',
 }
+_LOOKS = {'group': '1', 'contype': '0', 'conaffinity': '0', 'mass': '0'}
 
 
 def numbers(values: Vector | np.ndarray) -> str:
@@ -68,19 +70,17 @@ class Body:
 
     def collision(
         self, shape: str, size: Vector, pos: Vector = ORIGIN, quat: Vector | None = None, *,
-        mass: float, name: str | None = None,
+        mass: float,
     ) -> None:
         """Append an invisible geom that touches and weighs."""
-        self._geom(shape, size, pos, quat, name, {
-            'group': '0', 'rgba': '0 0 0 0', 'mass': numbers([mass]), **CONTACT,
-        })
+        self._geom(shape, size, pos, quat, {'mass': numbers([mass]), **_CONTACT})
 
     def visual(
         self, shape: str, size: Vector, pos: Vector = ORIGIN, quat: Vector | None = None, *,
-        material: str, name: str | None = None,
+        material: str,
     ) -> None:
         """Append a primitive geom that is only seen."""
-        self._geom(shape, size, pos, quat, name, {'material': material, **_LOOKS})
+        self._geom(shape, size, pos, quat, {'material': material, **_LOOKS})
 
     def solid(
         self, shape: str, size: Vector, pos: Vector = ORIGIN, quat: Vector | None = None, *,
@@ -111,7 +111,7 @@ class Body:
     ) -> None:
         """Append a mesh that is only seen; `key` names it within the asset."""
         name = self._asset.add_mesh(key, mesh)
-        self._geom('mesh', None, pos, quat, None, {'mesh': name, 'material': material, **_LOOKS})
+        self._geom('mesh', None, pos, quat, {'mesh': name, 'material': material, **_LOOKS})
 
     def joint(
         self, name: str, kind: str, axis: Vector, limits: tuple[float, float], damping: float,
@@ -141,17 +141,11 @@ class Body:
 
     def _geom(
         self, shape: str, size: Vector | None, pos: Vector, quat: Vector | None,
-        name: str | None, attributes: dict[str, str],
+        attributes: dict[str, str],
     ) -> None:
-        given = {'name': name, 'type': shape}
-        given['size'] = None if size is None else numbers(size)
-        given['pos'] = numbers(pos)
-        given['quat'] = None if quat is None else numbers(quat)
-        kept = {key: value for key, value in given.items() if value is not None}
-        ET.SubElement(self.element, 'geom', {**kept, **attributes})
-
-
-_LOOKS = {'group': '1', 'contype': '0', 'conaffinity': '0', 'mass': '0'}
+        given = {'size': size, 'pos': pos, 'quat': quat}
+        placed = {key: numbers(value) for key, value in given.items() if value is not None}
+        ET.SubElement(self.element, 'geom', {'type': shape, **placed, **attributes})
 
 
 class ObjectAsset:

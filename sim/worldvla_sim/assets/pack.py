@@ -37,8 +37,7 @@ from worldvla_sim.assets.cache import user_cache, writable_cache
 
 FORMAT_VERSION = 1  # of manifest.json
 PACK_VERSION = '1.0'  # of what the assets look like; quoted with evaluation results
-_FAMILIES = (
-    groceries, dishes, mugs, cookware, wine, desk, drawers, appliances)
+_FAMILIES = (groceries, dishes, mugs, cookware, wine, desk, drawers, appliances)
 _GENERATORS = (arenas, *_FAMILIES, labels, mjcf, rooms, shapes, textures)
 _MANIFEST = 'manifest.json'
 _ATTEMPTS = 3  # another process may replace the same broken pack at the same time
@@ -80,7 +79,7 @@ def build_files() -> dict[str, bytes]:
 
 
 def is_complete(pack: Path) -> bool:
-    """Tell whether a folder holds exactly the files its manifest lists, with their digests."""
+    """Tell whether a folder holds the files that its manifest lists, with their digests."""
     try:
         manifest = json.loads((pack / _MANIFEST).read_text())
         if (manifest['format_version'], manifest['name']) != (FORMAT_VERSION, pack.name):
@@ -125,7 +124,8 @@ def _replace(root: Path, pack: Path) -> None:
         (scratch / pack.name).rename(pack)
     except OSError as error:
         # Another process was faster: its pack is in place, or the broken one is already gone.
-        if not is_complete(pack) and error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+        overtaken = error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT)
+        if not overtaken and not is_complete(pack):
             raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

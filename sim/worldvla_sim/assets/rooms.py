@@ -69,13 +69,12 @@ class Room:
         })
 
     def support(
-        self, name: str | None, shape: str, size: str, pos: Vector = (0, 0, 0), *,
-        parent: ET.Element,
+        self, size: Vector, pos: Vector, *, parent: ET.Element, name: str | None = None,
     ) -> None:
-        """Add an invisible geom that carries things."""
+        """Add an invisible box that carries things."""
         names = {} if name is None else {'name': name}
         ET.SubElement(parent, 'geom', {
-            **names, 'type': shape, 'size': size, 'pos': numbers(pos), 'group': '0',
+            **names, 'type': 'box', 'size': numbers(size), 'pos': numbers(pos), 'group': '0',
             'friction': '1 0.005 0.0001', 'rgba': '0 0 0 0',
         })
 

@@ -16,7 +16,7 @@ Point = tuple[float, float]
 Cell = tuple[float, float, float, float]  # left, top, right, bottom of an image part, in [0, 1]
 WHOLE: Cell = (0.0, 0.0, 1.0, 1.0)
 QUARTER_TURN = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # about z
-SHARP_DEGREES = 40.0  # profile corners beyond this keep two normals
+_SHARP_DEGREES = 40.0  # profile corners beyond this keep two normals
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def box(
     return merge(*sides)
 
 
-def lathe(profile: Sequence[Point], segments: int = 24, cell: Cell = WHOLE) -> Mesh:
+def lathe(profile: Sequence[Point], segments: int = 24) -> Mesh:
     """
     Return the surface that a (radius, height) profile sweeps about the z axis.
 
@@ -119,7 +119,6 @@ def lathe(profile: Sequence[Point], segments: int = 24, cell: Cell = WHOLE) -> M
     low, high = points[:, 1].min(), points[:, 1].max()
     around = np.linspace(0.0, 1.0, segments + 1)
     direction = np.stack([np.cos(2 * np.pi * around), np.sin(2 * np.pi * around)], axis=1)
-    left, top, right, bottom = cell
     parts = []
     for k in range(len(steps)):
         rings = []
@@ -129,11 +128,11 @@ def lathe(profile: Sequence[Point], segments: int = 24, cell: Cell = WHOLE) -> M
                 normal = flat[k] + flat[neighbour]
                 normal = normal / np.linalg.norm(normal)
             radius, height = points[end]
-            row = top + (bottom - top) * (high - height) / max(high - low, 1e-9)
+            row = (high - height) / max(high - low, 1e-9)
             rings.append((
                 np.column_stack([radius * direction, np.full(segments + 1, height)]),
                 np.column_stack([normal[0] * direction, np.full(segments + 1, normal[1])]),
-                np.column_stack([left + (right - left) * around, np.full(segments + 1, row)]),
+                np.column_stack([around, np.full(segments + 1, row)]),
             ))
         parts.append(_strip(rings, points[k][0] > 0, points[k + 1][0] > 0))
     return merge(*parts)
@@ -165,7 +164,7 @@ def arc(center: Point, radii: Point, start: float, stop: float, count: int) -> l
 
 
 def _is_smooth(first: np.ndarray, second: np.ndarray) -> bool:
-    return bool(first @ second > math.cos(math.radians(SHARP_DEGREES)))
+    return bool(first @ second > math.cos(math.radians(_SHARP_DEGREES)))
 
 
 def _strip(

@@ -332,9 +332,7 @@ def test_without_a_camera_it_says_that_no_frame_has_come():
     assert loop.controller.observation_age(loop.now) == -1
 
 
-@pytest.mark.parametrize('schedule', [
-    'async', pytest.param('sync', marks=pytest.mark.xfail(strict=True, reason=(
-        'FrameHistory starts counting anew at every pause for inference')))])
+@pytest.mark.parametrize('schedule', ['async', 'sync'])
 def test_a_frozen_camera_holds_until_the_picture_changes(schedule):
     loop = Loop(obs=ObservationSettings(frozen_after=5), schedule=schedule, replan_steps=1).run()
     for _ in range(12):

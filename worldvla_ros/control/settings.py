@@ -4,6 +4,7 @@
 from dataclasses import dataclass, field
 
 from worldvla_ros.config import bounded, check
+from worldvla_ros.errors import ConfigError
 from worldvla_ros.safety.command import ActionScale
 from worldvla_ros.safety.limits import SafetyLimits
 
@@ -64,8 +65,12 @@ class ControllerSettings:
     limits: SafetyLimits = field(default_factory=SafetyLimits)
 
     def __post_init__(self) -> None:
-        """Refuse values outside the ranges."""
+        """Refuse values outside the ranges, and lockstep that could not be deterministic."""
         check(self)
+        if self.lockstep and self.control.schedule != 'sync':
+            raise ConfigError(
+                'control.mode lockstep needs control.schedule sync: with async the commands would '
+                'depend on how fast the machine is')
 
     @property
     def period_ns(self) -> int:

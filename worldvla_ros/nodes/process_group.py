@@ -2,6 +2,7 @@
 """Start the graph of nodes as processes, without ROS launch, and stop every one of them."""
 
 from collections.abc import Sequence
+import ctypes
 import os
 from pathlib import Path
 import signal
@@ -14,6 +15,13 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.graph import PACKAGE, NodeSpec
 
 _GRACE = 5.0  # [s] a node gets to say goodbye
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_libc = ctypes.CDLL(None)
+
+
+def _stop_with_parent() -> None:
+    """Ask the kernel for a SIGTERM when the parent dies, however it dies."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class ProcessGroup:
@@ -36,7 +44,8 @@ class ProcessGroup:
                 self._processes[spec.name] = subprocess.Popen(
                     [str(folder / spec.executable), *spec.ros_arguments()], stdout=log,
                     stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
-                    env={**os.environ, 'PYTHONUNBUFFERED': '1'})
+                    env={**os.environ, 'PYTHONUNBUFFERED': '1'},
+                    preexec_fn=_stop_with_parent)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,6 +68,11 @@ class ProcessGroup:
         """Raise WorldVLAError with the end of its log if a node has ended."""
         for name, process in self._processes.items():
             if process.poll() is not None:
-                tail = self.log_path(name).read_text(errors='replace').splitlines()[-5:]
                 raise WorldVLAError(f'{name} ended with status {process.returncode}; '
-                                    f'{self.log_path(name)} ends with:\n  ' + '\n  '.join(tail))
+                                    f'{self.end_of_log(name)}')
+
+    def end_of_log(self, name: str, lines: int = 5) -> str:
+        """Return where the log of a node is, and its last lines."""
+        path = self.log_path(name)
+        tail = path.read_text(errors='replace').splitlines()[-lines:]
+        return f'{path} ends with:\n  ' + '\n  '.join(tail)

@@ -169,10 +169,8 @@ class FrameHistory:
     def _count_identical(self, previous: Frame, frame: Frame, moving: bool) -> None:
         if not _same_picture(previous.image, frame.image):
             self._identical = 0
-        elif moving:
+        elif moving:  # pictures of a still robot say nothing about the camera
             self._identical += 1
-        elif not self.frozen:  # a frozen camera stays so while the robot holds because of it
-            self._identical = 0
 
 
 def _check(name: str, value: int, minimum: int) -> None:

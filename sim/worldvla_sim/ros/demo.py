@@ -6,15 +6,19 @@ from collections.abc import Callable
 import json
 import os
 from pathlib import Path
+import signal
 import sys
 import time
 from typing import Any
 
+from lifecycle_msgs.msg import State
+from lifecycle_msgs.srv import GetState
 import rclpy
 from rclpy.action import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from sensor_msgs.msg import Image
 from tqdm import tqdm
@@ -53,10 +57,18 @@ class DemoClient(Node):
         self.create_subscription(DeltaAction, f'/{POLICY_NODE}/action', self._on_action, 10)
         self.create_subscription(PolicyStatus, f'/{POLICY_NODE}/status', self._on_status, 10)
         self._reset = self.create_client(ResetEpisode, f'/{BRIDGE_NODE}/reset')
+        self._policy_state = self.create_client(GetState, f'/{POLICY_NODE}/get_state')
         self._run_task = ActionClient(self, RunTask, f'/{POLICY_NODE}/run_task')
 
     def wait_until_ready(self) -> PolicyStatus:
         """Wait for both nodes; return what the policy says of itself."""
+        # While it loads the policy does not answer; unconfigured afterwards means it could not.
+        self._spin_until(self._policy_state.service_is_ready, _START_TIMEOUT, 'the policy node')
+        state = self._wait_for(self._policy_state.call_async(GetState.Request()), _START_TIMEOUT,
+                               'the policy to load')
+        if state.current_state.id == State.PRIMARY_STATE_UNCONFIGURED:
+            raise WorldVLAError('the policy could not be loaded; '
+                                + self._processes.end_of_log(POLICY_NODE, lines=1))
         self._spin_until(lambda: self.status is not None and self._reset.service_is_ready()
                          and self._run_task.server_is_ready(), _START_TIMEOUT,
                          'the policy and the simulator to be ready')
@@ -145,7 +157,7 @@ def play_demo(options: argparse.Namespace, out: Path) -> list[dict[str, object]]
     episodes = [(task, state) for task in options.tasks for state in options.init_states]
     rows, sheet = [], []
     with ProcessGroup(specs, out) as processes:
-        rclpy.init()
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C ends the block
         try:
             client = DemoClient(processes)
             print('starting the policy and the simulator ...', flush=True)
@@ -211,10 +223,11 @@ def main() -> int:
     """Run the demo; errors are told in one line, not as a traceback."""
     options = parse_options(None)
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    options.out.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        options.out.mkdir(parents=True, exist_ok=True)
         rows = play_demo(options, options.out)
-    except WorldVLAError as error:
+    except (WorldVLAError, OSError) as error:
         print(f'the demo failed: {error}\nlogs: {options.out}/*.log', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -24,9 +24,9 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
     Spin one node until SIGINT or SIGTERM, then call its `close`, if it has one.
 
     A thread waits for the signals, not a handler: rclpy's own would close the context first, and
-    no last command could be sent; Python's would run only once the executor returns. One thread runs all callbacks:
-    a MultiThreadedExecutor makes timers jitter by many milliseconds, and the EventsExecutor of
-    rclpy 7.1 locks up with simulated time.
+    no last command could be sent; Python's would run only once the executor returns. One thread
+    runs all callbacks: a MultiThreadedExecutor makes timers jitter by many milliseconds, and the
+    EventsExecutor of rclpy 7.1 locks up with simulated time.
 
     :param make_node: gets the executor; the node may give it tasks from other threads
     """

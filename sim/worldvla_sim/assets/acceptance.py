@@ -28,9 +28,9 @@ _WORKSPACES = {  # height of what objects stand on [m]
     'floor': 0.0, 'main_table': 0.9, 'kitchen_table': 0.9, 'living_room_table': 0.4368,
     'study_table': 0.885,
 }
-# Surfaces of fixtures above the fixture's origin, of objects above what they stand on [m]; from the
-# boxes around LIBERO's collision geometry, because poses on them were not measured.  LIBERO's own
-# ramekin is hollow: a bowl that falls on it ends up to 37 mm aside, on ours it stays in the middle.
+# Surfaces of fixtures above the fixture's origin, of objects above what they stand on [m]; from
+# the boxes around LIBERO's collision geometry, because poses on them were not measured.  LIBERO's
+# own ramekin is hollow: a bowl that falls on it ends up to 37 mm aside, on ours in the middle.
 _SURFACES = {
     'wooden_cabinet_1_top_side': 0.223, 'wooden_cabinet_1_top_region': 0.159,
     'flat_stove_1_cook_region': 0.025, 'cookies_1': 0.019,

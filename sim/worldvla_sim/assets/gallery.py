@@ -10,12 +10,12 @@ from html import escape
 from pathlib import Path
 import sys
 
+import mujoco
 import numpy as np
 from PIL import Image as Picture
 
 from worldvla_ros.errors import SimulationError
-from worldvla_sim.libero_env import LiberoEnv
-from worldvla_sim.libero_setup import configure_gl
+from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.tasks import SUITES, Task, suite_tasks
 
 _SHEET_COLUMNS = 8
@@ -26,6 +26,7 @@ _ROOMS = {  # name -> a task that is set in it, point that the camera looks at [
     'living_room': ('libero_10', 4, (-0.6, 0.0, 0.7)),
     'study': ('libero_10', 5, (-0.6, 0.0, 1.0)),
 }
+_VIEW_FROM, _VIEW_DISTANCE = (0.86, -0.40, 0.32), 2.4  # direction from the point, and [m]
 _PAGE = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>Built-in LIBERO assets</title><style>
 body {{ font: 15px sans-serif; margin: 2em; background: #fafafa; color: #222 }}
@@ -50,18 +51,15 @@ def photograph_task(task: Task, *, assets: str, robot: str, size: int) -> np.nda
 def photograph_room(name: str, *, assets: str, robot: str, size: int) -> np.ndarray:
     """Return a view of a whole room, (size, size, 3) uint8."""
     suite, task, look_at = _ROOMS[name]
-    configure_gl()
-    import mujoco  # chooses its OpenGL library on import
-    camera = mujoco.MjvCamera()
-    camera.lookat, camera.distance, camera.azimuth, camera.elevation = look_at, 2.4, 155, -18
-    option = mujoco.MjvOption()
-    option.geomgroup[0] = 0  # collision geometry
-    with LiberoEnv(suite, task, assets=assets, robot=robot, render=False) as env:
+    back = np.array(_VIEW_FROM) / np.linalg.norm(_VIEW_FROM)
+    right = np.cross((0, 0, 1), back) / np.linalg.norm(np.cross((0, 0, 1), back))
+    axes = np.column_stack([right, np.cross(back, right), back])  # a camera looks along -z
+    with LiberoEnv(suite, task, assets=assets, robot=robot, image_size=size) as env:
         env.reset(0)
-        env.model.vis.global_.offwidth = env.model.vis.global_.offheight = size
-        with mujoco.Renderer(env.model, size, size) as renderer:
-            renderer.update_scene(env.data, camera, option)
-            return renderer.render()
+        camera = env.model.camera('agentview')
+        camera.pos[:] = look_at + _VIEW_DISTANCE * back
+        mujoco.mju_mat2Quat(camera.quat, axes.ravel())
+        return np.ascontiguousarray(env.step(NO_OP).agentview[:, ::-1])
 
 
 def contact_sheet(pictures: list[np.ndarray], columns: int = _SHEET_COLUMNS) -> np.ndarray:

@@ -57,15 +57,21 @@ def pull_drawer(robot: Robot, cabinet: str, level: str, *, opening: float = 0.16
     return False
 
 
+def knob_bar(robot: Robot, stove: str) -> np.ndarray:
+    """Direction of a knob's bar in the world frame, (3,): the long axis of what stands up there."""
+    points = robot.scene.points(only=stove) - robot.scene.position(stove)
+    bar = points[points[:, 2] > KNOB_HEIGHT - 0.006, :2]
+    _, axes = np.linalg.eigh(np.cov(bar.T))
+    return np.append(axes[:, -1], 0.0)
+
+
 def turn_knob(robot: Robot, stove: str, *, angle: float = 0.9, attempts: int = 3) -> Motion:
     """Turn a stove's knob on: grasp across its bar, then turn the hand."""
     scene = robot.scene
     for _ in range(attempts):
         robot.gripper = OPEN
-        bar = scene.axes(f'{stove}')[:, 1]
-        turned = Rotation.from_rotvec(scene.joint(f'{stove}_button') * _UP).as_matrix()
         grasp = Grasp(scene.in_fixture(stove, [0.0, 0.0, KNOB_HEIGHT]),
-                      aligned(np.cross(turned @ bar, _UP), -_UP))
+                      aligned(np.cross(knob_bar(robot, stove), _UP), -_UP))
         yield from approach(robot, grasp)
         yield from grip(robot, CLOSED)
         robot.rotation = Rotation.from_rotvec(angle * _UP).as_matrix() @ robot.axes

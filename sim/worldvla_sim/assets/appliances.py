@@ -5,6 +5,7 @@ Joints, regions and the height of the hot plate are LIBERO's interface.
 """
 
 from worldvla_sim.assets.mjcf import ObjectAsset, turn
+from worldvla_sim.assets.shapes import lathe, merge, rod
 
 _FOLDER = 'articulated_objects'
 
@@ -20,10 +21,10 @@ def _flat_stove() -> ObjectAsset:
     burner = base.child('burner', (0.15, 0, 0))
     burner.site('cook_region', (0.075, 0.075, 0.0025))
     burner.solid('box', (0.095, 0.095, 0.0225), (0, 0, 0.0025), material=steel, mass=1.0)
-    burner.visual('cylinder', (0.072, 0.0004), (0, 0, 0.0252), material=black)
-    for radius, top in ((0.064, 0.0258), (0.048, 0.0261), (0.046, 0.0264), (0.028, 0.0267)):
-        look = iron if radius in (0.064, 0.046) else black
-        burner.visual('cylinder', (radius, 0.0003), (0, 0, top), material=look)
+    burner.mesh('glass', lathe([(0.072, 0.0254), (0, 0.0254)], 32), material=black)
+    burner.mesh('rings', merge(
+        lathe([(0.064, 0.0260), (0.048, 0.0260)], 32), lathe([(0.046, 0.0260), (0.028, 0.0260)]),
+    ), material=iron)
     # LIBERO shows this ring while the stove is on.
     burner.site('burner', (0.0625, 0.0005, 0.005), (0, 0, 0.0268), shape='cylinder',
                 rgba=(0.95, 0.12, 0.05, 0))
@@ -31,7 +32,8 @@ def _flat_stove() -> ObjectAsset:
     knob = base.child('button', quat=turn('z', 90))
     knob.inertia(3, 1)
     knob.joint('button', 'hinge', (0, 0, 1), (-0.005, 2.1), damping=1)
-    knob.solid('cylinder', (0.046, 0.0055), (0, 0, 0.0065), material=black, mass=0.05)
+    knob.mesh('knob', rod(0.046, 0.0055, 24).moved((0, 0, 0.0065)), material=black)
+    knob.collision('cylinder', (0.046, 0.0055), (0, 0, 0.0065), mass=0.05)
     knob.solid('box', (0.009, 0.040, 0.019), (0, 0, 0.031), material=iron, mass=0.05)
     knob.visual('box', (0.003, 0.014, 0.0005), (0, -0.022, 0.0503), material=red)
     return asset
@@ -69,7 +71,7 @@ def _microwave() -> ObjectAsset:
     door.solid('box', (0.136, 0.006, 0.090), (0.1375, -0.006, 0), material=white, mass=0.5)
     door.visual('box', (0.098, 0.0005, 0.062), (0.125, -0.0125, 0), material=black)
     door.visual('box', (0.098, 0.0005, 0.062), (0.125, 0.0003, 0), material=black)
-    door.visual('capsule', (0.006, 0.050), (0.252, -0.034, 0), material=steel)
+    door.mesh('handle', rod(0.006, 0.056).moved((0.252, -0.034, 0)), material=steel)
     door.collision('box', (0.006, 0.006, 0.056), (0.252, -0.034, 0), mass=0.04)
     for z in (-0.045, 0.045):
         door.solid('box', (0.004, 0.010, 0.004), (0.252, -0.022, z), material=steel, mass=0.01)

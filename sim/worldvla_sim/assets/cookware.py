@@ -5,7 +5,7 @@ import numpy as np
 
 from worldvla_sim.assets.dishes import wall_ring
 from worldvla_sim.assets.mjcf import ObjectAsset, turn
-from worldvla_sim.assets.shapes import lathe, merge, polygon, tube
+from worldvla_sim.assets.shapes import lathe, merge, polygon, rod, tube
 
 
 def _moka_pot() -> ObjectAsset:
@@ -59,8 +59,7 @@ def _frypan() -> ObjectAsset:
     body.mesh('outside', lathe(outside, 32), material=steel)
     body.mesh('inside', lathe(inside, 32), material=coating)
     rise = np.degrees(np.arctan2(0.012, 0.16))
-    body.visual('capsule', (0.010, 0.065), (0.184, 0, 0.049), turn('y', 90 - rise),
-                material=black)
+    body.mesh('grip', rod(0.010, 0.075), (0.184, 0, 0.049), turn('y', 90 - rise), material=black)
     body.visual('box', (0.020, 0.006, 0.004), (0.112, 0, 0.042), turn('y', -rise), material=steel)
     body.collision('cylinder', (0.074, 0.003), (0, 0, 0.004), mass=0.030)
     wall_ring(body, (0.077, 0.004), (0.098, 0.050), boards=16, thickness=0.004, mass=0.015)

@@ -7,6 +7,7 @@ drawers are 206 mm wide: a wider one would cut into the bottle in some official 
 """
 
 from worldvla_sim.assets.mjcf import Body, ObjectAsset, turn
+from worldvla_sim.assets.shapes import Z_TO_X, Z_TO_Y, merge, rod
 from worldvla_sim.assets.textures import Image, wood
 
 _FOLDER = 'articulated_objects'
@@ -43,13 +44,14 @@ def _drawer(base: Body, level: str, material: str, metal: str) -> None:
         ((0.097, 0.002, 0.027), (_MIDDLE, 0.088, middle - 0.002)),
         ((0.097, 0.081, 0.002), (_MIDDLE, 0.009, middle - 0.027)),
     ], material=material, density=_DENSITY)
-    bar = (0, -0.101, middle)
-    drawer.visual('capsule', (0.006, 0.040), bar, turn('y', 90), material=metal)
+    bar, feet = (0, -0.101, middle), [(x, -0.087, middle) for x in (-0.033, 0.033)]
+    drawer.mesh(f'handle_{level}', merge(
+        rod(0.006, 0.046).turned(Z_TO_X).moved(bar),
+        *(rod(0.004, 0.009, 8).turned(Z_TO_Y).moved(foot) for foot in feet),
+    ), material=metal)
     drawer.collision('box', (0.045, 0.006, 0.006), bar, mass=0.01)
-    for x in (-0.033, 0.033):
-        drawer.visual('cylinder', (0.004, 0.009), (x, -0.087, middle), turn('x', 90),
-                      material=metal)
-        drawer.collision('box', (0.004, 0.009, 0.004), (x, -0.087, middle), mass=0.002)
+    for foot in feet:
+        drawer.collision('box', (0.004, 0.009, 0.004), foot, mass=0.002)
 
 
 def _cabinet(name: str, grain: Image, drawer_grain: Image) -> ObjectAsset:

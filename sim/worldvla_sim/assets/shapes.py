@@ -16,6 +16,8 @@ Point = tuple[float, float]
 Cell = tuple[float, float, float, float]  # left, top, right, bottom of an image part, in [0, 1]
 WHOLE: Cell = (0.0, 0.0, 1.0, 1.0)
 QUARTER_TURN = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # about z
+Z_TO_X = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+Z_TO_Y = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]])
 _SHARP_DEGREES = 40.0  # profile corners beyond this keep two normals
 
 
@@ -136,6 +138,15 @@ def lathe(profile: Sequence[Point], segments: int = 24) -> Mesh:
             ))
         parts.append(_strip(rings, points[k][0] > 0, points[k + 1][0] > 0))
     return merge(*parts)
+
+
+def rod(radius: float, half: float, sides: int = 12) -> Mesh:
+    """
+    Return a cylinder around z of height 2 * half.
+
+    MuJoCo's own cylinder has 900 triangles whatever its size, this one has 4 * sides.
+    """
+    return lathe([(0, -half), (radius, -half), (radius, half), (0, half)], sides)
 
 
 def tube(path: Sequence[Sequence[float]], radius: float, sides: int = 8) -> Mesh:

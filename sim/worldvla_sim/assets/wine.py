@@ -68,7 +68,7 @@ def _wine_rack() -> ObjectAsset:
         body.solid('box', (0.007, 0.120, 0.008), (x, 0.003, 0.008), material=dark, mass=0.02)
         body.solid('box', (0.007, 0.010, 0.140), (x, 0.030, 0.156), material=dark, mass=0.02)
         for y in (-0.100, 0.106):  # LIBERO lets the rack float 2 cm above the table
-            body.visual('cylinder', (0.006, 0.010), (x, y, -0.010), material=dark)
+            body.visual('box', (0.006, 0.006, 0.010), (x, y, -0.010), material=dark)
     body.solid('box', (0.120, 0.010, 0.006), (0, 0.100, 0.008), material=dark, mass=0.02)
     return asset
 

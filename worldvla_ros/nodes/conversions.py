@@ -81,11 +81,8 @@ def frame_to_image(frame: Frame, frame_id: str) -> Image:
 
 def outgoing_to_action(outgoing: Outgoing, header: Header) -> DeltaAction:
     """Convert a command and where it came from."""
-    message = DeltaAction(
-        header=header, translation=_vector(outgoing.command.translation),
-        rotation_vector=_vector(outgoing.command.rotation_vector),
-        gripper=outgoing.command.gripper, verdict=int(outgoing.verdict),
-        reason=int(outgoing.reason))
+    message = command_to_action(outgoing.command, header)
+    message.verdict, message.reason = int(outgoing.verdict), int(outgoing.reason)
     if outgoing.action is not None:
         chunk = outgoing.action.chunk
         message.chunk_sequence = outgoing.action.chunk_sequence
@@ -95,8 +92,15 @@ def outgoing_to_action(outgoing: Outgoing, header: Header) -> DeltaAction:
     return message
 
 
+def command_to_action(command: Command, header: Header) -> DeltaAction:
+    """Convert a command that comes from no chunk, as other commanders than the policy send it."""
+    return DeltaAction(
+        header=header, translation=_vector(command.translation),
+        rotation_vector=_vector(command.rotation_vector), gripper=command.gripper)
+
+
 def action_to_command(message: DeltaAction) -> Command:
-    """Read the command of a message; the inverse of `outgoing_to_action`."""
+    """Read the command of a message; the inverse of `command_to_action`."""
     return Command(_array(message.translation), _array(message.rotation_vector), message.gripper)
 
 

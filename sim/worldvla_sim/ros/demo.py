@@ -30,6 +30,7 @@ from worldvla_ros.msg import ActionChunk, DeltaAction, Episode, PolicyStatus
 from worldvla_ros.nodes.conversions import image_to_frame
 from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.srv import ResetEpisode
+from worldvla_sim.evaluate import parse_indices
 from worldvla_sim.pictures import evenly_spaced, save_contact_sheet
 from worldvla_sim.ros.recorder import EpisodeRecord, summary_row
 
@@ -201,22 +202,13 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog='make demo ARGS=...', description=__doc__)
     parser.add_argument('--suite', default='libero_object')
-    parser.add_argument('--tasks', type=_numbers, default=[0, 4, 7], help='e.g. 0,3-5')
-    parser.add_argument('--init-states', type=_numbers, default=[0], help='e.g. 0-2')
+    parser.add_argument('--tasks', type=parse_indices, default=[0, 4, 7], help='e.g. 0,3-5')
+    parser.add_argument('--init-states', type=parse_indices, default=[0], help='e.g. 0-2')
     parser.add_argument('--out', type=Path, default=Path('out/demo'))
     for name, argument in DEMO_ARGUMENTS.items():
         parser.add_argument(f'--{name}', default=argument.default, help=argument.doc,
                             choices=argument.choices or None)
     return parser.parse_args(arguments)
-
-
-def _numbers(text: str) -> list[int]:
-    """Read '0,3-5' as [0, 3, 4, 5]."""
-    numbers: list[int] = []
-    for part in text.split(','):
-        first, _, last = part.partition('-')
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers
 
 
 def main() -> int:

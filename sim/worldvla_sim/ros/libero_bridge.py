@@ -108,10 +108,7 @@ class LiberoBridge(Node):
 
     def _step(self, command: Command) -> None:
         """Play one control step and publish what follows."""
-        # float32, so that a command that crossed the wire in SI units is the same as one that
-        # did not: the division by the scale leaves a rounding error in float64.
-        action = command.to_controller_input(self._config.scale).astype(np.float32)
-        self._player.step(action)
+        self._player.step(command.to_controller_input(self._config.scale))
         if self._player.state is EpisodeState.ERROR:
             self.get_logger().error(f'the simulator failed: {self._player.error}; this episode '
                                     f'counts as an error, not as a failure')

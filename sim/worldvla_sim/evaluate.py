@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 import functools
 from pathlib import Path
+import re
 import sys
 
 from tqdm import tqdm
@@ -90,11 +91,11 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
             for job, answer in episodes:
                 results.records.append(_record_of(settings, job, answer))
                 _show(progress, results.records)
-                results.complete = len(results.records) >= len(jobs)
                 if path is not None:
                     results.save(path)
         finally:
             episodes.close()
+            results.complete = len(results.records) >= len(jobs)
             results.records.sort(key=lambda record: (record.task, record.init_state))
             if path is not None:
                 results.save(path)
@@ -138,10 +139,11 @@ def parse_indices(text: str) -> list[int]:
     """
     indices: list[int] = []
     for part in text.split(','):
-        first, _, last = part.strip().partition('-')
-        if not first.isdigit() or (last and not last.isdigit()):
+        match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+        if match is None:
             raise argparse.ArgumentTypeError(
                 f'{text!r} is not a list of indices and ranges such as 0,3-5')
+        first, last = match.groups()
         indices.extend(range(int(first), int(last or first) + 1))
     if not indices:
         raise argparse.ArgumentTypeError(f'{text!r} names no index (ranges go upwards)')

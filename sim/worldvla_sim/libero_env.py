@@ -15,7 +15,13 @@ import numpy as np
 
 from worldvla_ros.datatypes import ACTION_DIM
 from worldvla_ros.errors import SimulationError
-from worldvla_sim.libero_setup import check_renderer, import_libero, resolve_assets, use_assets
+from worldvla_sim.libero_setup import (
+    check_renderer,
+    has_diverged,
+    import_libero,
+    resolve_assets,
+    use_assets,
+)
 from worldvla_sim.observation import Privileged, SimObservation
 from worldvla_sim.tasks import initial_states, load_task
 
@@ -260,7 +266,7 @@ class LiberoEnv:
             raise
         except Exception as error:
             raise SimulationError(f'{self} failed in step {self.steps}: {error}') from error
-        if not np.isfinite(self.data.qpos).all():
+        if has_diverged(self.data):
             raise SimulationError(f'{self}: the physics diverged in step {self.steps}')
         self.success = bool(done)
 
@@ -272,7 +278,9 @@ class LiberoEnv:
             1 close).
         :raises SimulationError: another shape, a value that is not finite, or failed physics.
         """
-        action = np.asarray(action, dtype=np.float64)
+        # Rounded to what policies emit, so that an action that crossed a wire in SI units, and has
+        # a rounding error in float64 since, is the same action.
+        action = np.asarray(action, dtype=np.float32).astype(np.float64)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise SimulationError(f'an action is ({ACTION_DIM},) finite numbers, got shape '
                                   f'{action.shape}: {action}')

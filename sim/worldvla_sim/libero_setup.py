@@ -18,6 +18,7 @@ from pathlib import Path
 import sys
 import tempfile
 import types
+from typing import Any
 
 from worldvla_ros.errors import AssetError, SimulationError
 
@@ -181,3 +182,14 @@ def check_renderer() -> None:
         raise SimulationError(
             f'no off-screen rendering with MUJOCO_GL={os.environ.get("MUJOCO_GL")}: {error}; '
             f'{NO_EGL_ADVICE}') from error
+
+
+def has_diverged(data: Any) -> bool:
+    """Whether the physics of a `mujoco.MjData` blew up since it was made.
+
+    MuJoCo resets such a state and goes on; only its warning counters tell.
+    """
+    import mujoco  # not at the top: the import needs the environment of `configure_gl`
+    kinds = mujoco.mjtWarning
+    return any(data.warning[kind].number for kind in (
+        kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC))

@@ -58,7 +58,7 @@ def pull_drawer(robot: Robot, cabinet: str, level: str, *, opening: float = 0.16
 
 
 def knob_bar(robot: Robot, stove: str) -> np.ndarray:
-    """Direction of a knob's bar in the world frame, (3,): the long axis of what stands up there."""
+    """Direction of a knob's bar, (3,): the long axis of what stands up on a stove."""
     points = robot.scene.points(only=stove) - robot.scene.position(stove)
     bar = points[points[:, 2] > KNOB_HEIGHT - 0.006, :2]
     _, axes = np.linalg.eigh(np.cov(bar.T))

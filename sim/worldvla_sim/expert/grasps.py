@@ -20,6 +20,7 @@ COMFORTABLE_REACH = 0.70  # [m] from the robot's base, horizontally
 LEAN_PER_METRE = 5.0  # [rad/m] of overreach
 MAX_LEAN = 0.5  # [rad]
 _ANGLES = 16
+_SIDE_MARGIN = 0.015  # [m] of air wanted around an object that is moved aside
 
 # Boxes around the open gripper in its own frame, lower and upper corner [m], measured from the
 # collision meshes of robosuite's Panda: the two fingers, the hand, and link 6 above it.
@@ -161,20 +162,23 @@ def aligned(fingers: np.ndarray, approach: np.ndarray) -> np.ndarray:
 
 
 def way_out(scene: Scene, name: str) -> np.ndarray:
-    """Shortest horizontal move after which nothing is above an object, (3,) [m].
+    """Shortest horizontal move after which nothing is above or beside an object, (3,) [m].
 
     Zero if nothing is above it now; an open drawer may be.
     """
-    own = scene.points(only=name)
+    own, obstacles = scene.points(only=name), scene.points(without=[name])
     low, high = own.min(axis=0), own.max(axis=0)
-    centre, radius = (low + high)[:2] / 2, float((high - low)[:2].max()) / 2 + 0.015
-    obstacles = scene.points(without=[name])
-    obstacles = obstacles[obstacles[:, 2] > low[2] + 0.02, :2]
+    centre, radius = (low + high)[:2] / 2, float((high - low)[:2].max()) / 2
+
+    def is_free(move: np.ndarray, points: np.ndarray, margin: float) -> bool:
+        return bool((np.linalg.norm(points[:, :2] - centre - move, axis=1)
+                     > radius + margin).all())
+    if is_free(np.zeros(2), obstacles[obstacles[:, 2] > high[2]], -0.01):
+        return np.zeros(3)
+    standing = obstacles[obstacles[:, 2] > low[2] + 0.02]
     angles = np.arange(_ANGLES) * 2 * np.pi / _ANGLES
-    directions = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    for distance in np.arange(0.0, 0.17, 0.01):
-        for direction in directions:
-            move = distance * direction
-            if (np.linalg.norm(obstacles - centre - move, axis=1) > radius).all():
+    for distance in np.arange(0.01, 0.17, 0.01):
+        for move in distance * np.stack([np.cos(angles), np.sin(angles)], axis=1):
+            if is_free(move, standing, _SIDE_MARGIN):
                 return np.append(move, 0.0)
     return np.zeros(3)

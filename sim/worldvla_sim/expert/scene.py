@@ -5,7 +5,6 @@ from collections.abc import Iterable
 import re
 from typing import Any
 
-import mujoco
 import numpy as np
 
 from worldvla_sim.libero_env import LiberoEnv
@@ -77,6 +76,7 @@ class Scene:
 
     def _sample_shapes(self) -> list[tuple[str, int, np.ndarray]]:
         """Fill the bounding box of every movable-size collision shape with points, once."""
+        import mujoco  # not at the top: see `libero_setup.has_diverged`
         samples = []
         for geom in range(self.model.ngeom):
             owner = self._owner(geom)

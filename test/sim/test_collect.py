@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Demonstrations are whole, replay, and read back in LIBERO's conventions."""
+
+import errno
+import json
+
+import h5py
+import numpy as np
+from PIL import Image
+import pytest
+
+from worldvla_ros.errors import SimulationError
+from worldvla_sim import collect, view_demos
+from worldvla_sim.demonstrations import (
+    DemonstrationRecorder,
+    demonstration_names,
+    iterate_demonstrations,
+    open_demonstrations,
+    read_demonstration,
+    whole_file,
+    write_demonstration,
+)
+from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.tasks import load_task
+
+TASK = 1
+COMMAND = ['--suite', 'libero_object', '--tasks', str(TASK), '--per-task', '1', '--assets',
+           'builtin', '--image-size', '64', '--msaa', '0', '--noise', '0.1']
+
+
+@pytest.fixture(scope='module')
+def collected(tmp_path_factory):
+    """A folder made by the command, and its one file."""
+    out = tmp_path_factory.mktemp('demos')
+    assert collect.main([*COMMAND, '--out', str(out)]) == 0
+    return out, out / f'{load_task("libero_object", TASK).name}_demo.hdf5'
+
+
+@pytest.fixture(scope='module')
+def demo(collected):
+    demo, = iterate_demonstrations(collected[1])
+    return demo
+
+
+def test_file_has_liberos_layout(collected, demo):
+    with h5py.File(collected[1]) as file:
+        data = file['data']
+        group = data['demo_0']
+        steps = group.attrs['num_samples']
+        assert (data.attrs['num_demos'], data.attrs['total']) == (1, steps)
+        assert json.loads(data.attrs['problem_info'])['language_instruction'] == demo.instruction
+        shapes = {name: group[name].shape for name in (
+            'actions', 'states', 'robot_states', 'dones', 'rewards', 'obs/agentview_rgb',
+            'obs/ee_pos', 'obs/ee_ori', 'obs/ee_states', 'obs/gripper_states',
+            'obs/joint_states')}
+        assert shapes == {
+            'actions': (steps, 7), 'states': (steps, 110), 'robot_states': (steps, 9),
+            'dones': (steps,), 'rewards': (steps,), 'obs/agentview_rgb': (steps, 64, 64, 3),
+            'obs/ee_pos': (steps, 3), 'obs/ee_ori': (steps, 3), 'obs/ee_states': (steps, 6),
+            'obs/gripper_states': (steps, 2), 'obs/joint_states': (steps, 7)}
+        assert group['dones'][:].tolist() == [0] * (steps - 1) + [1]
+        np.testing.assert_array_equal(group.attrs['init_state'], group['states'][0])
+
+
+def test_executed_actions_replay_to_the_recorded_states_and_to_success(demo):
+    with LiberoEnv('libero_object', TASK, image_size=64, msaa=0, assets='builtin') as env:
+        observation = env.reset(seed=int(demo.attributes['seed']))
+        np.testing.assert_array_equal(observation.agentview, demo.agentview[0])
+        for state, action in zip(demo.states, demo.executed_actions, strict=True):
+            np.testing.assert_array_equal(env.state(), state)
+            env.step(action)
+        assert env.success
+
+
+def test_labels_are_the_clean_actions(demo):
+    difference = demo.executed_actions - demo.actions
+    assert 0.03 < difference[:, :3].std() < 0.2
+    assert (difference[:, 6] == 0).all()
+    assert np.abs(demo.actions[:, :3]).max() <= 0.9375
+
+
+def test_images_are_stored_as_robosuite_renders_them(collected, demo):
+    with open_demonstrations(collected[1]) as data:
+        stored = data['demo_0/obs/agentview_rgb'][0]
+    np.testing.assert_array_equal(stored[::-1, ::-1], demo.agentview[0])
+
+
+def test_a_second_run_has_nothing_to_do_and_leaves_nothing_else(collected, capsys):
+    out, file = collected
+    before = file.stat().st_mtime_ns
+    assert collect.main([*COMMAND, '--out', str(out)]) == 0
+    assert file.stat().st_mtime_ns == before
+    assert sorted(path.name for path in out.iterdir()) == ['collection.json', file.name]
+
+
+def test_a_folder_of_other_settings_is_not_mixed(collected, capsys):
+    assert collect.main([*COMMAND, '--out', str(collected[0]), '--seed', '3']) == 2
+    assert 'other settings' in capsys.readouterr().err
+
+
+def test_killed_runs_continue_with_attempts_that_were_not_played(tmp_path):
+    settings = collect.CollectionSettings('libero_object', 'builtin')
+    folder = collect.AttemptFolder(tmp_path, settings, TASK, per_task=3)
+    folder.path.mkdir()
+    folder.success_file(0).touch()
+    folder.failure_marker(1).touch()
+    assert [attempt.number for attempt in folder.next_attempts()] == [2, 3]
+
+
+def test_a_task_that_never_succeeds_ends_in_an_error(tmp_path):
+    settings = collect.CollectionSettings('libero_object', 'builtin')
+    folder = collect.AttemptFolder(tmp_path, settings, TASK, per_task=1)
+    folder.path.mkdir()
+    for number in range(5):
+        folder.failure_marker(number).touch()
+    with pytest.raises(SimulationError, match='5 attempts failed'):
+        folder.next_attempts()
+
+
+def test_a_full_disk_is_named_and_leaves_no_file(tmp_path, demo):
+    with (pytest.raises(SimulationError, match='disk is full'),
+          whole_file(tmp_path / 'demo.hdf5') as file):
+        write_demonstration(file, 'demo_0', demo)
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys):
+    (tmp_path / 'file').touch()
+    assert collect.main([*COMMAND, '--out', str(tmp_path / 'file' / 'demos')]) == 2
+    assert str(tmp_path / 'file') in capsys.readouterr().err
+
+
+def test_both_cameras_are_written_and_read_back(tmp_path):
+    with LiberoEnv('libero_object', TASK, image_size=32, wrist=True, assets='builtin') as env:
+        recorder = DemonstrationRecorder(env)
+        observation = env.reset(seed=1, settle_steps=1)
+        for _ in range(3):
+            action = np.full(7, 0.1)
+            recorder.add(observation, action, action * 2)
+            observation = env.step(action)
+        written = recorder.finish(seed=1)
+    with whole_file(tmp_path / 'two.hdf5') as file:
+        write_demonstration(file, 'demo_0', written)
+        read = read_demonstration(file['demo_0'])
+    for name in ('actions', 'executed_actions', 'states', 'agentview', 'wrist', 'ee_positions',
+                 'joint_positions', 'gripper_positions', 'ee_quaternions'):
+        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+    assert (read.suite, read.task, read.instruction) == (
+        written.suite, written.task, written.instruction)
+
+
+def test_names_are_in_numeric_order():
+    assert demonstration_names({'demo_10': 0, 'demo_9': 0, 'mask': 0}) == ['demo_9', 'demo_10']
+
+
+@pytest.mark.parametrize('content', [b'', b'not hdf5'])
+def test_unreadable_files_are_named(tmp_path, content, capsys):
+    path = tmp_path / 'bad.hdf5'
+    path.write_bytes(content)
+    assert view_demos.main([str(path)]) == 2
+    assert 'not a readable demonstration file' in capsys.readouterr().err
+
+
+def test_viewer_makes_table_sheet_video_and_histogram(collected, tmp_path, capsys):
+    pictures = {name: tmp_path / name for name in ('sheet.png', 'demo.mp4', 'actions.png')}
+    assert view_demos.main([
+        str(collected[1]), '--sheet', str(pictures['sheet.png']), '--mp4',
+        str(pictures['demo.mp4']), '--histogram', str(pictures['actions.png'])]) == 0
+    table = capsys.readouterr().out
+    assert '1 demonstrations' in table
+    assert '0 no-ops' in table
+    assert Image.open(pictures['sheet.png']).size == (6 * 64, 4 * 64)
+    assert pictures['demo.mp4'].read_bytes()[4:8] == b'ftyp'
+    assert np.asarray(Image.open(pictures['actions.png'])).std() > 10
+    assert set(tmp_path.iterdir()) == set(pictures.values())
+
+
+def test_viewer_says_how_many_demonstrations_there_are(collected, capsys):
+    assert view_demos.main([str(collected[1]), '--demo', '7']) == 2
+    assert 'has 1 demonstrations' in capsys.readouterr().err
+
+
+def test_no_ops_are_still_motions_with_an_unchanged_gripper():
+    actions = np.zeros((4, 7))
+    actions[:, 6] = [-1, -1, 1, 1]
+    actions[3, 0] = 0.01
+    assert view_demos.no_ops(actions).tolist() == [False, True, False, False]

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation writes one record per episode, keeps errors apart, and survives interruption."""
+
+import argparse
+import json
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_sim import evaluate
+from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.results import Results, summary_table, wilson_interval
+from worldvla_sim.workers import JobFailure, WorkerPool
+
+ROOT = Path(__file__).resolve().parents[2]
+HOLD = ['--policy', 'hold', '--suite', 'libero_object', '--tasks', '1', '--assets', 'builtin']
+
+
+def record(task=0, state=0, success=True, error=None):
+    return EpisodeRecord('libero_object', task, 'do it', state, success, 100, error, 'builtin')
+
+
+def square(number):
+    """A job for the pool: fails, dies or answers."""
+    if number == 3:
+        raise ValueError('three')
+    if number == 4:
+        os._exit(9)
+    return number * number
+
+
+def make_square():
+    return square
+
+
+def where_is_temp():
+    import tempfile
+    return lambda _: (tempfile.gettempdir(), os.environ['OMP_NUM_THREADS'])
+
+
+@pytest.mark.parametrize(('text', 'expected'), [
+    ('0', [0]), ('0,3-5', [0, 3, 4, 5]), ('2-3,2', [2, 3]), (' 1 , 4 ', [1, 4])])
+def test_indices_are_lists_and_ranges(text, expected):
+    assert evaluate.parse_indices(text) == expected
+
+
+@pytest.mark.parametrize('text', ['', 'a', '1-', '-1', '5-3', '1;2', '1--2'])
+def test_other_indices_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=r'such as|names no'):
+        evaluate.parse_indices(text)
+
+
+def test_wilson_interval_has_the_textbook_values():
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert wilson_interval(15, 20) == pytest.approx((0.5313, 0.8881), abs=1e-4)
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+def test_errors_are_counted_apart_from_failures():
+    table = summary_table([record(), record(state=1, success=False),
+                           record(state=2, success=False, error='broken')])
+    row = table.splitlines()[1].split()
+    assert row[:2] == ['0', '1/2']
+    assert '50.0%' in row
+    assert row[row.index('do') - 1] == '1'
+
+
+def test_results_are_read_back_as_they_were_written(tmp_path):
+    written = Results({'policy': 'expert'}, [record(), record(state=1, error='x')], True)
+    written.save(tmp_path / 'out.json')
+    assert Results.load(tmp_path / 'out.json') == written
+    assert [path.name for path in tmp_path.iterdir()] == ['out.json']
+
+
+@pytest.mark.parametrize('content', ['', '{}', '[]', '{"records": [{}]}', '{"records": 1}'])
+def test_foreign_result_files_are_refused(tmp_path, content):
+    (tmp_path / 'out.json').write_text(content)
+    with pytest.raises(ConfigError, match='not a result file'):
+        Results.load(tmp_path / 'out.json')
+
+
+def test_pool_names_the_job_that_raised_or_killed_its_worker_and_finishes_the_rest(capfd):
+    answers = dict(WorkerPool(make_square, 2).run(range(7)))
+    assert {job: answer for job, answer in answers.items() if job not in (3, 4)} == {
+        job: job * job for job in (0, 1, 2, 5, 6)}
+    assert answers[3] == JobFailure('ValueError: three')
+    assert 'exit code 9' in answers[4].reason
+    assert 'ValueError' in capfd.readouterr().err
+
+
+def test_workers_have_one_thread_and_a_private_temp_folder_that_goes_away():
+    (_, (folder, threads)), = WorkerPool(where_is_temp, 1).run([0])
+    assert 'worldvla_worker_' in folder
+    assert not Path(folder).exists()
+    assert threads == os.environ.get('OMP_NUM_THREADS', '1')
+
+
+def test_command_plays_records_resumes_and_refuses_other_settings(tmp_path, capsys):
+    out = tmp_path / 'out.json'
+    expert = ['--policy', 'expert', '--suite', 'libero_object', '--tasks', '1',
+              '--assets', 'builtin', '--json', str(out)]
+    assert evaluate.main([*expert, '--init-states', '0']) == 0
+    content = json.loads(out.read_text())
+    assert content['complete']
+    assert content['settings']['policy'] == 'expert'
+    assert content['records'] == [{
+        'suite': 'libero_object', 'task': 1, 'init_state': 0, 'success': True, 'error': None,
+        'instruction': 'pick up the cream cheese and place it in the basket',
+        'assets': 'builtin', 'steps': content['records'][0]['steps'],
+        'duration': content['records'][0]['duration']}]
+    assert 0 < content['records'][0]['steps'] < 280
+    assert '1/1' in capsys.readouterr().out
+
+    assert evaluate.main([*expert, '--init-states', '0', '--resume']) == 0
+    assert json.loads(out.read_text()) == content, 'nothing was left to play'
+    assert evaluate.main([*HOLD, '--init-states', '0', '--json', str(out), '--resume']) == 2
+    assert 'other settings' in capsys.readouterr().err
+
+
+def test_an_episode_that_cannot_run_is_an_error_and_the_command_says_so(tmp_path, monkeypatch,
+                                                                       capsys):
+    out = tmp_path / 'out.json'
+    monkeypatch.setenv('MUJOCO_GL', 'bogus')
+    assert evaluate.main([*HOLD, '--init-states', '0', '--json', str(out)]) == 1
+    episode, = json.loads(out.read_text())['records']
+    assert 'bogus' in episode['error']
+    assert not episode['success']
+    assert '0/0' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (['--suite', 'libero'], 'libero_spatial'),
+    (['--suite', 'libero_object', '--tasks', '12'], 'has no task 12'),
+    (['--suite', 'libero_object', '--init-states', '49-50'], '0 to 49'),
+    (['--suite', 'libero_object', '--policy', 'nobody'], 'expert'),
+    (['--suite', 'libero_object', '--json', '/nowhere/out.json'], '/nowhere/out.json')])
+def test_bad_input_ends_with_status_2_and_says_what_there_is(options, message, capsys):
+    assert evaluate.main(['--assets', 'builtin', *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_interruption_leaves_valid_results_and_no_process(tmp_path):
+    out = tmp_path / 'out.json'
+    command = [sys.executable, '-m', 'worldvla_sim.evaluate', *HOLD, '--max-steps', '5',
+               '--init-states', '0-49', '--json', str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+                               env=os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT / "sim"}'})
+    for _ in range(600):
+        if out.exists() and json.loads(out.read_text())['records']:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert '--resume continues' in complaint
+    assert 'Traceback' not in complaint
+    content = json.loads(out.read_text())
+    assert not content['complete']
+    assert 1 <= len(content['records']) < 50
+
+
+def test_jobs_cover_tasks_times_states_in_order():
+    jobs = evaluate.make_jobs('libero_goal', [2, 4], [0, 7])
+    assert [(job.task, job.init_state) for job in jobs] == [(2, 0), (2, 7), (4, 0), (4, 7)]
+    assert len(evaluate.make_jobs('libero_goal', None, [0])) == 10
+    with pytest.raises(SimulationError, match='has no task'):
+        evaluate.make_jobs('libero_goal', [10], [0])

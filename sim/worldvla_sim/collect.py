@@ -43,7 +43,7 @@ class CollectionSettings:
     suite: str
     assets: str
     robot: str = 'light'
-    msaa: int = 4
+    msaa: int = 0
     image_size: int = 256  # [px]
     wrist: bool = False
     noise: float = 0.1  # standard deviation of the executed translation, controller input
@@ -234,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--wrist', action='store_true', help='record the wrist camera too')
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
     parser.add_argument('--robot', choices=ROBOTS, default='light')
-    parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=4)
+    parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=0)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--out', type=Path, required=True)
     return parser

@@ -31,7 +31,7 @@ class EvaluationSettings:
     suite: str
     assets: str  # resolved: 'builtin' or 'official'
     robot: str = 'light'
-    msaa: int = 4
+    msaa: int = 0
     image_size: int = 256  # [px]
     seed: int = 0  # of fixture poses and of the policy's own sampling
     max_steps: int | None = None  # None: the suite's published limit
@@ -176,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
                         help='official initial states, such as 0-9 (the default)')
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
     parser.add_argument('--robot', choices=ROBOTS, default='light')
-    parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=4)
+    parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=0)
     parser.add_argument('--image-size', type=int, default=256, help='[px] (default: 256)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--max-steps', type=int, help='default: the published limit of the suite')

@@ -68,7 +68,7 @@ class LiberoEnv:
     :param task: index in the suite.
     :param assets: 'builtin', 'official', or 'auto' (official where found); see `libero_setup`.
     :param robot: 'light' (decimated visual meshes, same physics, 2-3 times faster) or 'full'.
-    :param msaa: samples per pixel against jagged edges, 4 or 0 (faster).
+    :param msaa: samples per pixel against jagged edges: 4, or 0, which steps 1.5 times faster.
     :param image_size: edge of the square camera images [px].
     :param wrist: render the wrist camera too.
     :param render: render at all; without, observations carry no images.
@@ -81,7 +81,7 @@ class LiberoEnv:
     _env: Any = None
 
     def __init__(self, suite: str, task: int, *, assets: str = 'auto', robot: str = 'light',
-                 msaa: int = 4, image_size: int = 256, wrist: bool = False, render: bool = True,
+                 msaa: int = 0, image_size: int = 256, wrist: bool = False, render: bool = True,
                  seed: int = 0) -> None:
         if robot not in ROBOTS or msaa not in MSAA_LEVELS or image_size < 1:
             raise SimulationError(f'robot must be one of {ROBOTS}, msaa one of {MSAA_LEVELS} and '
@@ -98,8 +98,9 @@ class LiberoEnv:
         with _numpy_seed(seed):
             self._env = self._construct(robot)
         self._env.has_offscreen_renderer = render
-        self._env.set_xml_processor(
-            lambda xml: xml.replace('<visual>', f'<visual><quality offsamples="{msaa}"/>', 1))
+        self._env.set_xml_processor(lambda xml: xml.replace(
+            '<visual>', f'<visual><quality offsamples="{msaa}"/>'
+            f'<global offwidth="{image_size}" offheight="{image_size}"/>', 1))
         for observable in self._env._observables.values():
             observable.set_enabled(False)  # states are read directly; these cost 3 ms per step
         if not _open_environments:
@@ -329,7 +330,8 @@ class LiberoEnv:
             return
         if context := env.sim._render_context_offscreen:
             context.gl_ctx.make_current()
-            del context
+            context.con.free()
+            context.gl_ctx.free()  # now, because robosuite's own frees wait for the collector
         env.sim.free()
 
     def __del__(self) -> None:

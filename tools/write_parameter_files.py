@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write config/policy.yaml and config/bridge.yaml from the parameters as the nodes declare them.
+
+The defaults have one home, the dataclasses; a test compares the files with what this writes.
+
+    python tools/write_parameter_files.py
+"""
+
+from pathlib import Path
+import textwrap
+from typing import Any
+
+from worldvla_ros.config import FieldInfo, describe
+from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE
+from worldvla_ros.nodes.parameters import PolicyParameters
+from worldvla_sim.ros.bridge_settings import BridgeSettings
+
+FOLDER = Path(__file__).parent.parent / 'config'
+FILES = {'policy.yaml': (POLICY_NODE, PolicyParameters),
+         'bridge.yaml': (BRIDGE_NODE, BridgeSettings)}
+_INDENT = '    '
+
+
+def parameter_file(node: str, cls: type) -> str:
+    """Return a ROS parameter file with every parameter, its meaning and its default."""
+    lines = [f'# Every parameter of {node} with its default; copy what you change and pass it as',
+             '# params_file:=... to the launch file or --params-file to the node.',
+             '# Written by tools/write_parameter_files.py.',
+             f'{node}:', '  ros__parameters:']
+    for info in describe(cls):
+        meaning = f'{info.doc} ({info.allowed()}{"; at start" if info.read_only else ""})'
+        lines += textwrap.wrap(meaning, 99, initial_indent=f'{_INDENT}# ',
+                               subsequent_indent=f'{_INDENT}#   ')
+        lines.append(f'{_INDENT}{info.name}: {_yaml(info)}')
+    return '\n'.join(lines) + '\n'
+
+
+def _yaml(info: FieldInfo) -> str:
+    value: Any = info.default
+    if isinstance(value, tuple):
+        return '[' + ', '.join(map(_scalar, value)) + ']'
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return repr(value).replace('inf', '.inf')
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def main() -> None:
+    """Write both files."""
+    for name, (node, cls) in FILES.items():
+        (FOLDER / name).write_text(parameter_file(node, cls))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,18 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy turns frames into chunks, the same ones on every path."""
 
+from copy import deepcopy
+from dataclasses import replace
 import json
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 import torch
+import yaml
 
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import CheckpointError, FrameError, InferenceError, InstructionError
 from worldvla_ros.model.generate import generate_chunk
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
+from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
 
 TASK = 'pick up the milk and place it in the basket'
@@ -174,7 +180,8 @@ def test_random_weights_leave_the_random_generator_alone(tmp_path):
 
 
 @pytest.mark.parametrize(('file', 'message'), [
-    ('tokenizer.json', r'no tokenizer\.json'), ('model.safetensors', r'no model\.safetensors'),
+    ('tokenizer.json', r'no tokenizer\.json'), ('policy.json', 'config/model/'),
+    ('model.safetensors', r'no model\.safetensors'),
     ('image_tokenizer/config.json', 'no image tokenizer'), ('config.json', r'config\.json')])
 def test_a_missing_file_is_named(tmp_path, checkpoint, file, message):
     for path in checkpoint.rglob('*'):
@@ -186,9 +193,48 @@ def test_a_missing_file_is_named(tmp_path, checkpoint, file, message):
         WorldVLAPolicy.from_pretrained(tmp_path)
 
 
+def test_the_released_repositorys_layout_is_read(tmp_path, checkpoint, policy):
+    weights = tmp_path / 'model_256' / 'libero_goal'
+    tokenizers = tmp_path / 'chameleon' / 'tokenizer'
+    for folder, names in ((weights, ('config.json', 'model.safetensors', 'policy.json')),
+                          (tokenizers, ('tokenizer.json',))):
+        folder.mkdir(parents=True)
+        for name in names:
+            (folder / name).symlink_to(checkpoint / name)
+    images = checkpoint / 'image_tokenizer'
+    entries = json.loads((images / 'config.json').read_text())
+    (tokenizers / 'vqgan.yaml').write_text(yaml.safe_dump(entries))
+    torch.save({'state_dict': load_file(images / 'model.safetensors')},
+               tokenizers / 'vqgan.ckpt')
+    released = WorldVLAPolicy.from_pretrained(tmp_path, subfolder='model_256/libero_goal',
+                                              dtype='float32')
+    observation = Observation((frame(1), frame(2)), TASK)
+    np.testing.assert_array_equal(released.predict_chunk(observation).token_ids,
+                                  policy.predict_chunk(observation).token_ids)
+
+
+@pytest.mark.parametrize('file', sorted((Path(__file__).parents[1] / 'config/model').iterdir()),
+                         ids=lambda path: path.stem)
+def test_settings_of_released_checkpoints_are_the_published_ones(file):
+    settings = PolicySettings.load(file)
+    assert settings.trained
+    assert settings.history_length == 2
+    assert settings.horizon == (10 if 'libero_10' in file.stem else 5)
+    assert settings.image_size == (512 if '512' in file.stem else 256)
+    assert (settings.action_minimum, settings.action_maximum) == (LIBERO_MINIMUM, LIBERO_MAXIMUM)
+
+
+def test_broken_weights_are_reported_not_sent_to_the_robot(policy):
+    model = deepcopy(policy.pretrained.model)
+    model.model.norm.weight.fill_(torch.nan)
+    broken = WorldVLAPolicy(replace(policy.pretrained, model=model))
+    with pytest.raises(InferenceError, match='NaN'):
+        broken.predict_chunk(Observation((frame(1),), TASK))
+
+
 @pytest.mark.parametrize(('entry', 'message'), [
     ({'image_size': 250}, 'multiple of 32'), ({'horizon': 0}, 'at least 1'),
-    ({'action_prompt': 'go'}, 'instruction'), ({'colour': 'red'}, 'expected the keys')])
+    ({'action_prompt': 'go'}, 'instruction'), ({'colour': 'red'}, "with the keys.*'colour'")])
 def test_unusable_settings_are_refused(tmp_path, checkpoint, entry, message):
     entries = json.loads((checkpoint / 'policy.json').read_text()) | entry
     (tmp_path / 'policy.json').write_text(json.dumps(entries))

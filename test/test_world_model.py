@@ -35,7 +35,7 @@ def pretrained():
         torch.nn.init.normal_(images.quantize.embedding.weight)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.5)  # attention that looks at the action
-    return Pretrained(model, images, text, PolicySettings(image_size=64))
+    return Pretrained(model, images, text, PolicySettings('tiny', trained=False, image_size=64))
 
 
 def frame(seed=0, size=64):

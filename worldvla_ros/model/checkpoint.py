@@ -136,9 +136,10 @@ def resolve_folder(path: str | Path, subfolder: str | None = None) -> Path:
 def _download(hub_id: str, subfolder: str | None) -> Path:
     from huggingface_hub import snapshot_download  # only downloads need it
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    prefix = f'{subfolder}/' if subfolder else ''
-    patterns = [f'{prefix}**/*.{suffix}' for suffix in ('json', 'safetensors')]
-    patterns += [f'{prefix}*.{suffix}' for suffix in ('json', 'safetensors')]
+    # The released repository keeps the tokenizers of all its sub-folders in one place.
+    folders = [f'{subfolder}/', '*tokenizer/'] if subfolder else ['']
+    patterns = [f'{folder}*.{suffix}' for folder in folders
+                for suffix in ('json', 'safetensors', 'yaml', 'ckpt')]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

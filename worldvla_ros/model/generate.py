@@ -88,13 +88,13 @@ def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
         cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
     # The separator's row is always computed: it predicts the first BOA.
     cached = cache.rewind_to_common_prefix(prompt[:-1])
-    hidden = _prefill_with_boas(model, prompt, num_actions, cache)
+    positions = (len(prompt) + torch.arange(num_actions, device=model.device)
+                 * ACTION_BLOCK_LENGTH)
+    hidden = _prefill_with_boas(model, prompt, positions, cache)
     free = [model.logits(hidden[0]).argmax(-1)] if certify else []  # SEP, then the BOAs
     hidden = hidden[:, -num_actions:]
     prefill_s = time.perf_counter() - started
 
-    positions = (len(prompt) + torch.arange(num_actions, device=model.device)
-                 * ACTION_BLOCK_LENGTH)
     mask = packed_decode_mask(len(prompt), num_actions, ACTION_BLOCK_LENGTH, model.device)
     logits = [model.logits(hidden[0], vocabulary.bins)]
     tokens = [logits[0].argmax(-1) + vocabulary.bin_start]
@@ -117,15 +117,14 @@ def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
         rows=len(prompt) - cached + num_actions * (VALUES_PER_ACTION + 2 * certify))
 
 
-def _prefill_with_boas(model: Transformer, prompt: list[int], num_actions: int,
+def _prefill_with_boas(model: Transformer, prompt: list[int], boa_positions: Tensor,
                        cache: KVCache) -> Tensor:
     """Run the uncached prompt and K BOAs; return the states of the separator and the BOAs."""
+    num_actions = len(boa_positions)
     cached, length = cache.length, len(prompt)
     ids = prompt[cached:] + [model.config.vocabulary.boa] * num_actions
-    positions = (list(range(cached, length))
-                 + [length + ACTION_BLOCK_LENGTH * i for i in range(num_actions)])
-    return model.rows(torch.tensor(ids, device=model.device)[None],
-                      positions=torch.tensor(positions, device=model.device),
+    positions = torch.cat((torch.arange(cached, length, device=model.device), boa_positions))
+    return model.rows(torch.tensor(ids, device=model.device)[None], positions=positions,
                       mask=packed_prefill_mask(length, cached, num_actions, model.device),
                       cache=cache, keep_last=num_actions + 1)
 

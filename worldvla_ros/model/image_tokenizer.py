@@ -95,13 +95,11 @@ class ImageTokenizer(nn.Module):
 def load_image_tokenizer(path: str | Path, device: str = 'cpu') -> ImageTokenizer:
     """Load a VQ-GAN from a folder with one of LAYOUTS; float32, in evaluation mode."""
     folder = Path(path)
-    for config_name, weights_name in LAYOUTS:
-        config_path, weights_path = folder / config_name, folder / weights_name
-        if config_path.is_file() and weights_path.is_file():
-            break
-    else:
+    layout = _layout(folder)
+    if layout is None:
         raise CheckpointError(f'no image tokenizer in {folder}: expected one of '
-                              + ', '.join(' + '.join(layout) for layout in LAYOUTS))
+                              + ', '.join(' + '.join(names) for names in LAYOUTS))
+    config_path, weights_path = (folder / name for name in layout)
     tokenizer = _empty(ImageTokenizerConfig.from_dict(_read_config(config_path)))
     tensors = (read_torch_checkpoint(weights_path) if weights_path.suffix == '.ckpt'
                else read_safetensors(weights_path))
@@ -117,6 +115,16 @@ def save_image_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     text = json.dumps(tokenizer.config.to_dict(), indent=2)
     (folder / 'config.json').write_text(text + '\n')
     write_safetensors(tokenizer.state_dict(), folder / 'model.safetensors')
+
+
+def has_image_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder holds a VQ-GAN in one of LAYOUTS."""
+    return _layout(folder) is not None
+
+
+def _layout(folder: Path) -> tuple[str, str] | None:
+    complete = (names for names in LAYOUTS if all((folder / name).is_file() for name in names))
+    return next(complete, None)
 
 
 def _empty(config: ImageTokenizerConfig) -> ImageTokenizer:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import ActionChunk, Frame, LatencySplit, Observation
-from worldvla_ros.errors import FrameError
+from worldvla_ros.errors import FrameError, InferenceError
 from worldvla_ros.model.generate import chunk_capacity, decode_chunk, prefill
 from worldvla_ros.policy.pretrained import Pretrained
 
@@ -58,13 +58,15 @@ class WorldVLAPolicy:
         encoded = time.perf_counter()
         prompt_ids = self._prompts.action(observation.instruction, images)
         decoded = decode_chunk(self._model, prompt_ids, self.horizon, cache=self._cache)
-        token_ids = decoded.token_ids.cpu().numpy()
+        token_ids, entropy = decoded.token_ids.cpu().numpy(), decoded.entropy.cpu().numpy()
+        if not np.isfinite(entropy).all():
+            raise InferenceError('the network computed NaN; the weights are broken')
         actions = self._action_tokenizer.decode(token_ids)
         finished = time.perf_counter()
         return ActionChunk(
             actions=actions.astype(np.float32),
             token_ids=token_ids.astype(np.int32),
-            entropy=decoded.entropy.cpu().numpy(),
+            entropy=entropy,
             instruction=observation.instruction,
             frame_stamps_ns=tuple(frame.stamp_ns for frame in observation.frames),
             latency=LatencySplit(encode=encoded - started, prefill=decoded.prefill_s,

@@ -9,14 +9,20 @@ from numpy.typing import NDArray
 
 from worldvla_ros.model.checkpoint import fingerprint, load_model, pick_dtype, resolve_folder
 from worldvla_ros.model.image_preprocessing import square_frame
-from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from worldvla_ros.model.image_tokenizer import (
+    ImageTokenizer,
+    has_image_tokenizer,
+    load_image_tokenizer,
+)
 from worldvla_ros.model.transformer import Transformer
-from worldvla_ros.policy.settings import PolicySettings
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import PromptBuilder
-from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+from worldvla_ros.tokens.text_tokenizer import TOKENIZER_FILE, TextTokenizer
 
 IMAGE_TOKENIZER_FOLDER = 'image_tokenizer'
+RELEASED_TOKENIZER_FOLDER = 'chameleon/tokenizer'
+"""Where the released repository keeps both tokenizers, once for all of its sub-folders."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +38,24 @@ class Pretrained:
     @classmethod
     def load(cls, path: str | Path, *, subfolder: str | None = None, device: str = 'cpu',
              dtype: str = 'auto', num_actions: int | None = None) -> 'Pretrained':
-        """Load a checkpoint folder or Hub id.
+        """Load a checkpoint folder or Hub id: ours, or the released repository's layout.
 
         :param dtype: 'auto' is bfloat16 where the device multiplies it fast, else float32.
         :param num_actions: horizon, where it shall differ from the checkpoint's.
         """
         folder = resolve_folder(path, subfolder)
-        settings = PolicySettings.load(folder)
+        settings = PolicySettings.load(folder / POLICY_FILE)
         if num_actions is not None:
             settings = replace(settings, horizon=num_actions)
+        released = folder.joinpath(*['..'] * len(Path(subfolder or '').parts),
+                                   RELEASED_TOKENIZER_FOLDER)
+        text = folder if (folder / TOKENIZER_FILE).exists() or not released.exists() else released
+        images = folder / IMAGE_TOKENIZER_FOLDER
+        if not images.exists() and has_image_tokenizer(released):
+            images = released
         return cls(model=load_model(folder, device=device, dtype=pick_dtype(dtype, device)),
-                   image_tokenizer=load_image_tokenizer(folder / IMAGE_TOKENIZER_FOLDER, device),
-                   text_tokenizer=TextTokenizer.from_folder(folder),
+                   image_tokenizer=load_image_tokenizer(images, device),
+                   text_tokenizer=TextTokenizer.from_folder(text),
                    settings=settings, fingerprint=fingerprint(folder))
 
     @property

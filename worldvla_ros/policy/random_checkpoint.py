@@ -17,7 +17,7 @@ from worldvla_ros.model.image_tokenizer import ImageTokenizer, save_image_tokeni
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.policy.pretrained import IMAGE_TOKENIZER_FOLDER
-from worldvla_ros.policy.settings import PolicySettings
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.tokens.sequence import ACTION_PROMPT, WORLD_PROMPT
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
@@ -74,7 +74,7 @@ def write_random_checkpoint(folder: Path, seed: int = 0) -> None:
     text_tokenizer.save(folder)
     PolicySettings(name='small WorldVLA', trained=False, image_size=256, history_length=2,
                    horizon=5, notes=f'random weights, seed {seed}; for tests and demonstrations '
-                   'of everything around the model').save(folder)
+                   'of everything around the model').save(folder / POLICY_FILE)
 
 
 def _default_cache() -> Path:

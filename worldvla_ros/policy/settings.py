@@ -14,10 +14,10 @@ POLICY_FILE = 'policy.json'
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Everything beside the weights; the defaults are those of the released 256 px models."""
+    """Everything beside the weights; config/model/ holds it for the released checkpoints."""
 
-    name: str = 'WorldVLA'
-    trained: bool = True  # False: random weights, good for tests of everything around them
+    name: str
+    trained: bool  # False: random weights, good for tests of everything around them
     image_size: int = 256  # side of the square input [px]
     history_length: int = 2  # frames in the prompt, the newest included
     horizon: int = 5  # actions per chunk
@@ -40,23 +40,24 @@ class PolicySettings:
                                   f'{self.action_prompt!r}')
 
     @classmethod
-    def load(cls, folder: Path) -> 'PolicySettings':
-        """Read policy.json; a released checkpoint has none and gets the defaults."""
-        path = folder / POLICY_FILE
-        if not path.exists():
-            return cls(name=folder.name)
+    def load(cls, path: Path) -> 'PolicySettings':
+        """Read a policy.json. Raises CheckpointError when it is missing, unknown or wrong."""
+        if not path.is_file():
+            raise CheckpointError(
+                f'no {path}: it says image size, history, horizon and action range. For a '
+                f'released WorldVLA checkpoint copy the right one of config/model/ there')
         try:
             entries = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise CheckpointError(f'cannot read {path}: {error}') from error
         known = {field.name for field in fields(cls)}
         if not isinstance(entries, dict) or set(entries) != known:
-            raise CheckpointError(f'{path}: expected the keys {sorted(known)}, got '
-                                  f'{sorted(entries)}')
+            raise CheckpointError(f'{path}: expected an object with the keys {sorted(known)}, '
+                                  f'got {sorted(entries)}')
         for name in ('action_minimum', 'action_maximum'):
             entries[name] = tuple(entries[name])
         return cls(**entries)
 
-    def save(self, folder: Path) -> None:
-        """Write policy.json; inverse of `load`."""
-        (folder / POLICY_FILE).write_text(json.dumps(asdict(self), indent=2) + '\n')
+    def save(self, path: Path) -> None:
+        """Write a policy.json; inverse of `load`."""
+        path.write_text(json.dumps(asdict(self), indent=2) + '\n')

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model core on a CUDA device: the same tokens, and no host sync between the passes."""
+
+import numpy as np
+import pytest
+from tiny_models import action_prompt, tiny_model, world_prompt
+import torch
+
+from worldvla_ros.model.generate import decode_chunk, generate_chunk, generate_image, prefill
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
+                                                  reason='needs a CUDA device')]
+
+
+@pytest.fixture(autouse=True)
+def full_precision():
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_chunks_on_the_gpu_equal_those_on_the_cpu():
+    rng = np.random.default_rng(0)
+    cpu, gpu = tiny_model(), tiny_model().cuda()
+    for _ in range(20):
+        prompt = action_prompt(rng, 2, (1, 2))
+        assert torch.equal(generate_chunk(gpu, prompt, 5).cpu(), generate_chunk(cpu, prompt, 5))
+
+
+def test_imagined_frames_on_the_gpu_equal_those_on_the_cpu():
+    prompt = world_prompt(np.random.default_rng(1), (2, 2))
+    expected = generate_image(tiny_model(), prompt, (2, 2))
+    assert torch.equal(generate_image(tiny_model().cuda(), prompt, (2, 2)).cpu(), expected)
+
+
+def test_the_newest_frame_path_equals_one_shot_on_the_gpu():
+    rng = np.random.default_rng(2)
+    model = tiny_model().cuda()
+    cache = model.new_cache(256)
+    for _ in range(20):
+        prompt = action_prompt(rng, 2, (1, 2))
+        prefill(model, prompt[:-15], cache)
+        assert torch.equal(generate_chunk(model, prompt, 5, cache=cache),
+                           generate_chunk(model, prompt, 5))
+
+
+def test_the_host_waits_once_per_chunk(monkeypatch):
+    """Only the copy of the prompt's ids to the device may synchronize."""
+    model = tiny_model().cuda()
+    prompt = action_prompt(np.random.default_rng(3), 2, (1, 2))
+    decode_chunk(model, prompt, 5)  # warm up
+    copy_to_device = torch.tensor
+
+    def allowed_copy(*args, **kwargs):
+        torch.cuda.set_sync_debug_mode('default')
+        copied = copy_to_device(*args, **kwargs)
+        torch.cuda.set_sync_debug_mode('error')
+        return copied
+    monkeypatch.setattr(torch, 'tensor', allowed_copy)
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        decode_chunk(model, prompt, 5, cache=model.new_cache(256))
+    finally:
+        torch.cuda.set_sync_debug_mode('default')

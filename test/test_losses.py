@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss: numbers and gradients of the public implementation, and how branches are weighed."""
+
+from golden_data import golden
+import numpy as np
+import pytest
+import torch
+
+from worldvla_ros.model.attention_mask import action_chunk_mask
+from worldvla_ros.model.checkpoint import load_model
+from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.training.losses import (
+    IGNORED,
+    LossConfig,
+    class_weights,
+    labelled_logits,
+    loss_terms,
+)
+
+COMPACT = Vocabulary.compact(num_text_tokens=40, num_codes=64)
+WEIGHTING = {'weighted': 'published', 'plain': 'uniform'}
+
+
+@pytest.fixture(scope='module')
+def published():
+    return np.load(golden('train_batch.npz'))
+
+
+def batch(data):
+    ids, labels = (torch.from_numpy(data[name]) for name in ('input_ids', 'padded_labels'))
+    masks = torch.zeros(*ids.shape, ids.shape[1], dtype=torch.bool)
+    for row, (sequence, length) in enumerate(zip(ids, data['lens'], strict=True)):
+        masks[row] = torch.ones_like(masks[row]).tril()  # padding: seen by padding only
+        masks[row, :length, :length] = action_chunk_mask(sequence[:length])
+    return ids, labels, masks
+
+
+def branch_of(data, labels):
+    """Say for each labelled token whether its sequence is a world-model sample."""
+    is_world = torch.tensor([name.startswith('w') for name in data['case_names']])
+    counted = labels[:, 1:] != IGNORED
+    return is_world[:, None].expand_as(counted)[counted]
+
+
+@pytest.mark.parametrize('name', WEIGHTING)
+def test_losses_and_gradients_equal_the_published_ones(published, name):
+    model = load_model(golden('model.safetensors').parent).requires_grad_(True)
+    ids, labels, masks = batch(published)
+    logits, targets = labelled_logits(model, ids, labels, masks)
+    terms = loss_terms(logits, targets, branch_of(published, labels), model.config.vocabulary,
+                       LossConfig(weighting=WEIGHTING[name]))
+    terms.total.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
+
+    for term, value in (('c_loss', terms.cross_entropy), ('z_loss', terms.z_loss),
+                        ('total', terms.total), ('grad_norm', norm)):
+        assert value.item() == pytest.approx(float(published[f'{name}_{term}']), rel=2e-5), term
+    for key, weight in (('grad_q_norm0_w', model.model.layers[0].self_attn.q_norm.weight),
+                        ('grad_norm_w', model.model.norm.weight)):
+        np.testing.assert_allclose(weight.grad, published[f'{name}_{key}'], atol=1e-5, rtol=1e-4)
+
+
+def test_the_loss_of_each_token_equals_the_published_one(published):
+    model = load_model(golden('model.safetensors').parent)
+    ids, labels, masks = batch(published)
+    with torch.no_grad():
+        logits, targets = labelled_logits(model, ids, labels, masks)
+    np.testing.assert_array_equal(targets, published['nll_labels'])
+    nll = torch.nn.functional.cross_entropy(logits, targets, reduction='none')
+    np.testing.assert_allclose(nll, published['nll'], atol=1e-4)
+
+
+def test_class_weights_turn_the_published_token_losses_into_the_published_mean(published):
+    weights = class_weights(Vocabulary(), 0.04).numpy()[published['nll_labels']]
+    assert weights[published['nll_labels'] == 8195] == 1  # the public range is off by one
+    mean = np.average(published['nll'], weights=weights)
+    assert mean == pytest.approx(float(published['weighted_c_loss']), rel=1e-5)
+
+
+def test_every_action_bin_of_a_compact_vocabulary_counts_in_full():
+    weights = class_weights(COMPACT, 0.04)
+    assert (weights[list(COMPACT.bins)] == 1).all()
+    assert torch.allclose(weights[list(COMPACT.codes)], torch.tensor(0.04))
+
+
+def random_terms(weighting, is_world):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(len(is_world), COMPACT.size, generator=generator, requires_grad=True)
+    labels = torch.randint(0, COMPACT.size, (len(is_world),), generator=generator)
+    return logits, loss_terms(logits, labels, torch.tensor(is_world), COMPACT,
+                              LossConfig(weighting=weighting, z_loss_weight=0.0))
+
+
+def test_a_mean_per_branch_does_not_depend_on_how_many_tokens_the_other_has():
+    _, terms = random_terms('per_branch', [False, False] + [True] * 50)
+    expected = terms.action + 0.04 * terms.world
+    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize('is_world', [[True] * 4, [False] * 4])
+def test_a_batch_of_one_branch_has_a_finite_loss_and_gradient(is_world):
+    logits, terms = random_terms('per_branch', is_world)
+    terms.total.backward()
+    assert torch.isfinite(terms.total) and torch.isfinite(logits.grad).all()
+    assert torch.isnan(terms.action) == is_world[0] and torch.isnan(terms.world) != is_world[0]
+
+
+def test_the_z_loss_pulls_the_partition_towards_one():
+    logits = torch.zeros(3, COMPACT.size, requires_grad=True)
+    labels, is_world = torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.bool)
+    plain, with_z = (loss_terms(logits, labels, is_world, COMPACT, LossConfig(z_loss_weight=w))
+                     for w in (0.0, 1e-2))
+    log_partition = np.log(COMPACT.size)
+    assert with_z.total.item() - plain.total.item() == pytest.approx(1e-2 * log_partition ** 2,
+                                                                     rel=1e-4)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loss of both branches: cross entropy of labelled tokens, weighted, plus a small z-loss.
+
+    L = L_action + 0.04 L_world + 1e-5 mean(logsumexp(logits)^2)
+
+The paper writes the first two terms; the public implementation realises them with weights per
+class (0.04 for image codes) inside one mean, which divides by the sum of the weights and so
+balances the branches only by what a batch happens to hold. Here that is one option, and a mean
+per branch is the default.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worldvla_ros.config import bounded
+from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.tokens.vocab import Vocabulary
+
+IGNORED = -100
+"""Label of a token that is not counted."""
+
+WEIGHTINGS = ('per_branch', 'published', 'uniform')
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the tokens of a batch enter the loss."""
+
+    weighting: str = bounded(
+        'per_branch', choices=WEIGHTINGS,
+        doc='mean per branch; the public class weights in one mean; or all tokens alike')
+    world_weight: float = bounded(
+        0.04, minimum=0.0, doc='weight of the world branch, or of image codes (paper: alpha)')
+    z_loss_weight: float = bounded(1e-5, minimum=0.0, doc='of mean squared log-partition')
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """One batch's loss and what it is made of; all are float32 scalars."""
+
+    total: Tensor  # what is minimised
+    cross_entropy: Tensor  # [nat] weighted
+    z_loss: Tensor  # mean squared log-partition [nat^2], without its weight
+    action: Tensor  # [nat] mean over the labelled tokens of the action branch; NaN without any
+    world: Tensor  # [nat] mean over the labelled tokens of the world branch; NaN without any
+    action_accuracy: Tensor  # share of the action branch's tokens that greedy would choose
+    world_accuracy: Tensor  # likewise of the world branch
+
+
+def labelled_logits(model: Transformer, input_ids: Tensor, labels: Tensor,
+                    mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return logits float32 [N, V] and ids [N] of the N labelled tokens of a batch [B, S].
+
+    Only rows that predict a labelled token pass the output layer: a prompt's logits over the
+    whole vocabulary would cost more memory than all activations. Rows in row-major order.
+    :param labels: [B, S], IGNORED where a token is not counted; token s is predicted by row s - 1.
+    :param mask: bool [B, S, S], True where a row may attend; None is causal.
+    """
+    hidden = model.rows(input_ids, mask=mask)[:, :-1]
+    targets = labels[:, 1:]
+    counted = targets != IGNORED
+    return model.logits(hidden[counted]), targets[counted]
+
+
+def loss_terms(logits: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Vocabulary,
+               config: LossConfig) -> LossTerms:
+    """Return the loss of logits [N, V] for labels [N], of which some belong to the world branch.
+
+    :param is_world: bool [N].
+    """
+    log_partition = logits.logsumexp(-1)
+    nll = log_partition - logits.gather(-1, labels[:, None])[:, 0]
+    z_loss = log_partition.square().mean()
+    cross_entropy = _weighted_mean(nll, labels, is_world, vocabulary, config)
+    with torch.no_grad():
+        correct = (logits.argmax(-1) == labels).float()
+    return LossTerms(
+        total=cross_entropy + config.z_loss_weight * z_loss, cross_entropy=cross_entropy,
+        z_loss=z_loss.detach(), action=nll.detach()[~is_world].mean(),
+        world=nll.detach()[is_world].mean(), action_accuracy=correct[~is_world].mean(),
+        world_accuracy=correct[is_world].mean())
+
+
+def class_weights(vocabulary: Vocabulary, image_weight: float) -> Tensor:
+    """Return the public implementation's weight per token id, float32 [V].
+
+    It weights ids [3, 8195) of Chameleon's layout: the image codes are [4, 8196), so it is off by
+    one at both ends. That is kept, except where the id before the codes is an action bin, as in
+    our compact layout: that bin must count in full.
+    """
+    shift = 0 if vocabulary.code_start - 1 in vocabulary.bins else 1
+    weights = torch.ones(vocabulary.size)
+    weights[vocabulary.codes.start - shift:vocabulary.codes.stop - shift] = image_weight
+    return weights
+
+
+def _weighted_mean(nll: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Vocabulary,
+                   config: LossConfig) -> Tensor:
+    if config.weighting == 'uniform':
+        return nll.mean()
+    if config.weighting == 'published':
+        weights = class_weights(vocabulary, config.world_weight).to(nll.device)[labels]
+        return (weights * nll).sum() / weights.sum()
+    return _mean_or_zero(nll, ~is_world) + config.world_weight * _mean_or_zero(nll, is_world)
+
+
+def _mean_or_zero(nll: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean of the chosen values; 0 without any, and without a wait for the device."""
+    return torch.where(chosen, nll, 0.0).sum() / chosen.sum().clamp(min=1)

@@ -20,14 +20,17 @@ COMFORTABLE_REACH = 0.70  # [m] from the robot's base, horizontally
 LEAN_PER_METRE = 5.0  # [rad/m] of overreach
 MAX_LEAN = 0.5  # [rad]
 _ANGLES = 16
+_RIM_LEAN = 0.35  # [rad]
+_POINT_COST = 0.05  # of one obstacle point inside the gripper
+_APPROACH_SAMPLES = (0.0, 0.05, 0.10)  # [m] before the grasp
 _SIDE_MARGIN = 0.015  # [m] of air wanted around an object that is moved aside
 
 # Boxes around the open gripper in its own frame, lower and upper corner [m], measured from the
 # collision meshes of robosuite's Panda: the two fingers, the hand, and link 6 above it.
-_FINGERS = np.array([[[0.030, -0.013, -0.05], [0.070, 0.013, 0.0125]],
-                     [[-0.070, -0.013, -0.05], [-0.030, 0.013, 0.0125]]])
-_HAND = np.array([[[-0.108, -0.035, -0.125], [0.108, 0.035, -0.026]],
-                  [[-0.065, -0.155, -0.295], [0.065, 0.065, -0.125]]])
+_GRIPPER = np.array([[[0.030, -0.013, -0.05], [0.070, 0.013, 0.0125]],
+                     [[-0.070, -0.013, -0.05], [-0.030, 0.013, 0.0125]],
+                     [[-0.108, -0.035, -0.125], [0.108, 0.035, -0.026]],
+                     [[-0.065, -0.155, -0.295], [0.065, 0.065, -0.125]]])
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Grasp:
 
     position: np.ndarray  # (3,) [m] of the grip site
     rotation: np.ndarray  # (3, 3) gripper axes as columns
-    cost: float = 0.0  # lower is better; each obstacle point inside the gripper costs 0.1
+    cost: float = 0.0  # lower is better; each obstacle point inside the gripper adds to it
 
     def before(self, distance: float) -> np.ndarray:
         """Return the point `distance` [m] back along the approach, (3,) [m]."""
@@ -64,15 +67,18 @@ class Grasp:
 
 
 def _obstruction(points: np.ndarray, position: np.ndarray, rotation: np.ndarray) -> float:
-    """Count obstacle points inside the gripper, fingers and hand weighted alike."""
-    local = (points - position) @ rotation
-    boxes = np.concatenate([_FINGERS, _HAND])
-    inside = ((local[:, None] > boxes[:, 0]) & (local[:, None] < boxes[:, 1])).all(axis=2)
-    return float(inside.any(axis=1).sum())
+    """Cost of the obstacle points that the gripper touches on its last way to a grasp."""
+    touched = 0
+    for distance in _APPROACH_SAMPLES:
+        local = (points - position) @ rotation + [0.0, 0.0, distance]
+        local = local[np.abs(local).max(axis=1) < 0.3]
+        in_box = (local[:, None] > _GRIPPER[:, 0]) & (local[:, None] < _GRIPPER[:, 1])
+        touched += int(in_box.all(axis=2).any(axis=1).sum())
+    return _POINT_COST * touched
 
 
 def _turning_cost(yaw: float) -> float:
-    """Prefer little turning; a quarter turn costs as much as one obstacle point."""
+    """Prefer little turning; a quarter turn costs as much as two obstacle points."""
     return 0.06 * abs(yaw)
 
 
@@ -108,20 +114,24 @@ def rim_point(scene: Scene, name: str, radial: np.ndarray, depth: float | None =
 
 
 def plan_rim_grasp(scene: Scene, name: str) -> Grasp:
-    """Return the best grasp of a rim: the finger axis points to the rim's centre."""
-    obstacles = scene.points(without=[name])
-    own = scene.points(only=name)
+    """Return the best grasp of a rim: the finger axis points to the rim's centre.
+
+    The hand may lean outwards, away from what stands on the other side.
+    """
+    obstacles, own = scene.points(without=[name]), scene.points(only=name)
     candidates = []
     for angle in np.arange(_ANGLES) * 2 * np.pi / _ANGLES:
         radial = np.array([np.cos(angle), np.sin(angle), 0.0])
         position = rim_point(scene, name, radial)
         yaw = angle % np.pi - np.pi / 2
-        rotation = leaning(scene, position, yaw)
         outside = own[(own - position) @ radial > 0.015]  # a handle is in the way too
-        cost = (0.1 * _obstruction(obstacles, position, rotation)
-                + 0.1 * _obstruction(outside, position, rotation)
-                + _turning_cost(yaw) + 6.0 * _overreach(scene, position))
-        candidates.append(Grasp(position, rotation, cost))
+        in_the_way = np.concatenate([obstacles, outside])
+        for lean in (0.0, _RIM_LEAN):
+            outward = Rotation.from_rotvec(-lean * np.cross(radial, [0.0, 0.0, 1.0])).as_matrix()
+            rotation = outward @ leaning(scene, position, yaw)
+            cost = (_obstruction(in_the_way, position, rotation) + _turning_cost(yaw)
+                    + 6.0 * _overreach(scene, position) + 0.3 * lean)
+            candidates.append(Grasp(position, rotation, cost))
     return min(candidates, key=lambda grasp: grasp.cost)
 
 
@@ -141,7 +151,7 @@ def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
         # Where most of the object is, so that a pot is held by its body, not beside its handle.
         middle = np.array([(across.max() + across.min()) / 2, along.mean()])
         position = np.append(centre + rotation[:2, :2] @ middle, height)
-        cost = (0.1 * _obstruction(obstacles, position, rotation) + _turning_cost(yaw)
+        cost = (_obstruction(obstacles, position, rotation) + _turning_cost(yaw)
                 + 5 * np.ptp(across) + 100 * (np.ptp(across) > MAX_WIDTH))
         candidates.append(Grasp(position, rotation, cost))
     return min(candidates, key=lambda grasp: grasp.cost)

@@ -62,7 +62,7 @@ class Robot:
     def turn_to(self, rotation: np.ndarray) -> None:
         """Ask for these axes, or for the half turn about z that closes the same way.
 
-        Takes the nearer of the two unless that would turn the last joint to its end.
+        Takes the nearer of the two unless that turns the last joint towards its end.
         """
         half_turn = rotation @ np.diag([-1.0, -1.0, 1.0])
         self.rotation = min((rotation, half_turn), key=self._turning_cost)
@@ -70,7 +70,8 @@ class Robot:
     def _turning_cost(self, rotation: np.ndarray) -> float:
         error = _rotation_error(rotation, self.axes)
         last_joint = self.scene.joint('robot0_joint7') + error @ self.axes[:, 2]
-        return float(np.linalg.norm(error)) + 10.0 * max(0.0, abs(last_joint) - _LAST_JOINT_RANGE)
+        beyond = max(0.0, abs(last_joint) - _LAST_JOINT_RANGE)
+        return float(np.linalg.norm(error)) + 0.1 * abs(last_joint) + 10.0 * beyond
 
     def turn_error(self) -> float:
         """Angle to the wanted axes [rad]."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from worldvla_ros.errors import CheckpointError, InstructionError, TokenError
+from worldvla_ros.errors import InstructionError, TokenError
 from worldvla_ros.tokens.sequence import (
     PromptBuilder,
     action_block,
@@ -71,7 +71,7 @@ def test_codes_that_make_no_image_are_refused(image):
 
 
 def test_an_image_too_large_for_the_grid_tokens_is_refused():
-    with pytest.raises(CheckpointError, match='64 blocks'):
+    with pytest.raises(TokenError, match='64 blocks'):
         image_block(np.zeros((2, 128)), VOCABULARY)
 
 

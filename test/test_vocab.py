@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import pytest
 
-from worldvla_ros.errors import CheckpointError
+from worldvla_ros.errors import CheckpointError, TokenError
 from worldvla_ros.tokens.vocab import Vocabulary
 
 
@@ -48,7 +48,7 @@ def test_other_tokens_are_no_grid_size():
     assert vocabulary.grid_blocks(vocabulary.new_line) is None
     assert vocabulary.grid_blocks(vocabulary.boa) is None
     for blocks in (0, -1, 64):
-        with pytest.raises(CheckpointError, match='no grid token'):
+        with pytest.raises(TokenError, match='no grid token'):
             vocabulary.grid_token(blocks)
 
 

@@ -62,9 +62,7 @@ def prefill(model: Transformer, prefix_ids: Ids, cache: KVCache) -> int:
     cached = cache.rewind_to_common_prefix(prefix)
     if cached < len(prefix):
         ids = torch.tensor(prefix[cached:], device=model.device)[None]
-        mask = causal_mask(len(prefix) - cached, len(prefix), model.device) if cached else None
-        positions = torch.arange(cached, len(prefix), device=model.device)
-        model.rows(ids, positions=positions, mask=mask, cache=cache, keep_last=0)
+        model.rows(ids, cache=cache, keep_last=0)
         cache.keep_prefix(prefix)
     return len(prefix) - cached
 
@@ -90,30 +88,26 @@ def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
     cached = cache.rewind_to_common_prefix(prompt[:-1])
     positions = (len(prompt) + torch.arange(num_actions, device=model.device)
                  * ACTION_BLOCK_LENGTH)
-    hidden = _prefill_with_boas(model, prompt, positions, cache)
-    free = [model.logits(hidden[0]).argmax(-1)] if certify else []  # SEP, then the BOAs
-    hidden = hidden[:, -num_actions:]
+    states = [_prefill_with_boas(model, prompt, positions, cache)[0]]
     prefill_s = time.perf_counter() - started
 
     mask = packed_decode_mask(len(prompt), num_actions, ACTION_BLOCK_LENGTH, model.device)
-    logits = [model.logits(hidden[0], vocabulary.bins)]
+    logits = [model.logits(states[0][1:], vocabulary.bins)]
     tokens = [logits[0].argmax(-1) + vocabulary.bin_start]
     for step in range(1, VALUES_PER_ACTION):
         columns = len(prompt) + num_actions * (step + 1)
-        hidden = model.rows(tokens[-1][None], positions=positions + step,
-                            mask=mask[:, :columns], cache=cache)
-        logits.append(model.logits(hidden[0], vocabulary.bins))
+        states.append(model.rows(tokens[-1][None], positions=positions + step,
+                                 mask=mask[:, :columns], cache=cache)[0])
+        logits.append(model.logits(states[-1], vocabulary.bins))
         tokens.append(logits[-1].argmax(-1) + vocabulary.bin_start)
-        if certify:
-            free.append(model.logits(hidden[0]).argmax(-1))
+    violations = None
     if certify:
-        free.append(_grammar_pass(model, tokens[-1], positions, mask, cache))
+        states.append(_grammar_pass(model, tokens[-1], positions, mask, cache))
+        violations = _violations(model, torch.stack(tokens), states)
     cache.keep_prefix(prompt)
-    token_ids = torch.stack(tokens, dim=1)
     return DecodedChunk(
-        token_ids=token_ids, **_statistics(torch.stack(logits, dim=1)),
-        violations=_violations(token_ids, free, vocabulary) if certify else None,
-        prefill_s=prefill_s,
+        token_ids=torch.stack(tokens, dim=1), **_statistics(torch.stack(logits, dim=1)),
+        violations=violations, prefill_s=prefill_s,
         rows=len(prompt) - cached + num_actions * (VALUES_PER_ACTION + 2 * certify))
 
 
@@ -131,27 +125,29 @@ def _prefill_with_boas(model: Transformer, prompt: list[int], boa_positions: Ten
 
 def _grammar_pass(model: Transformer, last_values: Tensor, positions: Tensor, mask: Tensor,
                   cache: KVCache) -> Tensor:
-    """Return the free argmax [2K] after the last value and after EOA of every action."""
+    """Return the states [2K, hidden] of the last value and of EOA of every action."""
     eoa = torch.full_like(last_values, model.config.vocabulary.eoa)
     num_actions, end = len(last_values), mask.shape[1]
     after_value = mask.clone()
     after_value[:, end - num_actions:] = False
-    hidden = model.rows(
-        torch.cat((last_values, eoa))[None],
-        positions=torch.cat((positions + VALUES_PER_ACTION,
-                             positions + VALUES_PER_ACTION + 1)),
-        mask=torch.cat((after_value, mask)), cache=cache)
-    return model.logits(hidden[0]).argmax(-1)
+    after_boa = VALUES_PER_ACTION
+    return model.rows(torch.cat((last_values, eoa))[None],
+                      positions=torch.cat((positions + after_boa, positions + after_boa + 1)),
+                      mask=torch.cat((after_value, mask)), cache=cache)[0]
 
 
-def _violations(token_ids: Tensor, free: list[Tensor], vocabulary: Vocabulary) -> Tensor:
-    """Count the positions of the forced chunk at which the free model says another token."""
-    num_actions = len(token_ids)
-    chosen_freely = torch.cat([free[0], *free[1:]])
-    after_eoa = token_ids.new_full((num_actions,), vocabulary.boa)
+def _violations(model: Transformer, values: Tensor, states: list[Tensor]) -> Tensor:
+    """Count the tokens of the forced chunk in whose place the free model says another.
+
+    :param values: [7, K] the chosen action tokens.
+    :param states: the last hidden states of every row before a forced token, pass by pass.
+    """
+    vocabulary, num_actions = model.config.vocabulary, values.shape[1]
+    after_eoa = values.new_full((num_actions,), vocabulary.boa)
     after_eoa[-1] = vocabulary.separator
-    forced = torch.cat([token_ids.new_full((1,), vocabulary.boa), token_ids.T.reshape(-1),
-                        token_ids.new_full((num_actions,), vocabulary.eoa), after_eoa])
+    forced = torch.cat((values.new_full((1,), vocabulary.boa), values.reshape(-1),
+                        values.new_full((num_actions,), vocabulary.eoa), after_eoa))
+    chosen_freely = torch.cat([model.logits(rows).argmax(-1) for rows in states])
     return (chosen_freely != forced).sum()
 
 
@@ -185,8 +181,6 @@ def generate_free(model: Transformer, prompt_ids: Ids, max_new_tokens: int,
         if attention == 'action_chunk':
             mask &= action_chunk_mask_row(torch.tensor(ids), vocabulary)
         hidden = model.rows(torch.tensor(ids[-rows:], device=model.device)[None],
-                            positions=torch.arange(len(ids) - rows, len(ids),
-                                                   device=model.device),
                             mask=mask.to(model.device), cache=cache, keep_last=1)
         ids.append(int(model.logits(hidden[0, -1]).argmax()))
         if ids[-1] == vocabulary.separator:
@@ -226,11 +220,8 @@ def decode_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int], 
     if cache is None:
         cache = model.new_cache(len(ids) + 2 * height * (2 * width + 1))
     cached = cache.rewind_to_common_prefix(prompt)
-    position = torch.arange(cache.capacity, device=model.device)
-    hidden = model.rows(torch.tensor(ids[cached:], device=model.device)[None],
-                        positions=position[cached:len(ids)],
-                        mask=causal_mask(len(ids) - cached, len(ids), model.device),
-                        cache=cache, keep_last=1)
+    hidden = model.rows(torch.tensor(ids[cached:], device=model.device)[None], cache=cache,
+                        keep_last=1)
     new_line = torch.tensor([vocabulary.new_line], device=model.device)
     logits = [model.logits(hidden[0, -1], vocabulary.codes)]
     codes = [logits[-1].argmax(-1, keepdim=True)]
@@ -238,10 +229,7 @@ def decode_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int], 
         step = codes[-1] + vocabulary.code_start
         if len(codes) % (2 * width) == 0:
             step = torch.cat((step, new_line))
-        rows, length = len(step), cache.length + len(step)
-        hidden = model.rows(step[None], positions=position[length - rows:length],
-                            mask=causal_mask(rows, length, model.device), cache=cache,
-                            keep_last=1)
+        hidden = model.rows(step[None], cache=cache, keep_last=1)
         logits.append(model.logits(hidden[0, -1], vocabulary.codes))
         codes.append(logits[-1].argmax(-1, keepdim=True))
     cache.keep_prefix(prompt)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
+from worldvla_ros.model.attention_mask import causal_mask
 from worldvla_ros.model.kv_cache import KVCache
 from worldvla_ros.tokens.vocab import Vocabulary
 
@@ -198,24 +199,28 @@ class Transformer(nn.Module):
              keep_last: int | None = None) -> Tensor:
         """Run one pass over ids [B, S] and return the last hidden states [B, keep_last, hidden].
 
-        :param positions: rotary positions [S], default 0 to S - 1.
-        :param mask: bool [S, T] or [B, S, T] over the T cached and new rows; None is causal and
-            allowed only when nothing is cached.
+        :param positions: rotary positions [S], by default behind the cached rows.
+        :param mask: bool [S, T] or [B, S, T] over the T cached and new rows; None is causal.
         :param keep_last: rows whose result is needed. The last layer computes only these, the
             others only leave their keys and values in the cache.
         """
         x = self.model.embed_tokens(input_ids)
+        cached = cache.length if cache is not None else 0
+        length = input_ids.shape[1]
         if positions is None:
-            positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+            positions = torch.arange(cached, cached + length, device=input_ids.device)
+        if mask is None and (cached or keep_last):
+            # The kernel's own causal mask holds only where queries and keys start together.
+            mask = causal_mask(length, cached + length, input_ids.device)
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         bias = None if mask is None else _additive(mask, x.dtype)
         all_rows = slice(None)
-        kept = all_rows if keep_last is None else slice(x.shape[1] - keep_last, None)
+        kept = all_rows if keep_last is None else slice(length - keep_last, None)
         for layer in self.model.layers[:-1]:
             x = layer(x, rotary, bias, cache, all_rows)
         x = self.model.layers[-1](x, rotary, bias, cache, kept)
         if cache is not None:
-            cache.advance(input_ids.shape[1])
+            cache.advance(length)
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor, allowed: range | None = None) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from worldvla_ros.errors import CheckpointError
+from worldvla_ros.errors import CheckpointError, TokenError
 
 VALUES_PER_ACTION = 7
 """Tokens between BOA and EOA: dx dy dz, rotation vector (3), gripper."""
@@ -103,8 +103,8 @@ class Vocabulary:
     def grid_token(self, blocks: int) -> int:
         """Return the id that says a side of the image has this many blocks of 32 px."""
         if not 0 < blocks < self.num_grid_sizes:
-            raise CheckpointError(f'an image side of {blocks} blocks of 32 px has no grid token; '
-                                  f'expected 1 to {self.num_grid_sizes - 1}')
+            raise TokenError(f'an image side of {blocks} blocks of 32 px has no grid token; '
+                             f'expected 1 to {self.num_grid_sizes - 1}')
         return self.grid_start + blocks
 
     def grid_blocks(self, token: int) -> int | None:

@@ -24,16 +24,7 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header, String
 
-from worldvla_ros.graph import (
-    BRIDGE_NODE,
-    POLICY_ARGUMENTS,
-    POLICY_NODE,
-    SIM_ARGUMENTS,
-    NodeSpec,
-    defaults,
-    policy_graph,
-    sim_graph,
-)
+from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE, NodeSpec, policy_graph, sim_graph
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.nodes.conversions import image_to_frame, to_ns
 from worldvla_ros.nodes.process_group import ProcessGroup
@@ -54,7 +45,7 @@ def spin_for(node: Node, seconds: float, done: Callable[[], bool] = lambda: Fals
 
 def bench_bridge(node: Node, logs: Path, steps: int) -> dict[str, float]:
     """Answer every frame at once, with a small motion; return control steps per second."""
-    spec, = sim_graph({**defaults(SIM_ARGUMENTS), 'assets': 'builtin'})
+    spec, = sim_graph({'assets': 'builtin'})
     stamps: list[float] = []
     commands = node.create_publisher(DeltaAction, f'/{POLICY_NODE}/action', 10)
 
@@ -95,7 +86,7 @@ def bench_camera(node: Node, seconds: float) -> dict[str, float]:
 
 def bench_publisher(node: Node, logs: Path, seconds: float) -> dict[str, float]:
     """Let the policy replan at every step, so that its worker is saturated; time the commands."""
-    policy, = policy_graph({**defaults(POLICY_ARGUMENTS), 'image': 'bench/camera'})
+    policy, = policy_graph({'image': 'bench/camera'})
     spec = NodeSpec(policy.executable, policy.name, remappings=policy.remappings,
                     parameter_files=policy.parameter_files, parameters={
                         **policy.parameters, 'control.schedule': 'async',

@@ -1,28 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""See worldvla_ros/graph.py for the nodes and the arguments."""
+"""Policy and simulator, wired; call /libero_bridge/reset, then publish an instruction."""
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
-
-from worldvla_ros.graph import DEMO_ARGUMENTS, PACKAGE, demo_graph
-
-
-def start(context):
-    arguments = {name: LaunchConfiguration(name).perform(context) for name in DEMO_ARGUMENTS}
-    return [
-        Node(package=PACKAGE, executable=spec.executable, name=spec.name, output='screen',
-             parameters=[*spec.parameter_files, spec.parameters],
-             remappings=list(spec.remappings.items()))
-        for spec in demo_graph(arguments)
-    ]
+from worldvla_ros.graph import DEMO_ARGUMENTS, demo_graph
+from worldvla_ros.nodes.launching import describe_launch
 
 
 def generate_launch_description():
-    return LaunchDescription([
-        *(DeclareLaunchArgument(name, default_value=argument.default, description=argument.doc,
-                                choices=list(argument.choices) or None)
-          for name, argument in DEMO_ARGUMENTS.items()),
-        OpaqueFunction(function=start),
-    ])
+    return describe_launch(DEMO_ARGUMENTS, demo_graph)

@@ -1,28 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""See worldvla_ros/graph.py for the nodes and the arguments."""
+"""The policy node on its own, for a robot or for sim.launch.py."""
 
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node
-
-from worldvla_ros.graph import PACKAGE, POLICY_ARGUMENTS, policy_graph
-
-
-def start(context):
-    arguments = {name: LaunchConfiguration(name).perform(context) for name in POLICY_ARGUMENTS}
-    return [
-        Node(package=PACKAGE, executable=spec.executable, name=spec.name, output='screen',
-             parameters=[*spec.parameter_files, spec.parameters],
-             remappings=list(spec.remappings.items()))
-        for spec in policy_graph(arguments)
-    ]
+from worldvla_ros.graph import POLICY_ARGUMENTS, policy_graph
+from worldvla_ros.nodes.launching import describe_launch
 
 
 def generate_launch_description():
-    return LaunchDescription([
-        *(DeclareLaunchArgument(name, default_value=argument.default, description=argument.doc,
-                                choices=list(argument.choices) or None)
-          for name, argument in POLICY_ARGUMENTS.items()),
-        OpaqueFunction(function=start),
-    ])
+    return describe_launch(POLICY_ARGUMENTS, policy_graph)

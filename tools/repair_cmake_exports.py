@@ -12,8 +12,9 @@ import sysconfig
 
 import numpy
 
-BUILD_PYTHON = re.compile(r'/opt/python/cp3\d+-cp3\d+/include/python3\.\d+')
-BUILD_NUMPY = re.compile(r'/opt/python/cp3\d+-cp3\d+/lib/python3\.\d+/site-packages/numpy/_core/include')
+BUILD_PREFIX = r'/opt/python/cp3\d+-cp3\d+'
+BUILD_PYTHON = re.compile(BUILD_PREFIX + r'/include/python3\.\d+')
+BUILD_NUMPY = re.compile(BUILD_PREFIX + r'/lib/python3\.\d+/site-packages/numpy/_core/include')
 
 
 def repair(share: Path) -> int:

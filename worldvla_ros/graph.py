@@ -4,7 +4,7 @@
 No ROS is imported: a NodeSpec is plain data, which launch_ros or a subprocess can start.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,36 +17,40 @@ BRIDGE_NODE = 'libero_bridge'
 class Argument:
     """An argument of a launch file."""
 
-    default: str
     doc: str
+    default: str = ''  # empty: as the parameter file says, else as the node's own default
     choices: tuple[str, ...] = ()
 
 
+_FLAG = ('', 'true', 'false')
+
 POLICY_ARGUMENTS = {
-    'checkpoint': Argument('random', 'Folder or Hub id of a checkpoint; random: untrained'),
-    'device': Argument('cpu', 'Torch device of the worker: cpu, cuda, ...'),
-    'image': Argument('image', 'Topic of the third-person camera'),
-    'mode': Argument('realtime', 'realtime for robots, lockstep for a waiting simulator',
-                     ('realtime', 'lockstep')),
-    'use_sim_time': Argument('false', 'Take the time from /clock', ('true', 'false')),
-    'params_file': Argument('', 'YAML file of parameters that overrides the defaults'),
+    'checkpoint': Argument('Folder or Hub id of a checkpoint; random: small, untrained weights'),
+    'device': Argument('Torch device of the worker: cpu, cuda, ...'),
+    'image': Argument('Topic of the third-person camera', 'image'),
+    'mode': Argument('realtime for robots, lockstep for a simulator that waits', '',
+                     ('', 'realtime', 'lockstep')),
+    'use_sim_time': Argument('Take the time from /clock', '', _FLAG),
+    'params_file': Argument('YAML file of parameters, as config/policy.yaml; arguments go first'),
 }
 """Arguments of policy.launch.py."""
 
 SIM_ARGUMENTS = {
-    'mode': Argument('lockstep', 'lockstep waits for commands, realtime does not',
-                     ('lockstep', 'realtime')),
-    'assets': Argument('auto', 'Meshes and textures', ('auto', 'builtin', 'official')),
-    'image_size': Argument('256', 'Side of the camera images [px]'),
-    'wrist': Argument('false', 'Publish the wrist camera, too', ('true', 'false')),
+    'mode': Argument('lockstep waits for commands, realtime does not', '',
+                     ('', 'lockstep', 'realtime')),
+    'assets': Argument('Meshes and textures', '', ('', 'auto', 'builtin', 'official')),
+    'image_size': Argument('Side of the camera images [px]'),
+    'wrist': Argument('Publish the wrist camera, too', '', _FLAG),
+    'params_file': Argument('YAML file of parameters, as config/bridge.yaml; arguments go first'),
 }
 """Arguments of sim.launch.py."""
 
 DEMO_ARGUMENTS = {
     'checkpoint': POLICY_ARGUMENTS['checkpoint'],
     'device': POLICY_ARGUMENTS['device'],
-    'mode': SIM_ARGUMENTS['mode'],
-    'assets': Argument('builtin', 'Meshes and textures', ('auto', 'builtin', 'official')),
+    'mode': Argument('lockstep: each waits for the other; realtime: 20 Hz', 'lockstep',
+                     ('lockstep', 'realtime')),
+    'assets': Argument('Meshes and textures', 'builtin', ('auto', 'builtin', 'official')),
 }
 """Arguments of demo.launch.py: the policy and the simulator, wired to each other."""
 
@@ -58,7 +62,7 @@ class NodeSpec:
     executable: str
     name: str
     parameters: dict[str, Any] = field(default_factory=dict)
-    parameter_files: tuple[str, ...] = ()
+    parameter_files: tuple[str, ...] = ()  # read first: `parameters` override them
     remappings: dict[str, str] = field(default_factory=dict)
 
     def ros_arguments(self) -> list[str]:
@@ -73,50 +77,63 @@ class NodeSpec:
         return arguments
 
 
-def policy_graph(arguments: dict[str, str]) -> list[NodeSpec]:
-    """Return the policy node for arguments of POLICY_ARGUMENTS, all given."""
+def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
+    """Return the policy node for some or all of POLICY_ARGUMENTS."""
+    arguments = {**defaults(POLICY_ARGUMENTS), **given}
     return [NodeSpec(
         POLICY_NODE, POLICY_NODE,
-        parameters={'checkpoint': arguments['checkpoint'], 'device': arguments['device'],
-                    'control.mode': arguments['mode'],
-                    'use_sim_time': arguments['use_sim_time'] == 'true'},
-        parameter_files=(arguments['params_file'],) if arguments['params_file'] else (),
+        parameters=_given(arguments, {'checkpoint': 'checkpoint', 'device': 'device',
+                                      'mode': 'control.mode', 'use_sim_time': 'use_sim_time'}),
+        parameter_files=_files(arguments),
         remappings={'image': arguments['image'],
                     'image/compressed': f'{arguments["image"]}/compressed'})]
 
 
-def sim_graph(arguments: dict[str, str]) -> list[NodeSpec]:
-    """Return the bridge for arguments of SIM_ARGUMENTS, all given."""
+def sim_graph(given: Mapping[str, str]) -> list[NodeSpec]:
+    """Return the bridge for some or all of SIM_ARGUMENTS."""
+    arguments = {**defaults(SIM_ARGUMENTS), **given}
     return [NodeSpec(
         BRIDGE_NODE, BRIDGE_NODE,
-        parameters={'mode': arguments['mode'], 'assets': arguments['assets'],
-                    'image_size': int(arguments['image_size']),
-                    'wrist': arguments['wrist'] == 'true'},
+        parameters=_given(arguments, {'mode': 'mode', 'assets': 'assets',
+                                      'image_size': 'image_size', 'wrist': 'wrist'}),
+        parameter_files=_files(arguments),
         remappings={'action': f'/{POLICY_NODE}/action'})]
 
 
-def demo_graph(arguments: dict[str, str]) -> list[NodeSpec]:
-    """Return policy and bridge, wired, for arguments of DEMO_ARGUMENTS, all given."""
-    sim = sim_graph({**defaults(SIM_ARGUMENTS), 'mode': arguments['mode'],
-                     'assets': arguments['assets']})
-    policy, = policy_graph({
-        **defaults(POLICY_ARGUMENTS), 'checkpoint': arguments['checkpoint'],
-        'device': arguments['device'], 'mode': arguments['mode'], 'use_sim_time': 'true',
-        'image': 'camera/agentview/image_raw'})
+def demo_graph(given: Mapping[str, str]) -> list[NodeSpec]:
+    """Return policy and bridge, wired, for some or all of DEMO_ARGUMENTS."""
+    arguments = {**defaults(DEMO_ARGUMENTS), **given}
+    policy, = policy_graph({**_only(arguments, 'checkpoint', 'device', 'mode'),
+                            'use_sim_time': 'true', 'image': 'camera/agentview/image_raw'})
     # A simulated camera has no noise, so a still picture does not mean a frozen camera.
     policy.parameters['obs.frozen_after'] = -1
-    return [policy, *sim]
+    return [policy, *sim_graph(_only(arguments, 'mode', 'assets'))]
 
 
-def defaults(arguments: dict[str, Argument]) -> dict[str, str]:
+def defaults(arguments: Mapping[str, Argument]) -> dict[str, str]:
     """Return the default of each argument."""
     return {name: argument.default for name, argument in arguments.items()}
 
 
-def with_defaults(arguments: dict[str, Argument], given: Iterable[tuple[str, str]]) -> dict[
-        str, str]:
-    """Return the arguments as given, the rest by default."""
-    return {**defaults(arguments), **dict(given)}
+def _only(arguments: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: arguments[name] for name in names}
+
+
+def _given(arguments: Mapping[str, str], parameters: Mapping[str, str]) -> dict[str, Any]:
+    """Return {parameter: value} for the arguments that are not left empty."""
+    return {parameter: _value(arguments[argument]) for argument, parameter in parameters.items()
+            if arguments[argument]}
+
+
+def _files(arguments: Mapping[str, str]) -> tuple[str, ...]:
+    return (arguments['params_file'],) if arguments['params_file'] else ()
+
+
+def _value(text: str) -> Any:
+    """Read an argument as the parameter type that it looks like."""
+    if text in ('true', 'false'):
+        return text == 'true'
+    return int(text) if text.isdigit() else text
 
 
 def _yaml(value: Any) -> str:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from worldvla_ros.action import RunTask
 from worldvla_ros.errors import WorldVLAError
-from worldvla_ros.graph import BRIDGE_NODE, DEMO_ARGUMENTS, POLICY_NODE, demo_graph, with_defaults
+from worldvla_ros.graph import BRIDGE_NODE, DEMO_ARGUMENTS, POLICY_NODE, demo_graph
 from worldvla_ros.msg import ActionChunk, DeltaAction, Episode, PolicyStatus
 from worldvla_ros.nodes.conversions import image_to_frame
 from worldvla_ros.nodes.process_group import ProcessGroup
@@ -152,9 +152,7 @@ class DemoClient(Node):
 
 def play_demo(options: argparse.Namespace, out: Path) -> list[dict[str, object]]:
     """Run all episodes; leave videos, chunks, a contact sheet and a JSON file in `out`."""
-    specs = demo_graph(with_defaults(DEMO_ARGUMENTS, [
-        ('checkpoint', options.checkpoint), ('device', options.device), ('mode', options.mode),
-        ('assets', options.assets)]))
+    specs = demo_graph({name: getattr(options, name) for name in DEMO_ARGUMENTS})
     episodes = [(task, state) for task in options.tasks for state in options.init_states]
     rows, sheet = [], []
     with ProcessGroup(specs, out) as processes:

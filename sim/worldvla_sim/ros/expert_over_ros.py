@@ -26,7 +26,7 @@ from sensor_msgs.msg import JointState
 from tqdm import tqdm
 
 from worldvla_ros.errors import SimulationError, WorldVLAError
-from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE, SIM_ARGUMENTS, sim_graph, with_defaults
+from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE, sim_graph
 from worldvla_ros.msg import DeltaAction, Episode
 from worldvla_ros.nodes.conversions import command_to_action
 from worldvla_ros.nodes.process_group import ProcessGroup
@@ -133,8 +133,7 @@ class ExpertCommander(Node):
 @contextlib.contextmanager
 def running_commander(assets: str, log_folder: Path) -> Iterator[ExpertCommander]:
     """Start the bridge in lockstep and give a commander for it."""
-    graph = sim_graph(with_defaults(SIM_ARGUMENTS, [('mode', 'lockstep'), ('assets', assets)]))
-    with ProcessGroup(graph, log_folder):
+    with ProcessGroup(sim_graph({'mode': 'lockstep', 'assets': assets}), log_folder):
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C ends the block
         commander = ExpertCommander()
         try:

@@ -4,7 +4,7 @@
 No ROS is imported: a NodeSpec is plain data, which launch_ros or a subprocess can start.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,8 +82,9 @@ def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
     arguments = {**defaults(POLICY_ARGUMENTS), **given}
     return [NodeSpec(
         POLICY_NODE, POLICY_NODE,
-        parameters=_given(arguments, {'checkpoint': 'checkpoint', 'device': 'device',
-                                      'mode': 'control.mode', 'use_sim_time': 'use_sim_time'}),
+        parameters=_given(arguments, {'checkpoint': ('checkpoint', str), 'device': ('device', str),
+                                      'mode': ('control.mode', str),
+                                      'use_sim_time': ('use_sim_time', _flag)}),
         parameter_files=_files(arguments),
         remappings={'image': arguments['image'],
                     'image/compressed': f'{arguments["image"]}/compressed'})]
@@ -94,8 +95,9 @@ def sim_graph(given: Mapping[str, str]) -> list[NodeSpec]:
     arguments = {**defaults(SIM_ARGUMENTS), **given}
     return [NodeSpec(
         BRIDGE_NODE, BRIDGE_NODE,
-        parameters=_given(arguments, {'mode': 'mode', 'assets': 'assets',
-                                      'image_size': 'image_size', 'wrist': 'wrist'}),
+        parameters=_given(arguments, {'mode': ('mode', str), 'assets': ('assets', str),
+                                      'image_size': ('image_size', int),
+                                      'wrist': ('wrist', _flag)}),
         parameter_files=_files(arguments),
         remappings={'action': f'/{POLICY_NODE}/action'})]
 
@@ -119,25 +121,25 @@ def _only(arguments: Mapping[str, str], *names: str) -> dict[str, str]:
     return {name: arguments[name] for name in names}
 
 
-def _given(arguments: Mapping[str, str], parameters: Mapping[str, str]) -> dict[str, Any]:
+def _given(arguments: Mapping[str, str],
+           parameters: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
     """Return {parameter: value} for the arguments that are not left empty."""
-    return {parameter: _value(arguments[argument]) for argument, parameter in parameters.items()
-            if arguments[argument]}
+    return {parameter: convert(arguments[argument])
+            for argument, (parameter, convert) in parameters.items() if arguments[argument]}
 
 
 def _files(arguments: Mapping[str, str]) -> tuple[str, ...]:
     return (arguments['params_file'],) if arguments['params_file'] else ()
 
 
-def _value(text: str) -> Any:
-    """Read an argument as the parameter type that it looks like."""
-    if text in ('true', 'false'):
-        return text == 'true'
-    return int(text) if text.isdigit() else text
+def _flag(text: str) -> bool:
+    return text == 'true'
 
 
 def _yaml(value: Any) -> str:
     """Write a value so that the ROS command line reads the same value."""
     if isinstance(value, bool):
         return str(value).lower()
-    return f"'{value}'" if isinstance(value, str) else str(value)
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""config/*.yaml hold exactly the parameters and defaults that the nodes declare."""
+
+from pathlib import Path
+import runpy
+
+import pytest
+import yaml
+
+pytest.importorskip('rcl_interfaces', reason='needs rclpy: source the workspace, or `make test`')
+
+ROOT = Path(__file__).parent.parent
+TOOL = runpy.run_path(str(ROOT / 'tools' / 'write_parameter_files.py'))
+
+
+@pytest.mark.parametrize('name', TOOL['FILES'])
+def test_the_parameter_file_is_what_the_declarations_say(name):
+    node, cls = TOOL['FILES'][name]
+    text = (ROOT / 'config' / name).read_text()
+    assert text == TOOL['parameter_file'](node, cls), 'run tools/write_parameter_files.py'
+
+
+@pytest.mark.parametrize('name', TOOL['FILES'])
+def test_the_parameter_file_loads_into_the_defaults(name):
+    from worldvla_ros.config import flatten, from_mapping
+    node, cls = TOOL['FILES'][name]
+    content = yaml.safe_load((ROOT / 'config' / name).read_text())
+    assert flatten(from_mapping(cls, content[node]['ros__parameters'])) == flatten(cls())

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graph of nodes: what is given reaches the nodes, what is not given is left to them."""
+
+import pytest
+
+from worldvla_ros.graph import (
+    DEMO_ARGUMENTS,
+    POLICY_ARGUMENTS,
+    SIM_ARGUMENTS,
+    demo_graph,
+    policy_graph,
+    sim_graph,
+)
+
+ALL_ARGUMENTS = {**POLICY_ARGUMENTS, **SIM_ARGUMENTS, **DEMO_ARGUMENTS}
+
+
+@pytest.mark.parametrize('name', ALL_ARGUMENTS)
+def test_every_argument_is_documented_and_its_default_is_a_choice(name):
+    argument = ALL_ARGUMENTS[name]
+    assert argument.doc
+    assert not argument.choices or argument.default in argument.choices
+
+
+def test_an_argument_that_is_not_given_is_left_to_parameter_file_and_node():
+    policy, = policy_graph({})
+    bridge, = sim_graph({})
+    assert policy.parameters == bridge.parameters == {}
+    assert policy.parameter_files == bridge.parameter_files == ()
+
+
+def test_a_given_argument_overrides_the_parameter_file():
+    spec, = policy_graph({'params_file': '/robot.yaml', 'checkpoint': '/weights'})
+    arguments = spec.ros_arguments()
+    assert arguments.index('/robot.yaml') < arguments.index("checkpoint:='/weights'")
+
+
+def test_the_camera_topic_is_remapped_raw_and_compressed():
+    spec, = policy_graph({'image': '/camera/image_raw'})
+    assert spec.remappings == {'image': '/camera/image_raw',
+                               'image/compressed': '/camera/image_raw/compressed'}
+
+
+def test_the_demo_wires_camera_commands_time_and_mode():
+    policy, bridge = demo_graph({'mode': 'realtime'})
+    assert policy.remappings['image'] == 'camera/agentview/image_raw'
+    assert bridge.remappings['action'] == f'/{policy.name}/action'
+    assert policy.parameters['use_sim_time'] is True
+    assert policy.parameters['control.mode'] == bridge.parameters['mode'] == 'realtime'
+
+
+@pytest.mark.parametrize('path', ["/it's here", 'true', '7', '0.5', '/a path/with spaces', 'a: b'])
+def test_a_path_survives_the_ros_command_line(path):
+    rclpy_parameter = pytest.importorskip('rclpy.parameter', reason='needs rclpy to read it back')
+    spec, = policy_graph({'checkpoint': path})
+    text = spec.ros_arguments()[-1].removeprefix('checkpoint:=')
+    assert rclpy_parameter.get_parameter_value(text).string_value == path

@@ -42,14 +42,13 @@ if [ -n "$PYTHON" ]; then
   fi
 fi
 if [ ${#missing[@]} -gt 0 ]; then
-  command='apt-get update && apt-get install -y'
   if [ "${WORLDVLA_APT:-}" = 1 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     say "installing ${missing[*]} with apt-get, as WORLDVLA_APT=1 asks"
     apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${missing[@]}"
     exec bash "${BASH_SOURCE[0]}" "$@"
   fi
   fail "missing on this machine: ${missing[*]}
-        Install with:  sudo $command ${missing[*]}
+        Install with:  sudo apt-get update && sudo apt-get install -y ${missing[*]}
         (as root, WORLDVLA_APT=1 make setup does it for you)"
 fi
 

@@ -29,7 +29,7 @@ from worldvla_sim.evaluate import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, parse_i
 from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.policies import make_policy
+from worldvla_sim.policies import policy_factory
 from worldvla_sim.tasks import SUITES, load_task, suite_tasks
 from worldvla_sim.workers import JobFailure, WorkerPool
 
@@ -158,7 +158,7 @@ def record_episode(env: LiberoEnv, seed: int, noise: float) -> DemonstrationReco
     """Let the expert play a random reset; None when it did not succeed in the step limit."""
     observation = env.reset(None, seed=seed)
     recorder, disturbance = DemonstrationRecorder(env), ActionNoise(noise, seed)
-    expert = make_policy('expert')
+    expert = policy_factory('expert')()
     expert.start(env, observation)
     while not env.success and env.steps < env.max_steps:
         action = expert.act(observation)

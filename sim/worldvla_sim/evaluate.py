@@ -15,7 +15,7 @@ from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_sim.episodes import EpisodeRecord, run_episode
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.policies import EpisodePolicy, make_policy
+from worldvla_sim.policies import EpisodePolicy, policy_factory
 from worldvla_sim.results import Results, summary_table
 from worldvla_sim.tasks import SUITES, initial_states, load_task, suite_tasks
 from worldvla_sim.workers import JobFailure, WorkerPool
@@ -32,7 +32,7 @@ class EvaluationSettings:
     assets: str  # resolved: 'builtin' or 'official'
     robot: str = 'light'
     msaa: int = 0
-    image_size: int = 256  # [px]
+    image_size: int = 256  # [px] for policies that take any size
     seed: int = 0  # of fixture poses and of the policy's own sampling
     max_steps: int | None = None  # None: the suite's published limit
 
@@ -50,7 +50,7 @@ class EpisodeRunner:
 
     def __init__(self, settings: EvaluationSettings) -> None:
         self._settings = settings
-        self._policy: EpisodePolicy = make_policy(settings.policy)
+        self._policy: EpisodePolicy = policy_factory(settings.policy)()
         self._env: LiberoEnv | None = None
 
     def __call__(self, job: EpisodeJob) -> EpisodeRecord:
@@ -62,7 +62,7 @@ class EpisodeRunner:
             self._env = None
             self._env = LiberoEnv(
                 settings.suite, job.task, assets=settings.assets, robot=settings.robot,
-                msaa=settings.msaa, image_size=settings.image_size,
+                msaa=settings.msaa, image_size=self._policy.image_size or settings.image_size,
                 render=self._policy.needs_images)
         return run_episode(self._env, self._policy, job.init_state, seed=settings.seed,
                            max_steps=settings.max_steps)
@@ -169,7 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m worldvla_sim.evaluate',
         description='Play LIBERO episodes from official initial states, write one record each.')
-    parser.add_argument('--policy', default='expert', help='expert or hold (default: expert)')
+    parser.add_argument('--policy', default='expert',
+                        help='expert (the default), hold, or the folder of a checkpoint')
     parser.add_argument('--suite', required=True, help=', '.join(SUITES))
     parser.add_argument('--tasks', type=parse_indices, help='such as 0,3-5 (default: all)')
     parser.add_argument('--init-states', type=parse_indices, default=parse_indices('0-9'),
@@ -191,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when every episode ran, 1 with errors, 2 for bad input, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
-        make_policy(options.policy)
+        policy_factory(options.policy)
         jobs = make_jobs(options.suite, options.tasks, options.init_states)
         settings = EvaluationSettings(
             options.policy, options.suite, resolve_assets(options.assets).kind, options.robot,

@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can play an episode, and the registry that turns `--policy NAME` into it."""
 
+from collections import deque
 from collections.abc import Callable
+import functools
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import ConfigError
 from worldvla_sim.libero_env import NO_OP, LiberoEnv, SimObservation
 
@@ -14,6 +18,7 @@ class EpisodePolicy(Protocol):
     """Anything that plays episodes in process: one action per control step."""
 
     needs_images: bool  # False lets the runner skip rendering
+    image_size: int | None  # [px] that it must see; None takes any
 
     def start(self, env: LiberoEnv, observation: SimObservation) -> None:
         """Begin an episode; experts may keep `env` and read its privileged state."""
@@ -26,6 +31,7 @@ class HoldPolicy:
     """Never moves: the baseline that must fail, and a way to look at settled scenes."""
 
     needs_images = False
+    image_size = None
 
     def start(self, env: LiberoEnv, observation: SimObservation) -> None:
         """Nothing to prepare."""
@@ -33,6 +39,39 @@ class HoldPolicy:
     def act(self, observation: SimObservation) -> np.ndarray:
         """Return the no-op action."""
         return NO_OP
+
+
+class CheckpointPolicy:
+    """A WorldVLA checkpoint, as in the published evaluation: whole chunks, open loop.
+
+    The history holds the frames before each executed action, so they are one control period
+    apart; an episode starts with a single frame.
+    """
+
+    needs_images = True
+
+    def __init__(self, path: str) -> None:
+        from worldvla_ros.policy.policy import WorldVLAPolicy  # imports torch
+        self._policy = WorldVLAPolicy.from_pretrained(path)
+        self.image_size: int | None = self._policy.image_size
+        self._frames: deque[Frame] = deque(maxlen=self._policy.history_length)
+        self._actions: deque[np.ndarray] = deque()
+        self._instruction = ''
+
+    def start(self, env: LiberoEnv, observation: SimObservation) -> None:
+        """Forget the last episode."""
+        self._instruction = env.instruction
+        self._frames.clear()
+        self._actions.clear()
+
+    def act(self, observation: SimObservation) -> np.ndarray:
+        """Return the next action of the chunk; infer a new chunk when it is used up."""
+        self._frames.append(Frame(observation.agentview, round(observation.time * 1e9)))
+        if not self._actions:
+            chunk = self._policy.predict_chunk(Observation(tuple(self._frames),
+                                                           self._instruction))
+            self._actions.extend(chunk.actions)
+        return self._actions.popleft()
 
 
 def _expert() -> EpisodePolicy:
@@ -44,11 +83,14 @@ POLICIES: dict[str, Callable[[], EpisodePolicy]] = {'expert': _expert, 'hold': H
 """Policies by name. A factory runs in the worker process that plays the episodes."""
 
 
-def make_policy(name: str) -> EpisodePolicy:
-    """Build a policy by its name.
+def policy_factory(name: str) -> Callable[[], EpisodePolicy]:
+    """Return what builds a policy: by its name, or from a checkpoint folder.
 
-    :raises ConfigError: unknown name; lists the known ones.
+    :raises ConfigError: neither a known name nor a folder; lists the names.
     """
-    if name not in POLICIES:
-        raise ConfigError(f'unknown policy {name!r}, there are: {", ".join(POLICIES)}')
-    return POLICIES[name]()
+    if name in POLICIES:
+        return POLICIES[name]
+    if Path(name).is_dir():
+        return functools.partial(CheckpointPolicy, name)
+    raise ConfigError(f'unknown policy {name!r}: neither one of {", ".join(POLICIES)} nor the '
+                      f'folder of a checkpoint')

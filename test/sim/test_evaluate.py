@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
+from worldvla_ros.datatypes import ActionChunk
 from worldvla_ros.errors import ConfigError, SimulationError
-from worldvla_sim import evaluate
+from worldvla_sim import evaluate, policies
 from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.results import Results, summary_table, wilson_interval
 from worldvla_sim.workers import JobFailure, WorkerPool
 
@@ -164,6 +167,41 @@ def test_interruption_leaves_valid_results_and_no_process(tmp_path):
     content = json.loads(out.read_text())
     assert not content['complete']
     assert 1 <= len(content['records']) < 50
+
+
+class StubPolicy:
+    """Stands for a checkpoint: chunks of three, numbered by their inference."""
+
+    history_length, image_size, horizon = 2, 32, 3
+
+    def __init__(self):
+        self.seen = []
+
+    def predict_chunk(self, observation):
+        self.seen.append([frame.stamp_ns for frame in observation.frames])
+        actions = np.zeros((self.horizon, 7), np.float32)
+        actions[:, 0] = len(self.seen) / 10
+        return ActionChunk(actions, np.zeros((0, 7), np.int32), np.zeros((0, 7), np.float32),
+                           observation.instruction, tuple(self.seen[-1]))
+
+
+def test_checkpoint_executes_whole_chunks_and_sees_frames_one_period_apart(monkeypatch):
+    from worldvla_ros.policy.policy import WorldVLAPolicy
+    stub = StubPolicy()
+    monkeypatch.setattr(WorldVLAPolicy, 'from_pretrained', lambda path: stub)
+    policy = policies.CheckpointPolicy('anywhere')
+    with LiberoEnv('libero_object', 0, image_size=policy.image_size) as env:
+        observation = env.reset(0, settle_steps=0)
+        policy.start(env, observation)
+        taken = []
+        for _ in range(7):
+            taken.append(round(float(policy.act(observation)[0]), 1))
+            observation = env.step(NO_OP)
+        policy.start(env, observation)
+        policy.act(observation)
+    assert taken == [0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.3]
+    assert stub.seen[:3] == [[0], [100_000_000, 150_000_000], [250_000_000, 300_000_000]]
+    assert len(stub.seen[3]) == 1, 'a new episode must not see frames of the last one'
 
 
 def test_jobs_cover_tasks_times_states_in_order():

@@ -18,6 +18,7 @@ class ExpertPolicy:
     """
 
     needs_images = False
+    image_size = None
 
     def __init__(self) -> None:
         self._robot: Robot | None = None

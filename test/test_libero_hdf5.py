@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Demonstration files: our own recordings, the official layout, and what is refused."""
+
+import importlib.util
+
+import h5py
+import numpy as np
+import pytest
+from training_data import episode, write_hdf5
+
+from worldvla_ros.training.failures import DatasetError
+from worldvla_ros.training.libero_hdf5 import demonstration_files, read_episodes
+
+
+@pytest.mark.parametrize('official', [False, True])
+def test_episodes_come_back_upright_and_in_numeric_order(tmp_path, official):
+    path = tmp_path / 'suite' / 'pick_demo.hdf5'
+    written = [episode(number) for number in (10, 9)]
+    write_hdf5(path, written, official)
+    nine, ten = read_episodes(path, tmp_path)
+    assert (nine.name, ten.name, nine.task) == ('demo_9', 'demo_10', 'suite/pick')
+    np.testing.assert_array_equal(nine.frames, written[1].frames)
+    np.testing.assert_array_equal(nine.actions, written[1].actions)
+    assert nine.instruction == written[1].instruction and nine.success
+
+
+def test_labels_and_executed_actions_stay_apart(tmp_path):
+    one = episode()
+    one.executed[:] += 0.01
+    write_hdf5(tmp_path / 'a_demo.hdf5', [one])
+    back, = read_episodes(tmp_path / 'a_demo.hdf5')
+    np.testing.assert_allclose(back.executed - back.actions, 0.01)
+
+
+def test_what_the_simulator_records_is_what_training_reads(tmp_path):
+    if importlib.util.find_spec('robosuite') is None:
+        pytest.skip('needs the simulator (hf-libero, robosuite)')
+    from worldvla_sim.demonstrations import Demonstration, whole_file, write_demonstration
+    one, steps = episode(), 12
+    def zeros(width):
+        return np.zeros((steps, width))
+    quaternions = np.tile([0.0, 0, 0, 1], (steps, 1))
+    demo = Demonstration('libero_object', 3, one.instruction, one.actions, one.executed + 0.1,
+                         zeros(5), one.frames, None, zeros(7), zeros(2), zeros(3), quaternions)
+    with whole_file(tmp_path / 'pick_demo.hdf5') as file:
+        write_demonstration(file.create_group('data'), 'demo_0', demo)
+    back, = read_episodes(tmp_path / 'pick_demo.hdf5')
+    np.testing.assert_array_equal(back.frames, one.frames)
+    np.testing.assert_array_equal(back.executed, one.executed + 0.1)
+    assert back.instruction == one.instruction and back.success
+
+
+def test_parts_of_a_recording_under_way_are_not_demonstrations(tmp_path):
+    write_hdf5(tmp_path / 'pick' / '00001.hdf5', [episode()])
+    with pytest.raises(DatasetError, match='no demonstrations'):
+        demonstration_files(tmp_path)
+
+
+def test_a_truncated_file_is_named(tmp_path):
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [episode()])
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(DatasetError, match=r'pick_demo\.hdf5 is no complete'):
+        list(read_episodes(path))
+
+
+@pytest.mark.parametrize('key, value, message', [
+    ('actions', np.zeros((12, 6)), 'expected actions'),
+    ('actions', np.full((12, 7), np.nan), 'NaN'),
+    ('obs/agentview_rgb', np.zeros((11, 64, 64, 3), np.uint8), 'expected frames')])
+def test_arrays_that_do_not_belong_together_are_refused(tmp_path, key, value, message):
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [episode()])
+    with h5py.File(path, 'r+') as file:
+        del file['data/demo_0'][key]
+        file['data/demo_0'][key] = value
+    with pytest.raises(DatasetError, match=message):
+        list(read_episodes(path))
+
+
+def test_an_empty_file_is_refused(tmp_path):
+    write_hdf5(tmp_path / 'pick_demo.hdf5', [])
+    with pytest.raises(DatasetError, match='holds no demonstration'):
+        list(read_episodes(tmp_path / 'pick_demo.hdf5'))

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training sequences: what they hold, what of them is learned, and which episodes are used."""
+
+import numpy as np
+import pytest
+from training_data import episode, write_hdf5
+
+from worldvla_ros.tokens.sequence import PromptBuilder, parse_action_chunk, parse_image_block
+from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, Vocabulary
+from worldvla_ros.training.samples import SampleBuilder, moving_steps, split_names
+from worldvla_ros.training.tokenise import filtered_episodes
+
+TEXT = TextTokenizer.train(['pick up the red block'], max_tokens=300)
+VOCABULARY = Vocabulary.compact(TEXT.num_tokens, num_codes=64)
+PROMPTS = PromptBuilder(TEXT, VOCABULARY)
+STEPS = 9
+RNG = np.random.default_rng(0)
+CODES = RNG.integers(0, 64, (STEPS, 4, 4)).astype(np.uint16)
+ACTIONS = RNG.integers(VOCABULARY.bins.start, VOCABULARY.bins.stop, (STEPS, 7))
+IMAGE_LENGTH = 4 * (4 + 1) + 4
+
+
+def builder(history_length=2, horizon=5, world_rounds=1):
+    return SampleBuilder(PROMPTS, history_length, horizon, world_rounds)
+
+
+def build(one, branch, start):
+    return one.build(branch, 'pick', CODES, ACTIONS, start)
+
+
+def learned(sample):
+    return sample.ids[sample.labelled]
+
+
+@pytest.mark.parametrize('history_length', [1, 2, 4])
+@pytest.mark.parametrize('start', [0, 1, 3])
+def test_an_action_sample_is_the_prompt_of_inference_and_the_chunk(history_length, start):
+    sample = build(builder(history_length), 'action', start)
+    images = CODES[max(0, start - history_length + 1):start + 1]
+    assert len(images) == min(history_length, start + 1)
+    prompt = PROMPTS.action('pick', list(images))
+    np.testing.assert_array_equal(sample.ids[:len(prompt)], prompt)
+    assert not sample.labelled[:len(prompt)].any() and sample.labelled[len(prompt):].all()
+
+
+@pytest.mark.parametrize('horizon', [1, 5, 9])
+def test_only_the_action_blocks_and_the_last_separator_are_learned(horizon):
+    sample = build(builder(horizon=horizon), 'action', 0)
+    assert len(learned(sample)) == ACTION_BLOCK_LENGTH * horizon + 1
+    assert sample.ids[-1] == VOCABULARY.separator
+    chunk = parse_action_chunk(learned(sample), VOCABULARY, horizon)
+    np.testing.assert_array_equal(chunk, ACTIONS[:horizon])
+
+
+def test_one_world_round_is_the_prompt_of_inference_and_the_next_image():
+    sample = build(builder(), 'world', 3)
+    prompt = PROMPTS.world(CODES[3], ACTIONS[3])
+    np.testing.assert_array_equal(sample.ids[:len(prompt)], prompt)
+    np.testing.assert_array_equal(parse_image_block(learned(sample)[:-1], VOCABULARY), CODES[4])
+    assert learned(sample)[-1] == VOCABULARY.separator
+
+
+@pytest.mark.parametrize('rounds', [2, 3])
+def test_every_world_round_asks_with_its_action_and_learns_its_image(rounds):
+    sample = build(builder(world_rounds=rounds), 'world', 2)
+    targets = learned(sample).reshape(rounds, IMAGE_LENGTH + 1)
+    for i, target in enumerate(targets):
+        np.testing.assert_array_equal(parse_image_block(target[:-1], VOCABULARY), CODES[3 + i])
+    begins = np.flatnonzero(sample.ids == VOCABULARY.boa)
+    np.testing.assert_array_equal([sample.ids[b + 1:b + 8] for b in begins], ACTIONS[2:2 + rounds])
+    assert not sample.labelled[begins].any()
+
+
+def test_video_prediction_learns_the_same_images_without_any_action():
+    video, world = (build(builder(world_rounds=2), branch, 1) for branch in ('video', 'world'))
+    np.testing.assert_array_equal(learned(video), learned(world))
+    assert not np.isin(video.ids, [VOCABULARY.boa, *VOCABULARY.bins]).any()
+
+
+@pytest.mark.parametrize('branch, one, count', [
+    ('action', builder(horizon=5), STEPS - 5 + 1), ('world', builder(), STEPS - 1),
+    ('world', builder(world_rounds=3), STEPS - 3), ('action', builder(horizon=10), 0)])
+def test_a_sample_starts_wherever_enough_steps_are_left(branch, one, count):
+    starts = one.starts(branch, STEPS)
+    assert len(starts) == count
+    if count:
+        assert build(one, branch, starts[-1]).labelled.any()
+
+
+def action(motion=0.0, gripper=-1.0):
+    return [motion, 0, 0, 0, 0, 0, gripper]
+
+
+def test_no_ops_are_dropped_as_published():
+    actions = np.array([action(), action(0.5), action(), action(gripper=1.0), action(gripper=1.0),
+                        action(9e-5, 1.0), action(1e-3, 1.0)])
+    assert moving_steps(actions).tolist() == [False, True, False, True, False, False, True]
+
+
+def test_the_gripper_is_compared_with_the_last_step_that_was_kept():
+    actions = np.array([action(gripper=1.0), action(0.5, -1.0), action(gripper=1.0),
+                        action(gripper=1.0), action(gripper=-1.0)])
+    assert moving_steps(actions).tolist() == [False, True, True, False, True]
+
+
+def test_the_published_split_of_fifty_holds_out_five_to_nine():
+    names = [f'demo_{i}' for i in range(50)]
+    train, held_out = split_names(names, 'published')
+    assert sorted(held_out) == [f'demo_{i}' for i in range(5, 10)] and len(train) == 45
+    assert split_names(names, 'numeric')[1] == [f'demo_{i}' for i in range(45, 50)]
+
+
+@pytest.mark.parametrize('count, expected', [(1, 1), (2, 2), (10, 9), (11, 10), (20, 18)])
+def test_nine_tenths_are_for_training_rounded_up(count, expected):
+    train, held_out = split_names([f'demo_{i}' for i in range(count)])
+    assert len(train) == expected and len(train) + len(held_out) == count
+
+
+def test_failed_episodes_are_left_out(tmp_path):
+    episodes = [episode(0), episode(1, success=False), episode(2)]
+    write_hdf5(tmp_path / 'pick_demo.hdf5', episodes)
+    names = [one.name for one in filtered_episodes(tmp_path, drop_no_ops=False)]
+    assert names == ['demo_0', 'demo_2']
+
+
+def test_the_filter_keeps_a_still_label_whose_execution_moved(tmp_path):
+    one = episode(0, steps=6)
+    one.actions[2:4, :6] = 0
+    one.executed[2, :6] = 0
+    write_hdf5(tmp_path / 'pick_demo.hdf5', [one])
+    kept, = filtered_episodes(tmp_path, drop_no_ops=True)
+    np.testing.assert_array_equal(kept.frames, one.frames[[0, 1, 3, 4, 5]])

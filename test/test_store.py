@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The token store and its batches: nothing lost, nothing mixed up, the same order every time."""
+
+import numpy as np
+import pytest
+import torch
+from training_data import (
+    IMAGE_SIZE,
+    INSTRUCTIONS,
+    episode,
+    small_store,
+    tiny_tokenizer,
+    write_hdf5,
+)
+
+from worldvla_ros.errors import ConfigError
+from worldvla_ros.model.attention_mask import action_chunk_mask
+from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
+from worldvla_ros.tokens.sequence import PromptBuilder
+from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.training import store as store_module
+from worldvla_ros.training.batches import SampleTable, batch_indices, batch_mask, collate
+from worldvla_ros.training.failures import DatasetError, TrainingError
+from worldvla_ros.training.losses import IGNORED
+from worldvla_ros.training.samples import BRANCHES, SampleBuilder
+from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write_store
+from worldvla_ros.training.tokenise import main
+
+TEXT = TextTokenizer.train(INSTRUCTIONS, max_tokens=300)
+VOCABULARY = Vocabulary.compact(TEXT.num_tokens, num_codes=64)
+ACTION_TOKENIZER = ActionTokenizer([-1.0] * 7, [1.0] * 7, VOCABULARY)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return TokenStore.open(small_store(tmp_path)[0])
+
+
+def table(store, branches=BRANCHES, horizon=5, world_rounds=2):
+    builder = SampleBuilder(PromptBuilder(TEXT, VOCABULARY), 2, horizon, world_rounds)
+    return SampleTable(store, store.episodes, branches, builder, ACTION_TOKENIZER)
+
+
+def test_a_store_gives_back_the_codes_and_actions_of_every_frame(store):
+    tokenizer = tiny_tokenizer()
+    for number, stored in enumerate(store.episodes):
+        one = episode(number)
+        np.testing.assert_array_equal(store.codes[stored.steps], tokenizer.encode(one.frames))
+        np.testing.assert_array_equal(store.actions[stored.steps], one.actions.astype(np.float32))
+        assert stored.instruction == INSTRUCTIONS[number % 2]
+    assert store.codes.dtype == np.uint16
+    assert len(np.unique(store.codes)) > 3  # the pictures differ, so this is no test of zeros
+
+
+def test_the_split_is_made_within_each_task(tmp_path):
+    store = TokenStore.open(small_store(tmp_path, num_episodes=20, steps=3)[0])
+    train, held_out = store.split()
+    assert [len(train), len(held_out)] == [18, 2]
+    assert {one.task for one in held_out} == {'task0', 'task1'}
+    assert not {(one.task, one.name) for one in train} & {(one.task, one.name)
+                                                          for one in held_out}
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    folder, _ = small_store(tmp_path)
+    TokenStore.open(folder, tokenizer_fingerprint(tiny_tokenizer()))
+    with pytest.raises(DatasetError, match='make the store again'):
+        TokenStore.open(folder, tokenizer_fingerprint(tiny_tokenizer(seed=1)))
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'deleted', 'no header', 'other length'])
+def test_a_damaged_store_is_refused(tmp_path, damage):
+    folder, _ = small_store(tmp_path)
+    codes = folder / 'codes.npy'
+    if damage == 'truncated':
+        codes.write_bytes(codes.read_bytes()[:-10])
+    elif damage == 'deleted':
+        codes.unlink()
+    elif damage == 'no header':
+        (folder / 'store.json').unlink()
+    else:
+        np.save(codes, np.load(codes)[:-1])
+    with pytest.raises(DatasetError):
+        TokenStore.open(folder)
+
+
+def test_nothing_to_store_is_refused_and_leaves_no_folder(tmp_path):
+    with pytest.raises(DatasetError, match='no episode is left'):
+        write_store(tmp_path / 'store', [], tiny_tokenizer(), IMAGE_SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(store_module.np, 'save', full)
+    with pytest.raises(TrainingError, match='the disk is full'):
+        write_store(tmp_path / 'store', [episode()], tiny_tokenizer(), IMAGE_SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_demonstrations_of_one_name_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match='same task and name'):
+        write_store(tmp_path / 'store', [episode(), episode()], tiny_tokenizer(), IMAGE_SIZE)
+
+
+def test_the_data_fingerprint_changes_with_one_action(tmp_path):
+    one, other = episode(), episode()
+    other.actions[3, 2] += 0.01
+    stores = [write_store(tmp_path / name, [demo], tiny_tokenizer(), IMAGE_SIZE)
+              for name, demo in (('a', one), ('b', other))]
+    assert stores[0].header.data != stores[1].header.data
+    assert stores[0].header.tokenizer == stores[1].header.tokenizer
+
+
+def test_the_action_range_holds_every_action_and_refuses_a_constant(tmp_path):
+    store = write_store(tmp_path / 'a', [episode()], tiny_tokenizer(), IMAGE_SIZE)
+    low, high = store.action_range(store.episodes)
+    assert (store.actions >= low).all() and (store.actions <= high).all()
+    still = episode()
+    still.actions[:, 3] = still.executed[:, 3] = 0
+    store = write_store(tmp_path / 'b', [still], tiny_tokenizer(), IMAGE_SIZE)
+    with pytest.raises(ConfigError, match=r'\[3\] never change'):
+        store.action_range(store.episodes)
+
+
+def test_every_sample_is_in_the_table_once(store):
+    samples = table(store)
+    per_episode = (12 - 5 + 1) + 2 * (12 - 2)
+    assert len(samples) == 4 * per_episode
+    sequences = {tuple(samples[i].ids) for i in range(len(samples))}
+    assert len(sequences) == len(samples)
+
+
+def test_the_world_branch_is_asked_with_what_was_executed(tmp_path):
+    one = episode()
+    one.executed[:] = one.executed[::-1]
+    store = write_store(tmp_path / 'a', [one], tiny_tokenizer(), IMAGE_SIZE)
+    for branch, actions in (('action', one.actions), ('world', one.executed)):
+        sample = table(store, (branch,), horizon=1, world_rounds=1)[2]
+        begin = int(np.flatnonzero(sample.ids == VOCABULARY.boa)[0])
+        np.testing.assert_array_equal(sample.ids[begin + 1:begin + 8],
+                                      ACTION_TOKENIZER.encode(actions[2]))
+
+
+def test_episodes_shorter_than_the_horizon_are_no_data(store):
+    with pytest.raises(DatasetError, match='shorter than the horizon'):
+        table(store, ('action',), horizon=13)
+
+
+def test_an_epoch_visits_each_sample_once_and_epochs_differ():
+    epochs = [np.concatenate([batch_indices(103, 10, 7, step) for step in steps])
+              for steps in (range(10), range(10, 20))]
+    for visited in epochs:
+        assert len(set(visited)) == 100
+    assert not np.array_equal(*epochs)
+    np.testing.assert_array_equal(batch_indices(103, 10, 7, 13), epochs[1][30:40])
+    assert not np.array_equal(batch_indices(103, 10, 8, 13), epochs[1][30:40])
+
+
+def test_fewer_samples_than_a_batch_are_refused():
+    with pytest.raises(DatasetError, match='lower the batch size'):
+        batch_indices(5, 6, 0, 0)
+
+
+def test_padding_is_never_learned_and_never_seen(store):
+    samples = table(store)
+    chosen = [samples[0], samples[5], samples[len(samples) - 1]]
+    batch = collate(chosen, VOCABULARY, length=200)
+    for row, sample in enumerate(chosen):
+        length = len(sample.ids)
+        assert (batch.labels[row, length:] == IGNORED).all()
+        assert not batch.mask[row, :length, length:].any()
+        learned = batch.labels[row, :length] != IGNORED
+        np.testing.assert_array_equal(learned, sample.labelled)
+        np.testing.assert_array_equal(batch.input_ids[row, :length], sample.ids)
+    assert batch.label_is_world.sum() == chosen[2].labelled.sum()
+
+
+def test_a_sample_is_refused_rather_than_cut(store):
+    with pytest.raises(DatasetError, match='fixed length'):
+        collate([table(store)[0]], VOCABULARY, length=20)
+
+
+@pytest.mark.parametrize('branch', BRANCHES)
+def test_the_mask_of_a_batch_equals_the_published_mask_of_each_sequence(store, branch):
+    samples = table(store, (branch,))
+    batch = collate([samples[0], samples[3]], VOCABULARY)
+    for row, sample in enumerate((samples[0], samples[3])):
+        ids = torch.from_numpy(sample.ids)
+        expected = action_chunk_mask(ids, VOCABULARY)
+        assert torch.equal(batch.mask[row, :len(ids), :len(ids)], expected)
+    hides = not torch.equal(batch.mask, batch_mask(batch.input_ids, VOCABULARY, chunk_mask=False))
+    assert hides == (branch == 'action')
+
+
+def test_an_action_after_the_last_image_sees_none_before_it():
+    """A history of actions between the images, which no sample has yet, is masked as published."""
+    v = VOCABULARY
+    block, image = [v.boa, *[v.bin_start] * 7, v.eoa], [v.boi, v.code_start, v.eoi]
+    ids = torch.tensor([v.bos, *image, *block, *block, *image, *block, *block, v.separator])
+    assert torch.equal(batch_mask(ids[None], v)[0], action_chunk_mask(ids, v))
+
+
+def test_the_command_makes_a_store_and_tells_errors_in_a_sentence(tmp_path, capsys):
+    save_image_tokenizer(tiny_tokenizer(), tmp_path / 'tokenizer')
+    write_hdf5(tmp_path / 'demos' / 'pick_demo.hdf5', [episode(0), episode(1)])
+    arguments = [str(tmp_path / 'demos'), '--tokenizer', str(tmp_path / 'tokenizer'), '--out',
+                 str(tmp_path / 'store'), '--image-size', str(IMAGE_SIZE)]
+    assert main(arguments) == 0
+    assert len(TokenStore.open(tmp_path / 'store').episodes) == 2
+    assert main(arguments) == 1
+    assert 'exists' in capsys.readouterr().err

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small demonstrations, an image tokenizer and a store for the tests of training."""
+
+import json
+
+import h5py
+import numpy as np
+import torch
+
+from worldvla_ros.model.image_tokenizer import ImageTokenizer, save_image_tokenizer
+from worldvla_ros.model.vqgan import ImageTokenizerConfig
+from worldvla_ros.training.libero_hdf5 import Episode
+from worldvla_ros.training.store import write_store
+
+IMAGE_SIZE = 64  # [px], so 4 x 4 codes
+INSTRUCTIONS = ('pick up the red block', 'open the green drawer')
+
+
+def tiny_tokenizer(seed=0, num_codes=64):
+    config = ImageTokenizerConfig(embed_dim=4, n_embed=num_codes, z_channels=4, ch=8,
+                                  ch_mult=(1, 1, 1, 1, 1), num_res_blocks=1, norm_groups=4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = ImageTokenizer(config).requires_grad_(False).eval()
+        torch.nn.init.normal_(tokenizer.quantize.embedding.weight, std=0.3)
+    return tokenizer
+
+
+def episode(number=0, steps=12, instruction=INSTRUCTIONS[0], task='pick', success=True):
+    """Return an episode of noise pictures and smooth actions."""
+    rng = np.random.default_rng(number)
+    frames = rng.integers(0, 256, (steps, IMAGE_SIZE // 16, IMAGE_SIZE // 16, 3), dtype=np.uint8)
+    frames = frames.repeat(16, 1).repeat(16, 2)
+    actions = 0.9 * np.sin(rng.uniform(0, 6, 7) + np.arange(steps)[:, None] * 0.5)
+    actions[:, 6] = np.where(np.arange(steps) < steps // 2, -1.0, 1.0)
+    return Episode(f'demo_{number}', task, instruction, frames, actions, actions.copy(), success)
+
+
+def write_hdf5(path, episodes, official=False):
+    """Write episodes as the recorder does, or as the official files are laid out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, 'w') as file:
+        data = file.create_group('data')
+        for one in episodes:
+            group = data.create_group(one.name)
+            group['actions'] = one.actions
+            group['dones'] = np.r_[np.zeros(len(one.actions) - 1), one.success].astype(np.uint8)
+            group['obs/agentview_rgb'] = one.frames[:, ::-1, ::-1]
+            info = json.dumps({'language_instruction': one.instruction})
+            if official:
+                data.attrs['problem_info'] = info
+            else:
+                group['executed_actions'] = one.executed
+                group.attrs['problem_info'] = info
+
+
+def small_store(folder, num_episodes=4, steps=12):
+    """Write a tokenizer and a store of two tasks; return both folders."""
+    tokenizer = tiny_tokenizer()
+    save_image_tokenizer(tokenizer, folder / 'tokenizer')
+    episodes = [episode(i, steps, INSTRUCTIONS[i % 2], f'task{i % 2}')
+                for i in range(num_episodes)]
+    write_store(folder / 'store', episodes, tokenizer, IMAGE_SIZE)
+    return folder / 'store', folder / 'tokenizer'

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which samples make which batch, and their tensors: ids, labels and who may attend to whom.
+
+The order is a function of the seed and the step alone, so a run that is resumed at a step goes on
+with exactly the batch that an uninterrupted run would have taken.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+import torch
+from torch import Tensor
+
+from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
+from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.training.failures import DatasetError
+from worldvla_ros.training.losses import IGNORED
+from worldvla_ros.training.samples import Sample, SampleBuilder
+from worldvla_ros.training.store import StoredEpisode, TokenStore
+
+PADDING_ID = 0  # of the public implementation; no token that counts ever sees it
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences."""
+
+    input_ids: Tensor  # int64 [B, S]
+    labels: Tensor  # int64 [B, S], IGNORED where nothing is learned
+    is_world: Tensor  # bool [B]: the world (or video) branch
+    mask: Tensor  # bool [B, S, S], True where a row may attend
+
+    @property
+    def label_is_world(self) -> Tensor:
+        """For each labelled token, in row-major order, whether it is of the world branch."""
+        counted = self.labels[:, 1:] != IGNORED
+        return self.is_world[:, None].expand_as(counted)[counted]
+
+    def to(self, device: torch.device | str) -> 'Batch':
+        """Return the batch on a device."""
+        return Batch(*(getattr(self, name).to(device, non_blocking=True)
+                       for name in ('input_ids', 'labels', 'is_world', 'mask')))
+
+
+class SampleTable:
+    """All samples of some episodes; each is built when it is asked for.
+
+    The branches are simply concatenated, as in the public implementation: about one world sample
+    per action sample.
+    """
+
+    def __init__(self, store: TokenStore, episodes: Sequence[StoredEpisode],
+                 branches: Sequence[str], builder: SampleBuilder,
+                 action_tokenizer: ActionTokenizer) -> None:
+        self._store, self._episodes = store, tuple(episodes)
+        self._branches, self._builder = tuple(branches), builder
+        # The action branch learns the expert's label; the next frame follows from what was done.
+        self._labels = action_tokenizer.encode(store.actions).astype(np.int32)
+        self._executed = action_tokenizer.encode(store.executed).astype(np.int32)
+        self._rows = np.array(
+            [(b, e, start) for b, branch in enumerate(self._branches)
+             for e, episode in enumerate(self._episodes)
+             for start in builder.starts(branch, episode.length)], dtype=np.int32).reshape(-1, 3)
+        if not len(self._rows):
+            raise DatasetError(
+                f'no sample in {len(self._episodes)} episodes: each is shorter than the horizon '
+                f'({builder.horizon}) or the world rounds ({builder.world_rounds})')
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Build one sample."""
+        branch_index, episode_index, start = self._rows[index]
+        branch, episode = self._branches[branch_index], self._episodes[episode_index]
+        action_ids = self._labels if branch == 'action' else self._executed
+        return self._builder.build(branch, episode.instruction, self._store.codes[episode.steps],
+                                   action_ids[episode.steps], int(start))
+
+
+def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
+    """Return the samples of the batch of this step, from 0: shuffled epochs, the rest dropped.
+
+    Raises DatasetError when there are fewer samples than a batch takes.
+    """
+    per_epoch = num_samples // batch_size
+    if per_epoch == 0:
+        raise DatasetError(f'{num_samples} samples do not fill one batch of {batch_size}; lower '
+                           'the batch size or record more demonstrations')
+    epoch, position = divmod(step, per_epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+    return order[position * batch_size:(position + 1) * batch_size]
+
+
+def collate(samples: Sequence[Sample], vocabulary: Vocabulary, length: int | None = None,
+            chunk_mask: bool = True) -> Batch:
+    """Put samples into one batch.
+
+    :param length: tokens of every row, for devices that want one shape; None: the longest sample.
+    :param chunk_mask: False hides no earlier action, for the ablation.
+    Raises DatasetError for a sample that is longer; it is never cut.
+    """
+    longest = max(len(sample.ids) for sample in samples)
+    if length is not None and longest > length:
+        raise DatasetError(f'a sample has {longest} tokens, more than the fixed length {length}; '
+                           'raise the length, or lower history_length or world_rounds')
+    ids = torch.full((len(samples), length or longest), PADDING_ID)
+    labels = torch.full_like(ids, IGNORED)
+    for row, sample in enumerate(samples):
+        tokens = torch.from_numpy(sample.ids)
+        ids[row, :len(tokens)] = tokens
+        labels[row, :len(tokens)] = tokens.where(torch.from_numpy(sample.labelled), IGNORED)
+    is_world = torch.tensor([sample.branch != 'action' for sample in samples])
+    return Batch(ids, labels, is_world, batch_mask(ids, vocabulary, chunk_mask))
+
+
+def batch_mask(ids: Tensor, vocabulary: Vocabulary, chunk_mask: bool = True) -> Tensor:
+    """Return the published mask, bool [B, S, S], of complete sequences [B, S].
+
+    Equal to `model.attention_mask.action_chunk_mask` of each row, which also takes sequences that
+    are cut within a block; here all rows are done at once.
+    """
+    position = torch.arange(ids.shape[1], device=ids.device)
+    mask = (position <= position[:, None]).expand(len(ids), -1, -1)
+    if not chunk_mask:
+        return mask
+    begins = ids == vocabulary.boa
+    number = begins.cumsum(1)  # of the block that began last, from 1
+    ended = (ids == vocabulary.eoa).cumsum(1) - (ids == vocabulary.eoa).long()
+    number = number.where(number > ended, 0)  # 0 outside of every action block
+    images_end = torch.where(ids == vocabulary.eoi, position, -1).amax(1, keepdim=True)
+    restricted = number.where(position > images_end, 0)[:, :, None]
+    earlier = number[:, None, :]
+    return mask & ~((earlier > 0) & (earlier < restricted))

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read demonstrations in LIBERO's HDF5 format: our own recordings and the official files.
+
+One file holds one task: `data/demo_N/{actions, dones, obs/agentview_rgb, ...}`. Images are stored
+as robosuite renders them, upside down, and are turned by 180 degrees here, which is what policies
+are given. Frame t is what was seen before action t. Our recordings add `executed_actions`: noise
+injected into the expert included, so they, not `actions`, lead from frame t to frame t + 1.
+"""
+
+from collections.abc import Iterator
+import contextlib
+from dataclasses import dataclass
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from worldvla_ros.datatypes import ACTION_DIM
+from worldvla_ros.training.failures import DatasetError
+
+FILE_ENDING = '_demo.hdf5'  # of LIBERO's files; parts of a recording under way end otherwise
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One demonstration of T control steps."""
+
+    name: str  # 'demo_N'
+    task: str  # path of its file without the ending: what splits and tables go by
+    instruction: str
+    frames: NDArray[np.uint8]  # (T, H, W, 3) RGB before each action, as policies see them
+    actions: NDArray[np.float64]  # (T, 7) controller input: the labels
+    executed: NDArray[np.float64]  # (T, 7) controller input: what moved the robot
+    success: bool
+
+    def __post_init__(self) -> None:
+        """Refuse arrays that do not belong together."""
+        steps = len(self.actions)
+        for what, array, tail in (('frames', self.frames, (*self.frames.shape[1:3], 3)),
+                                  ('actions', self.actions, (ACTION_DIM,)),
+                                  ('executed actions', self.executed, (ACTION_DIM,))):
+            if steps == 0 or array.shape != (steps, *tail):
+                raise DatasetError(f'{self.task}, {self.name}: expected {what} of shape '
+                                   f'{(steps, *tail)} with at least one step, got {array.shape}')
+        if not (np.isfinite(self.actions).all() and np.isfinite(self.executed).all()):
+            raise DatasetError(f'{self.task}, {self.name}: an action is NaN or infinite; '
+                               'record the demonstration again')
+
+    def kept(self, steps: NDArray[np.bool_]) -> 'Episode':
+        """Return the episode without the steps that a filter drops."""
+        return Episode(self.name, self.task, self.instruction, self.frames[steps],
+                       self.actions[steps], self.executed[steps], self.success)
+
+
+def demonstration_files(folder: Path) -> list[Path]:
+    """Return the HDF5 files below a folder, or the one file itself, sorted by name."""
+    files = [folder] if folder.is_file() else sorted(folder.rglob('*' + FILE_ENDING))
+    if not files:
+        raise DatasetError(f'no demonstrations (*{FILE_ENDING}) in {folder}; record some with '
+                           '`python -m worldvla_sim.collect`, or give the folder of a suite')
+    return files
+
+
+def read_episodes(path: Path, folder: Path | None = None) -> Iterator[Episode]:
+    """Yield the demonstrations of one file in numeric order; DatasetError where it is damaged.
+
+    :param folder: that tasks are named relative to, so that files of two suites or of two rounds
+        of recording stay apart; default: the file's own folder.
+    """
+    task = str(path.relative_to(folder or path.parent)).removesuffix(FILE_ENDING)
+    with _opened(path) as data:
+        names = sorted((name for name in data if name.startswith('demo_')),
+                       key=lambda name: int(name.removeprefix('demo_')))
+        if not names:
+            raise DatasetError(f'{path} holds no demonstration: no data/demo_N in it')
+        for name in names:
+            yield _read_episode(data[name], name, task, _instruction(data[name], path))
+
+
+def _read_episode(group: h5py.Group, name: str, task: str, instruction: str) -> Episode:
+    actions = group['actions'][:].astype(np.float64)
+    executed = group['executed_actions'][:] if 'executed_actions' in group else actions
+    turned = np.ascontiguousarray(group['obs/agentview_rgb'][:][:, ::-1, ::-1])
+    return Episode(name, task, instruction, frames=turned, actions=actions,
+                   executed=executed.astype(np.float64), success=bool(group['dones'][-1]))
+
+
+def _instruction(group: h5py.Group, path: Path) -> str:
+    """Return the instruction; the official files keep it once, in the group `data`."""
+    info = group.attrs.get('problem_info', group.parent.attrs.get('problem_info', '{}'))
+    instruction = json.loads(info).get('language_instruction', '')
+    if isinstance(instruction, list):
+        instruction = ''.join(instruction)
+    if not instruction.strip():
+        raise DatasetError(f'{path}, {group.name}: no language_instruction in problem_info')
+    return instruction.strip().strip('"')
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[h5py.Group]:
+    try:
+        with h5py.File(path, 'r') as file:
+            yield file['data']
+    except (OSError, KeyError, ValueError) as error:
+        raise DatasetError(f'{path} is no complete demonstration file: {error}') from error

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From episodes to training sequences: which steps make a sample, and which tokens are learned.
+
+    action:  BOS text IMAGE(t-M+1)..IMAGE(t) SEP | (BOA a EOA)(t) .. (t+K-1) SEP
+    world:   BOS text IMAGE(t) BOA a(t) EOA SEP | IMAGE(t+1) SEP, and for each further round
+             BOA a EOA SEP | IMAGE SEP
+    video:   like world without the actions, for the ablation
+
+Only what stands behind a bar, up to the next prompt, is labelled. Layout and rules are those of
+the public implementation, which has one round; frames before the start of an episode are left
+out, so the first sample of an episode has one image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from worldvla_ros.tokens.sequence import PromptBuilder, TokenIds, action_block, image_block
+
+BRANCHES = ('action', 'world', 'video')
+VIDEO_PROMPT = 'Generate the next image based on the provided sequence of historical images.'
+"""Ours: the public code has no video prediction. The world prompt without its actions."""
+
+NO_OP_NORM = 1e-4  # of the six motion values, controller input (public implementation)
+TRAIN_SHARE = 0.9  # of the episodes of each task (paper, section 4.1)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One training sequence."""
+
+    ids: TokenIds  # [S]
+    labelled: NDArray[np.bool_]  # [S], True where the token is learned
+    branch: str
+
+
+@dataclass(frozen=True)
+class SampleBuilder:
+    """Builds samples from the code indices [T, 2h, 2w] and action tokens [T, 7] of an episode."""
+
+    prompts: PromptBuilder
+    history_length: int  # M, frames of the action branch
+    horizon: int  # K, actions of the action branch
+    world_rounds: int = 1  # N, frames predicted in one sample of the world and video branches
+
+    def starts(self, branch: str, num_steps: int) -> range:
+        """Return the steps of an episode at which a sample of this branch can start."""
+        needed = self.horizon if branch == 'action' else self.world_rounds + 1
+        return range(max(0, num_steps - needed + 1))
+
+    def build(self, branch: str, instruction: str, codes: NDArray[np.integer],
+              action_ids: NDArray[np.integer], start: int) -> Sample:
+        """Return the sample of one branch that starts at this step."""
+        if branch == 'action':
+            return self.action(instruction, codes, action_ids, start)
+        actions = None if branch == 'video' else action_ids
+        return self._rounds(branch, codes, actions, start)
+
+    def action(self, instruction: str, codes: NDArray[np.integer],
+               action_ids: NDArray[np.integer], start: int) -> Sample:
+        """Return the sample whose newest frame is `start`, with the actions from there on."""
+        images = codes[max(0, start - self.history_length + 1):start + 1]
+        vocabulary = self.prompts.vocabulary
+        blocks = [action_block(ids, vocabulary)
+                  for ids in action_ids[start:start + self.horizon]]
+        prompt = self.prompts.action(instruction, list(images))
+        target = _concatenate([*blocks, [vocabulary.separator]])
+        return _joined('action', [(prompt, target)])
+
+    def _rounds(self, branch: str, codes: NDArray[np.integer],
+                action_ids: NDArray[np.integer] | None, start: int) -> Sample:
+        vocabulary = self.prompts.vocabulary
+        separator = [vocabulary.separator]
+        turns: list[tuple[TokenIds, TokenIds]] = []
+        for step in range(start, start + self.world_rounds):
+            asked: list[ArrayLike] = [] if step > start else [self._opening(branch, codes[step])]
+            if action_ids is not None:
+                asked += [action_block(action_ids[step], vocabulary), separator]
+            elif step == start:
+                asked += [separator]
+            target = _concatenate([image_block(codes[step + 1], vocabulary), separator])
+            turns.append((_concatenate(asked), target))
+        return _joined(branch, turns)
+
+    def _opening(self, branch: str, image: NDArray[np.integer]) -> TokenIds:
+        text = self.prompts.world_prompt if branch == 'world' else VIDEO_PROMPT
+        vocabulary = self.prompts.vocabulary
+        return _concatenate([[vocabulary.bos], self.prompts.text_tokenizer.encode(text),
+                             image_block(image, vocabulary)])
+
+
+def _joined(branch: str, turns: Sequence[tuple[TokenIds, TokenIds]]) -> Sample:
+    """Concatenate turns of (asked, learned) tokens."""
+    parts = [part for turn in turns for part in turn]
+    labelled = [np.full(len(part), i % 2 == 1) for i, part in enumerate(parts)]
+    return Sample(_concatenate(parts), np.concatenate(labelled), branch)
+
+
+def _concatenate(parts: Sequence[ArrayLike]) -> TokenIds:
+    return np.concatenate([np.zeros(0, np.int64), *(np.asarray(p, np.int64) for p in parts)])
+
+
+def moving_steps(actions: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return which of the actions [T, 7] the published no-op filter keeps.
+
+    A step is dropped when it moves nothing and does not change the gripper command of the last
+    step that was kept. What is kept of a demonstration need not replay to success: fingers take
+    time to close, and waiting for them is a no-op.
+    """
+    still = np.linalg.norm(actions[:, :6], axis=1) < NO_OP_NORM
+    kept = np.zeros(len(actions), dtype=bool)
+    gripper: float | None = None  # command of the last kept step
+    for step, (action, is_still) in enumerate(zip(actions, still, strict=True)):
+        if is_still and (gripper is None or action[6] == gripper):
+            continue
+        kept[step] = True
+        gripper = float(action[6])
+    return kept
+
+
+def split_names(names: Sequence[str], order: str = 'numeric', share: float = TRAIN_SHARE
+                ) -> tuple[list[str], list[str]]:
+    """Split the demonstrations of one task, named `..._<number>`, for training and held out.
+
+    :param order: 'published' sorts the names as text, as the public code does (2 after 10: of 50
+        demonstrations 5 to 9 are held out); 'numeric' sorts by number.
+    The first ceil(share * n) are for training.
+    """
+    keys = {'published': lambda name: name, 'numeric': lambda name: int(name.rpartition('_')[2])}
+    ordered = sorted(names, key=keys[order])
+    # share * n first loses a rounding error: 0.9 * 10 is 9, not 9.000000000000002
+    count = math.ceil(round(share * len(ordered), 9))
+    return ordered[:count], ordered[count:]

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Episodes tokenised once: code indices and actions in memory-mapped files, with fingerprints.
+
+A store is a folder that is written whole or not at all:
+
+    codes.npy      uint16  [F, 2h, 2w]  code indices of all frames, episode after episode
+    actions.npy    float32 [F, 7]       labels, controller input
+    executed.npy   float32 [F, 7]       what moved the robot; differs where noise was injected
+    store.json     episodes (task, name, instruction, start, length) and fingerprints
+
+128 bytes per frame at 128 px, 512 at 256 px: 200,000 frames are 26 or 102 MB.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+import hashlib
+import json
+from pathlib import Path
+import shutil
+import tempfile
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldvla_ros.errors import ConfigError
+from worldvla_ros.model.image_preprocessing import square_frame
+from worldvla_ros.model.image_tokenizer import ImageTokenizer
+from worldvla_ros.training.failures import DatasetError, TrainingError, explain_os_error
+from worldvla_ros.training.libero_hdf5 import Episode
+from worldvla_ros.training.samples import split_names
+
+FORMAT = 1
+"""Raised whenever what is written changes, so that an old store is not misread."""
+HEADER_FILE = 'store.json'
+ARRAYS = ('codes', 'actions', 'executed')
+FRAMES_PER_PASS = 32  # through the tokenizer at once: bounds the memory
+
+
+@dataclass(frozen=True)
+class StoredEpisode:
+    """Where one episode lies in the arrays."""
+
+    task: str
+    name: str  # 'demo_N'
+    instruction: str
+    start: int  # first frame
+    length: int  # frames, and actions
+
+    @property
+    def steps(self) -> slice:
+        """Its rows of the arrays."""
+        return slice(self.start, self.start + self.length)
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """What the arrays of a store mean."""
+
+    format: int
+    tokenizer: str  # fingerprint of the image tokenizer
+    data: str  # fingerprint of arrays and episodes
+    image_size: int  # [px]
+    num_codes: int
+
+
+class TokenStore:
+    """A tokenised data set, read through memory maps."""
+
+    def __init__(self, header: StoreHeader, episodes: tuple[StoredEpisode, ...],
+                 arrays: dict[str, NDArray[Any]]) -> None:
+        self.header = header
+        self.episodes = episodes
+        self.codes: NDArray[np.uint16] = arrays['codes']
+        self.actions: NDArray[np.float32] = arrays['actions']
+        self.executed: NDArray[np.float32] = arrays['executed']
+
+    @classmethod
+    def open(cls, folder: str | Path, tokenizer: str | None = None) -> 'TokenStore':
+        """Open a store.
+
+        :param tokenizer: fingerprint that the store must have been made with; None takes any.
+        Raises DatasetError for a store that is missing, damaged, empty or of another tokenizer.
+        """
+        folder = Path(folder)
+        header, episodes = _read_header(folder)
+        if tokenizer is not None and header.tokenizer != tokenizer:
+            raise DatasetError(
+                f'{folder} was tokenised with {header.tokenizer}, and the image tokenizer given '
+                f'is {tokenizer}: its codes mean other pictures. Give the tokenizer of the '
+                f'store, or make the store again with `python -m worldvla_ros.training.tokenise`')
+        frames = sum(episode.length for episode in episodes)
+        arrays = {}
+        for name in ARRAYS:
+            path = folder / f'{name}.npy'
+            try:
+                arrays[name] = np.load(path, mmap_mode='r')
+            except (OSError, ValueError) as error:
+                raise DatasetError(f'{path} is missing or truncated: {error}; make the store '
+                                   'again') from error
+            if len(arrays[name]) != frames:
+                raise DatasetError(f'{path} has {len(arrays[name])} frames, the episodes have '
+                                   f'{frames}; make the store again')
+        return cls(header, episodes, arrays)
+
+    def split(self, order: str = 'numeric') -> tuple[list[StoredEpisode], list[StoredEpisode]]:
+        """Return the episodes for training and those held out, 90 to 10 within each task."""
+        by_task: dict[str, dict[str, StoredEpisode]] = defaultdict(dict)
+        for episode in self.episodes:
+            by_task[episode.task][episode.name] = episode
+        train, held_out = [], []
+        for named in by_task.values():
+            chosen, rest = split_names(list(named), order)
+            train += [named[name] for name in chosen]
+            held_out += [named[name] for name in rest]
+        return train, held_out
+
+    def action_range(self, episodes: Iterable[StoredEpisode]
+                     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the smallest and largest action (7,) of some episodes, labels and executed."""
+        rows = np.concatenate([array[episode.steps] for episode in episodes
+                               for array in (self.actions, self.executed)]).astype(np.float64)
+        low, high = rows.min(0), rows.max(0)
+        if (low == high).any():
+            raise ConfigError(f'action values {np.flatnonzero(low == high).tolist()} never '
+                              'change in the data, so they have no range; use the LIBERO range')
+        return low, high
+
+
+def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageTokenizer,
+                image_size: int) -> TokenStore:
+    """Tokenise episodes into a new folder, which appears complete or not at all.
+
+    Raises DatasetError when there is no episode or the folder exists, TrainingError when the disk
+    is full.
+    """
+    if folder.exists():
+        raise DatasetError(f'{folder} exists; give another name, or delete it first')
+    stored: list[StoredEpisode] = []
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ARRAYS}
+    start = 0
+    for episode in episodes:
+        parts['codes'].append(_encode(episode.frames, tokenizer, image_size))
+        parts['actions'].append(episode.actions.astype(np.float32))
+        parts['executed'].append(episode.executed.astype(np.float32))
+        stored.append(StoredEpisode(episode.task, episode.name, episode.instruction, start,
+                                    len(episode.actions)))
+        start += len(episode.actions)
+    if len({(episode.task, episode.name) for episode in stored}) < len(stored):
+        raise DatasetError('two demonstrations have the same task and name, so they cannot be '
+                           'told apart; keep their files in separate folders')
+    if not stored:
+        raise DatasetError('no episode is left to store: the demonstrations are empty, or the '
+                           'filters drop them all')
+    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    header = StoreHeader(FORMAT, tokenizer_fingerprint(tokenizer), _fingerprint(arrays, stored),
+                         image_size, tokenizer.config.n_embed)
+    try:
+        _write(folder, header, stored, arrays)
+    except OSError as error:
+        raise TrainingError(f'cannot write {folder}: {explain_os_error(error)}') from error
+    return TokenStore.open(folder)
+
+
+def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
+    """Return a short name of a tokenizer: a hash over its configuration and all its weights."""
+    digest = hashlib.sha256(json.dumps(tokenizer.config.to_dict(), sort_keys=True).encode())
+    for name, value in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return f'sha256:{digest.hexdigest()[:12]}'
+
+
+def _encode(frames: NDArray[np.uint8], tokenizer: ImageTokenizer, image_size: int
+            ) -> NDArray[np.uint16]:
+    codes = []
+    for first in range(0, len(frames), FRAMES_PER_PASS):
+        some = [square_frame(frame, image_size) for frame in frames[first:first + FRAMES_PER_PASS]]
+        codes.append(tokenizer.encode(np.stack(some)).cpu().numpy().astype(np.uint16))
+    return np.concatenate(codes)
+
+
+def _fingerprint(arrays: dict[str, NDArray[Any]], episodes: list[StoredEpisode]) -> str:
+    digest = hashlib.sha256(json.dumps([asdict(episode) for episode in episodes]).encode())
+    for name in ARRAYS:
+        digest.update(arrays[name].tobytes())
+    return f'sha256:{digest.hexdigest()[:12]}'
+
+
+def _write(folder: Path, header: StoreHeader, episodes: list[StoredEpisode],
+           arrays: dict[str, NDArray[Any]]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=folder.parent))
+    try:
+        for name, array in arrays.items():
+            np.save(draft / f'{name}.npy', array)
+        entries = {**asdict(header), 'episodes': [asdict(episode) for episode in episodes]}
+        (draft / HEADER_FILE).write_text(json.dumps(entries) + '\n')
+        draft.rename(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _read_header(folder: Path) -> tuple[StoreHeader, tuple[StoredEpisode, ...]]:
+    path = folder / HEADER_FILE
+    try:
+        entries = json.loads(path.read_text())
+        episodes = tuple(StoredEpisode(**entry) for entry in entries.pop('episodes'))
+        header = StoreHeader(**entries)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f'{folder} is no token store: {error!r}; make one with '
+                           '`python -m worldvla_ros.training.tokenise`') from error
+    if header.format != FORMAT:
+        raise DatasetError(f'{folder} has format {header.format}, this version reads {FORMAT}; '
+                           'make the store again')
+    if not episodes:
+        raise DatasetError(f'{folder} holds no episode')
+    return header, episodes

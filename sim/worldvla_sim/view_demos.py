@@ -12,9 +12,9 @@ from pathlib import Path
 import sys
 
 import numpy as np
-from PIL import Image
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
+from worldvla_sim import pictures
 from worldvla_sim.demonstrations import (
     Demonstration,
     demonstration_names,
@@ -46,28 +46,22 @@ def upright(images: np.ndarray) -> np.ndarray:
     return images[:, :, ::-1]
 
 
-def write_video(images: np.ndarray, path: Path) -> None:
-    """Write frames as an H.264 mp4 at the control rate.
+def save_video(demo: Demonstration, path: Path) -> None:
+    """Write a demonstration as an H.264 mp4 at the control rate."""
+    frames = upright(demo.agentview)
+    with pictures.VideoWriter(path, frames.shape[1:3], _FRAME_RATE) as video:
+        for frame in frames:
+            video.add(frame)
 
-    :param images: (T, H, W, 3) uint8 RGB with even H and W.
-    """
-    import imageio_ffmpeg
+
+def save_sheet(demo: Demonstration, path: Path) -> None:
+    """Lay evenly spaced frames of a demonstration out in rows, from its first step to its last."""
+    frames = list(upright(demo.agentview))
+    steps = np.unique(np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int))
+    rows = [(f'steps {part[0]} to {part[-1]}', [frames[step] for step in part])
+            for part in np.array_split(steps, -(-len(steps) // _SHEET_COLUMNS))]
     with _renamed_when_whole(path) as temporary:
-        height, width = images.shape[1:3]
-        writer = imageio_ffmpeg.write_frames(
-            str(temporary), (width, height), fps=_FRAME_RATE, codec='libx264',
-            macro_block_size=2, ffmpeg_log_level='error')
-        writer.send(None)
-        for image in images:
-            writer.send(np.ascontiguousarray(image))
-        writer.close()
-
-
-def contact_sheet(images: np.ndarray) -> np.ndarray:
-    """Lay evenly spaced frames out in rows, (rows * H, columns * W, 3) uint8."""
-    chosen = images[np.linspace(0, len(images) - 1, _SHEET_FRAMES).astype(int)]
-    rows = chosen.reshape(-1, _SHEET_COLUMNS, *images.shape[1:])
-    return np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+        pictures.save_contact_sheet(temporary, rows)
 
 
 def no_ops(actions: np.ndarray) -> np.ndarray:
@@ -108,11 +102,6 @@ def plot_histograms(actions: np.ndarray, path: Path) -> None:
         figure.savefig(temporary, format='png', dpi=100)
 
 
-def _save_sheet(demo: Demonstration, path: Path) -> None:
-    with _renamed_when_whole(path) as temporary:
-        Image.fromarray(contact_sheet(upright(demo.agentview))).save(temporary, format='png')
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m worldvla_sim.view_demos',
                                      description='Look at a LIBERO-format demonstration file.')
@@ -137,9 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             demo = read_demonstration(data[f'demo_{options.demo}'])
         print(f'{demo.instruction}\n{statistics_table(actions)}')
         if options.mp4:
-            write_video(upright(demo.agentview), options.mp4)
+            save_video(demo, options.mp4)
         if options.sheet:
-            _save_sheet(demo, options.sheet)
+            save_sheet(demo, options.sheet)
         if options.histogram:
             plot_histograms(np.concatenate(actions), options.histogram)
     except WorldVLAError as error:

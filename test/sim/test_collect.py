@@ -170,7 +170,7 @@ def test_viewer_makes_table_sheet_video_and_histogram(collected, tmp_path, capsy
     table = capsys.readouterr().out
     assert '1 demonstrations' in table
     assert '0 no-ops' in table
-    assert Image.open(pictures['sheet.png']).size == (6 * 64, 4 * 64)
+    assert np.asarray(Image.open(pictures['sheet.png'])).std() > 10
     assert pictures['demo.mp4'].read_bytes()[4:8] == b'ftyp'
     assert np.asarray(Image.open(pictures['actions.png'])).std() > 10
     assert set(tmp_path.iterdir()) == set(pictures.values())

@@ -25,6 +25,6 @@ setup(
         *find_namespace_packages('sim', include=['worldvla_sim', 'worldvla_sim.*']),
     ],
     package_dir={'worldvla_sim': 'sim/worldvla_sim'},
-    install_requires=requirements('core.txt'),
+    install_requires=[*requirements('core.txt'), *requirements('numpy2.txt')],
     extras_require={'sim': requirements('sim.txt'), 'dev': requirements('dev.txt')},
 )

@@ -83,11 +83,9 @@ if ! done_already wheels "$wheels_id"; then
   pip_install 'setuptools==79.0.1' 'wheel==0.46.3'
   sets=(-r requirements/core.txt -r requirements/sim.txt -r requirements/dev.txt)
   if [ "$ROS_SOURCE" = wheels ]; then
-    sets+=(-r requirements/ros.txt)
+    sets+=(-r requirements/numpy2.txt -r requirements/ros.txt)
   else
-    # apt's message packages are compiled against NumPy 1: the newest 1.x of the distribution.
-    sed 's/^numpy==.*/numpy<2/' requirements/core.txt > "$STAMPS/core.txt"
-    sets[1]=$STAMPS/core.txt
+    sets+=(-r requirements/numpy1.txt)
     command -v colcon >/dev/null || fail 'ROS 2 is sourced but colcon is missing. Install with:  sudo apt-get install -y python3-colcon-common-extensions'
   fi
   say 'wheels from PyPI (about 2 GB on disk; a minute or two)'

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every ROS test runs in a ROS domain of its own, on this machine only."""
 
+import contextlib
 import fcntl
 import itertools
 import os
@@ -39,9 +40,9 @@ def pytest_pycollect_makemodule(module_path, parent):
     return SkippedModule.from_parent(parent, path=module_path) if MISSING else None
 
 
-@pytest.fixture
-def domain_id(monkeypatch, tmp_path):
-    """A domain that no test uses at the same time; child processes inherit it."""
+@contextlib.contextmanager
+def _claim_domain(monkeypatch, log_folder):
+    """Yield a domain that no test uses at the same time; child processes inherit it."""
     start = next(_first_domain)
     for attempt in range(len(_DOMAINS)):
         domain = _DOMAINS[(start + attempt) % len(_DOMAINS)]
@@ -54,10 +55,26 @@ def domain_id(monkeypatch, tmp_path):
             monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
             monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
             monkeypatch.delenv('ROS_STATIC_PEERS', raising=False)
-            monkeypatch.setenv('ROS_LOG_DIR', str(tmp_path / 'log'))
+            monkeypatch.setenv('ROS_LOG_DIR', str(log_folder))
             yield domain
             return
     pytest.fail('all ROS domains are in use')
+
+
+@pytest.fixture
+def domain_id(monkeypatch, tmp_path):
+    """A domain that no test uses at the same time; child processes inherit it."""
+    with _claim_domain(monkeypatch, tmp_path / 'log') as domain:
+        yield domain
+
+
+@pytest.fixture(scope='module')
+def claim_domain(tmp_path_factory):
+    """Call it for a domain of a whole module; for what takes long to start."""
+    with contextlib.ExitStack() as stack:
+        monkeypatch = stack.enter_context(pytest.MonkeyPatch.context())
+        yield lambda: stack.enter_context(
+            _claim_domain(monkeypatch, tmp_path_factory.mktemp('log')))
 
 
 @pytest.fixture

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Passes, rows and speed of the model core; prints a table and saves it as JSON.
 
-Counters are exact and the same on every machine. Wall-clock figures compare alternatives that
-ran in turn in this process, so that a busy neighbour slows both. Rows that need a GPU stay empty
-where there is none.
+Counters are exact and the same on every machine. Alternatives run in turn in one process: a time
+is the shortest of all rounds, a ratio the median over the rounds, so that a busy neighbour slows
+both sides of it. Rows that need a GPU stay empty where there is none.
 
-    python benchmarks/bench_model.py [--json out/bench_model.json] [--repeats 20] [--chunks 200]
+    python benchmarks/bench_model.py [--json PATH] [--threads N] [--repeats N] [--chunks N]
 """
 
 import argparse
 from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 import json
 from pathlib import Path
 import platform
@@ -17,6 +19,7 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 import torch
 
 from worldvla_ros.datatypes import Frame, Observation
@@ -53,13 +56,20 @@ def main() -> None:
     """Run all parts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--json', type=Path, default=Path('out/bench_model.json'))
-    parser.add_argument('--repeats', type=int, default=20, help='of each timed alternative')
+    parser.add_argument('--threads', type=int, default=0, help='default: all cores')
+    parser.add_argument('--repeats', type=int, default=15, help='of each timed alternative')
     parser.add_argument('--chunks', type=int, default=200, help='of the latency distribution')
     arguments = parser.parse_args()
-    rows = [*counters(), *ratios(arguments.repeats), *policy_latency(arguments.chunks),
-            *large_model(arguments.repeats)]
-    report = {'machine': machine(), 'rows': rows}
-    print_table(report)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    report: Row = {'machine': machine(), 'rows': []}
+    print(', '.join(f'{name} {value}' for name, value in report['machine'].items()))
+    for part in (counters, partial(ratios, arguments.repeats),
+                 partial(policy_latency, arguments.chunks),
+                 partial(large_model, arguments.repeats)):
+        rows = part()
+        print_table(rows)
+        report['rows'] += rows
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(report, indent=2) + '\n')
     print(f'saved as {arguments.json}')
@@ -174,33 +184,40 @@ def ratios(repeats: int) -> list[Row]:
         def free(num_actions: int = num_actions) -> None:
             generate_free(model, prompt, ACTION_BLOCK_LENGTH * num_actions + 1)
 
-        best = interleaved({'free': free, 'one shot': one_shot, 'prepare': prepare,
-                            'newest': newest}, repeats)
+        times = interleaved({'free': free, 'one shot': one_shot, 'prepare': prepare,
+                             'newest': newest}, repeats)
+        best = {kind: float(rounds.min()) for kind, rounds in times.items()}
         name = f'{millions:.0f} M, {str(dtype).removeprefix("torch.")}'
         target = {5: '>= 3', 10: '>= 5'}[num_actions]
         rows += [row(f'generate_free ({name})', 1e3 * best['free'], 'ms', K=num_actions),
                  row(f'generate_chunk ({name})', 1e3 * best['one shot'], 'ms', K=num_actions),
                  row(f'newest-frame path ({name})', 1e3 * best['newest'], 'ms', K=num_actions),
-                 row('generate_free / generate_chunk', best['free'] / best['one shot'], 'x',
-                     K=num_actions, target=target),
-                 row('generate_chunk / newest-frame path', best['one shot'] / best['newest'],
-                     'x', K=num_actions, target='>= 1.25')]
+                 row('generate_free / generate_chunk',
+                     float(np.median(times['free'] / times['one shot'])), 'x', K=num_actions,
+                     target=target),
+                 row('generate_chunk / newest-frame path',
+                     float(np.median(times['one shot'] / times['newest'])), 'x', K=num_actions,
+                     target='>= 1.25')]
     return rows
 
 
-def interleaved(alternatives: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Return the shortest time [s] of each alternative, all of them run in turn."""
+def interleaved(alternatives: dict[str, Callable[[], None]], repeats: int
+                ) -> dict[str, NDArray[np.float64]]:
+    """Return the times [s] of each alternative per round; in a round they run one after another.
+
+    The first round warms up and does not count.
+    """
     times: dict[str, list[float]] = {name: [] for name in alternatives}
-    for _ in range(repeats):
+    for _ in range(repeats + 1):
         for name, run in alternatives.items():
             started = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - started)
-    return {name: min(values) for name, values in times.items()}
+    return {name: np.array(rounds[1:]) for name, rounds in times.items()}
 
 
 def policy_latency(num_chunks: int) -> list[Row]:
-    """Measure camera frame -> chunk of the small random checkpoint, as the robot sees it."""
+    """Measure camera frame -> chunk of the small random checkpoint (8.5 M), all cores."""
     rows = []
     policy = WorldVLAPolicy.from_pretrained(ensure_random_checkpoint())
     policy.warm_up()
@@ -210,15 +227,15 @@ def policy_latency(num_chunks: int) -> list[Row]:
               for i in range(num_chunks + 1)]
     for name, ahead in (('frame -> chunk', True), ('frame -> chunk, nothing prepared', False)):
         totals = []
-        for older, newest in zip(frames, frames[1:], strict=False):
+        for older, newest in pairwise(frames):
             if ahead:
                 policy.prepare(older, task)
             totals.append(policy.predict_chunk(Observation((older, newest), task)).latency.total)
         for quantile in (50, 99):
             target = '<= 100' if ahead else None
-            rows.append(row(f'{name}, p{quantile} ({policy.description.split(",")[0]})',
-                            1e3 * float(np.percentile(totals, quantile)), 'ms',
-                            K=policy.horizon, target=target))
+            value = 1e3 * float(np.percentile(totals, quantile))
+            rows.append(row(f'{name}, p{quantile}', value, 'ms', K=policy.horizon,
+                            target=target))
     return rows
 
 
@@ -264,19 +281,18 @@ def median_on_gpu(run: Callable[[], object], repeats: int) -> float:
     return float(np.median(times))
 
 
-def row(name: str, value: float | None, unit: str, K: int | None = None,  # noqa: N803
+def row(name: str, value: float | None, unit: str, K: int | None = None,
         target: str | None = None) -> Row:
     """Return one line of the table."""
     return {'name': name, 'K': K, 'value': value, 'unit': unit, 'target': target}
 
 
-def print_table(report: Row) -> None:
-    """Print the rows under the machine's description."""
-    print(', '.join(f'{name} {value}' for name, value in report['machine'].items()))
-    for line in report['rows']:
+def print_table(rows: list[Row]) -> None:
+    """Print one line per row, at once, because the whole run takes minutes."""
+    for line in rows:
         value = '-' if line['value'] is None else f'{line["value"]:.4g} {line["unit"]}'
-        print(f'{line["name"]:52} {"" if line["K"] is None else "K=" + str(line["K"]):5} '
-              f'{value:>12}   {line["target"] or ""}')
+        print(f'{line["name"]:40} {"" if line["K"] is None else "K=" + str(line["K"]):5} '
+              f'{value:>12}   {line["target"] or ""}', flush=True)
 
 
 if __name__ == '__main__':

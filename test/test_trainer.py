@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: it memorises, resumes bit for bit, and loses nothing when something goes wrong."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from training_data import INSTRUCTIONS, episode, small_store, tiny_tokenizer, write_store
+
+from worldvla_ros.datatypes import Frame, Observation
+from worldvla_ros.errors import CheckpointError, ConfigError
+from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.policy.policy import WorldVLAPolicy
+from worldvla_ros.training import run_folder
+from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.failures import DatasetError, TrainingError
+from worldvla_ros.training.run_folder import RunFolder, read_metrics
+from worldvla_ros.training.settings import (
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
+from worldvla_ros.training.train import train
+from worldvla_ros.training.trainer import Trainer, learning_rate
+
+TINY = ModelConfig(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2,
+                   text_tokens=300, dropout=0.1)
+
+
+def tiny_config(folder, steps=6, output='run', **data):
+    store, tokenizer = folder / 'store', folder / 'tokenizer'
+    if not store.exists():
+        small_store(folder)
+    return TrainConfig(
+        data=DataConfig(str(store), str(tokenizer), batch_size=4, **data), model=TINY,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=2),
+        run=RunConfig(str(folder / output), steps, dtype='float32', save_every=2,
+                      log_every=1, evaluate_every=3, evaluation_batches=1))
+
+
+def columns(rows, *names):
+    return [[row[name] for name in names] for row in rows if row['split'] == 'train']
+
+
+def weights(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob('*') if path.is_file()
+            and path.name != 'train.yaml'}
+
+
+def test_a_tiny_model_memorises_two_demonstrations(tmp_path):
+    """From demonstrations to actions over every part: store, training, checkpoint, policy."""
+    demos = [episode(number, 10, INSTRUCTIONS[number], f'task{number}') for number in range(2)]
+    save_image_tokenizer(tiny_tokenizer(), tmp_path / 'tokenizer')
+    write_store(tmp_path / 'store', demos, tiny_tokenizer(), 64)
+    config = tiny_config(tmp_path, steps=200, branches=('action',))
+    config = replace(
+        config, data=replace(config.data, batch_size=12),
+        model=replace(TINY, hidden_size=64, intermediate_size=128, dropout=0.0),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=10, weight_decay=0.0),
+        run=replace(config.run, save_every=200))
+    policy = WorldVLAPolicy.from_pretrained(train(config), dtype='float32')
+
+    assert float(read_metrics(tmp_path / 'run')[-1]['action_accuracy']) == 1.0
+    tokenizer = policy.pretrained.action_tokenizer
+    for demo in demos:
+        for start in (0, 3, 5):
+            frames = tuple(Frame(demo.frames[i], i) for i in range(max(0, start - 1), start + 1))
+            chunk = policy.predict_chunk(Observation(frames, demo.instruction))
+            error = np.abs(chunk.actions - demo.actions[start:start + 5])
+            assert (error <= tokenizer.bin_width).all()
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, checkpointing):
+    config = tiny_config(tmp_path)
+    config = replace(config, model=replace(TINY, activation_checkpointing=checkpointing))
+    whole = train(config)
+    halves = replace(config, run=replace(config.run, output=str(tmp_path / 'halves')))
+
+    trainer = Trainer(build_experiment(halves))
+    killed = iter([None] * 5)
+    step = trainer.train_step
+    trainer.train_step = lambda batch: (next(killed), step(batch))[1]
+    with pytest.raises((StopIteration, RuntimeError)):
+        trainer.run()
+    assert RunFolder(halves).latest().name == 'step-00000004'
+    resumed = train(halves)
+
+    assert weights(resumed) == weights(whole)
+    names = ('step', 'total', 'grad_norm', 'learning_rate', 'action_accuracy')
+    rows = [columns(read_metrics(tmp_path / run), *names) for run in ('run', 'halves')]
+    assert rows[0] == rows[1] and len(rows[0]) == 6
+
+
+def test_another_seed_gives_other_losses(tmp_path):
+    config = tiny_config(tmp_path, steps=2)
+    other = replace(config, run=replace(config.run, seed=1, output=str(tmp_path / 'other')))
+    for one in (config, other):
+        train(one)
+    assert columns(read_metrics(tmp_path / 'run'), 'total') != columns(
+        read_metrics(tmp_path / 'other'), 'total')
+
+
+def test_only_the_last_two_checkpoints_are_kept_and_each_is_a_policy(tmp_path):
+    config = tiny_config(tmp_path)
+    train(config)
+    kept = sorted((tmp_path / 'run' / 'checkpoints').iterdir())
+    assert [path.name for path in kept] == ['step-00000004', 'step-00000006']
+    for folder in kept:
+        assert WorldVLAPolicy.from_pretrained(folder).horizon == 5
+    assert (tmp_path / 'run' / 'curves.png').stat().st_size > 0
+    assert [row['step'] for row in read_metrics(tmp_path / 'run')
+            if row['split'] == 'held_out'] == []  # two episodes per task: none is held out
+
+
+def test_held_out_episodes_are_measured_without_dropout(tmp_path):
+    small_store(tmp_path, num_episodes=20)
+    trainer = Trainer(build_experiment(tiny_config(tmp_path)))
+    values = trainer.evaluate()
+    assert values == trainer.evaluate()
+    assert values['action'] > 0 and values['world'] > 0
+
+
+def test_world_pre_training_is_a_stage_that_the_next_run_starts_from(tmp_path):
+    first = train(tiny_config(tmp_path, steps=2, output='world', branches=('world',)))
+    config = tiny_config(tmp_path, steps=2, output='both')
+    config = replace(config, model=replace(TINY, init_from=str(first)))
+    model = build_experiment(config).pretrained.model
+    saved = WorldVLAPolicy.from_pretrained(first, dtype='float32').pretrained.model
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, saved.state_dict()[name])
+    assert train(config) is not None
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    config = tiny_config(tmp_path, steps=4)
+    trainer = Trainer(build_experiment(config))
+    trainer._experiment.pretrained.model.model.norm.register_forward_hook(
+        lambda *arguments: arguments[2] * (float('nan') if trainer.step == 3 else 1))
+    with pytest.raises(TrainingError, match='step 3: the loss is nan'):
+        trainer.run()
+    latest = RunFolder(config).latest()
+    assert latest.name == 'step-00000002'
+    assert all(torch.isfinite(p).all() for p in build_experiment(
+        config, latest).pretrained.model.parameters())
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    real = run_folder.save_model
+
+    def disk_is_full(model, folder, **options):
+        real(model, folder, **options)
+        if len(list((tmp_path / 'run' / 'checkpoints').glob('step-*'))) == 2:
+            raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(run_folder, 'save_model', disk_is_full)
+    with pytest.raises(TrainingError, match='the disk is full'):
+        train(config)
+    monkeypatch.undo()
+    left = sorted((tmp_path / 'run' / 'checkpoints').iterdir())
+    assert [path.name for path in left] == ['step-00000002', 'step-00000004']
+    assert train(config) is not None
+
+
+def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
+    train(tiny_config(tmp_path, steps=2))
+    with pytest.raises(ConfigError, match=r'data\.horizon: 5 -> 4'):
+        train(tiny_config(tmp_path, steps=2, horizon=4))
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    config = tiny_config(tmp_path, steps=2)
+    train(config)
+    (tmp_path / 'store').rename(tmp_path / 'old')
+    write_store(tmp_path / 'store', [episode(7), episode(8)], tiny_tokenizer(), 64)
+    with pytest.raises(TrainingError, match='was trained on data'):
+        train(config)
+
+
+def test_a_store_of_another_tokenizer_is_refused(tmp_path):
+    config = tiny_config(tmp_path)
+    save_image_tokenizer(tiny_tokenizer(seed=3), tmp_path / 'tokenizer')
+    with pytest.raises(DatasetError, match='was tokenised with'):
+        build_experiment(config)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
+    first = train(tiny_config(tmp_path, steps=1))
+    other = tmp_path / 'other'
+    save_image_tokenizer(tiny_tokenizer(num_codes=128), other / 'tokenizer')
+    write_store(other / 'store', [episode()], tiny_tokenizer(num_codes=128), 64)
+    config = tiny_config(other)
+    with pytest.raises(CheckpointError, match='64 image codes at 64 px'):
+        build_experiment(replace(config, model=replace(TINY, init_from=str(first))))
+
+
+@pytest.mark.parametrize('schedule, last', [('cosine', 0.05), ('constant', 1.0)])
+def test_the_learning_rate_warms_up_and_ends_where_it_should(schedule, last):
+    config = OptimizerConfig(learning_rate=1.0, schedule=schedule, warmup_steps=10)
+    rates = [learning_rate(step, config, 1000) for step in range(1001)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 == max(rates)
+    assert rates[1000] == pytest.approx(last)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_dropout_and_bfloat16_are_used_in_training(tmp_path):
+    """Two steps on one batch give other losses with dropout; autocast gives finite ones."""
+    config = tiny_config(tmp_path)
+    config = replace(config, run=replace(config.run, dtype='bfloat16'))
+    trainer = Trainer(build_experiment(config))
+    batch, trainer._loss = trainer._batch(0), trainer._loss.train()
+    torch.manual_seed(0)
+    losses = {trainer._loss(batch).total.item() for _ in range(2)}
+    assert len(losses) == 2 and all(np.isfinite(list(losses)))
+    assert len({trainer._loss.eval()(batch).total.item() for _ in range(2)}) == 1

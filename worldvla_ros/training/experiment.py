@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put a run together: tokenizers, vocabulary, network and samples that fit each other."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from worldvla_ros.errors import CheckpointError
+from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from worldvla_ros.model.transformer import Transformer, TransformerConfig
+from worldvla_ros.policy.pretrained import Pretrained
+from worldvla_ros.policy.settings import PolicySettings
+from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
+from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.training.batches import SampleTable
+from worldvla_ros.training.failures import DatasetError
+from worldvla_ros.training.samples import VIDEO_PROMPT, SampleBuilder
+from worldvla_ros.training.settings import TrainConfig
+from worldvla_ros.training.store import StoredEpisode, TokenStore, tokenizer_fingerprint
+
+INIT_STD = 0.02  # of the weights, as usual for transformers of this family
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What a trainer works with."""
+
+    config: TrainConfig
+    pretrained: Pretrained
+    train: SampleTable
+    held_out: SampleTable | None  # None: too little data to hold any out
+    data: str  # fingerprint of the store
+
+
+def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Experiment:
+    """Load or make all parts of a run.
+
+    :param resume_from: checkpoint of this run whose weights, text tokenizer and settings go on.
+    Raises DatasetError for a store that is empty or of another tokenizer, CheckpointError for
+    weights of another vocabulary.
+    """
+    image_tokenizer = load_image_tokenizer(config.data.tokenizer)
+    store = TokenStore.open(config.data.store, tokenizer_fingerprint(image_tokenizer))
+    train, held_out = store.split(config.data.split)
+    source = str(resume_from or config.model.init_from)
+    if source:
+        pretrained = _loaded(source, config, store)
+    else:
+        pretrained = _new(config, store, train, image_tokenizer)
+    samples = SampleBuilder(pretrained.prompts, config.data.history_length, config.data.horizon,
+                            config.data.world_rounds)
+
+    def table(episodes: list[StoredEpisode]) -> SampleTable:
+        return SampleTable(store, episodes, config.data.branches, samples,
+                           pretrained.action_tokenizer)
+    try:
+        held_out_table = table(held_out)
+    except DatasetError:
+        held_out_table = None
+    return Experiment(config, pretrained, table(train), held_out_table, store.header.data)
+
+
+def initialise(model: Transformer) -> None:
+    """Draw the weights: normal, and smaller where a layer adds to the residual stream."""
+    depth = 2 * model.config.num_layers
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and 'norm' not in name:
+            adds = name.endswith(('o_proj.weight', 'down_proj.weight'))
+            nn.init.normal_(parameter, std=INIT_STD / depth ** 0.5 if adds else INIT_STD)
+
+
+def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
+         image_tokenizer: ImageTokenizer) -> Pretrained:
+    settings = _settings(config, store, train)
+    instructions = sorted({episode.instruction for episode in store.episodes})
+    sentences = [settings.action_prompt.format(instruction=text) for text in instructions]
+    text_tokenizer = TextTokenizer.train([*sentences, settings.world_prompt, VIDEO_PROMPT],
+                                         config.model.text_tokens)
+    shape = config.model
+    vocabulary = Vocabulary.compact(text_tokenizer.num_tokens, store.header.num_codes)
+    torch.manual_seed(config.run.seed)
+    model = Transformer(TransformerConfig(
+        hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
+        num_layers=shape.num_layers, num_heads=shape.num_heads,
+        tie_word_embeddings=shape.tie_word_embeddings, vocabulary=vocabulary))
+    initialise(model)
+    return Pretrained(model, image_tokenizer, text_tokenizer, settings)
+
+
+def _loaded(folder: str, config: TrainConfig, store: TokenStore) -> Pretrained:
+    """Load a checkpoint; what it learned of actions and prompts goes on, history may differ."""
+    given = Pretrained.load(folder, dtype='float32')
+    have = (given.model.config.vocabulary.num_codes, given.settings.image_size)
+    if have != (store.header.num_codes, store.header.image_size):
+        raise CheckpointError(
+            f'{folder} has {have[0]} image codes at {have[1]} px, the store {config.data.store} '
+            f'has {store.header.num_codes} at {store.header.image_size} px; give a checkpoint '
+            'and a store of the same image tokenizer')
+    tokenizer = tokenizer_fingerprint(given.image_tokenizer)
+    if tokenizer != store.header.tokenizer:
+        raise CheckpointError(
+            f'{folder} has the image tokenizer {tokenizer}, the store {config.data.store} was '
+            f'made with {store.header.tokenizer}; make the store again with the tokenizer of '
+            'the checkpoint')
+    given.model.requires_grad_(True)
+    return replace(given, settings=replace(
+        given.settings, name=config.run.name, trained=True, notes=_notes(store),
+        history_length=config.data.history_length, horizon=config.data.horizon))
+
+
+def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
+              ) -> PolicySettings:
+    low, high = LIBERO_MINIMUM, LIBERO_MAXIMUM
+    if config.data.action_range == 'data':
+        low, high = (tuple(bound.tolist()) for bound in store.action_range(train))
+    return PolicySettings(
+        name=config.run.name, trained=True, image_size=store.header.image_size,
+        history_length=config.data.history_length, horizon=config.data.horizon,
+        action_minimum=low, action_maximum=high, notes=_notes(store))
+
+
+def _notes(store: TokenStore) -> str:
+    return (f'trained by worldvla_ros on {len(store.episodes)} demonstrations, '
+            f'{len(store.codes)} frames, data {store.header.data}')

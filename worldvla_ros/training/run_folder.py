@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run: checkpoints that appear whole or not at all, metrics, curves.
+
+    checkpoints/step-00000500/   what WorldVLAPolicy.from_pretrained loads, and to resume from:
+        trainer.pt  train.yaml   state of the optimizer, and the configuration of the run
+    metrics.csv  curves.png      TensorBoard files too, where it is installed
+    final/                       the result, bfloat16, files small enough for git
+
+A run is resumed from its newest checkpoint, and only with the configuration that it began with.
+"""
+
+from collections.abc import Callable, Mapping
+import csv
+from dataclasses import asdict, replace
+from pathlib import Path
+import pickle
+import shutil
+import tempfile
+from typing import Any
+
+from safetensors import SafetensorError
+import torch
+import yaml
+
+from worldvla_ros.config import flatten, load_yaml
+from worldvla_ros.errors import ConfigError
+from worldvla_ros.model.checkpoint import save_model
+from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.policy.pretrained import IMAGE_TOKENIZER_FOLDER, Pretrained
+from worldvla_ros.policy.settings import POLICY_FILE
+from worldvla_ros.training.failures import TrainingError, explain_os_error
+from worldvla_ros.training.settings import TrainConfig
+
+KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
+CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
+COLUMNS = ('step', 'split', 'total', 'cross_entropy', 'z_loss', 'action', 'world',
+           'action_accuracy', 'world_accuracy', 'grad_norm', 'learning_rate', 'tokens_per_s')
+
+
+def save_pretrained(pretrained: Pretrained, folder: Path, **options: Any) -> None:
+    """Write what `Pretrained.load` reads; options are those of `save_model`."""
+    save_model(pretrained.model, folder, **options)
+    save_image_tokenizer(pretrained.image_tokenizer, folder / IMAGE_TOKENIZER_FOLDER)
+    pretrained.text_tokenizer.save(folder)
+    pretrained.settings.save(folder / POLICY_FILE)
+
+
+class RunFolder:
+    """Reads and writes the files of one run."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self.path = Path(config.run.output)
+        self._checkpoints = self.path / 'checkpoints'
+
+    def latest(self) -> Path | None:
+        """Return the newest checkpoint, None in a new run; ConfigError if it is another run's."""
+        found = sorted(self._checkpoints.glob('step-*'))
+        if not found:
+            return None
+        stored = flatten(load_yaml(found[-1] / CONFIG_FILE, TrainConfig))
+        given = flatten(self._config)
+        changed = [f'{name}: {stored[name]!r} -> {given[name]!r}' for name in given
+                   if given[name] != stored[name]
+                   and (not name.startswith('run.') or name == 'run.seed')]
+        if changed:
+            raise ConfigError(f'{self.path} holds a run of another configuration '
+                              f'({"; ".join(changed)}); give another run.output, or restore the '
+                              'values to resume it')
+        return found[-1]
+
+    def save(self, pretrained: Pretrained, state: Mapping[str, Any], step: int) -> Path:
+        """Write the checkpoint of this step and drop the oldest; TrainingError on a full disk."""
+        def write(folder: Path) -> None:
+            save_pretrained(pretrained, folder)
+            torch.save(dict(state), folder / STATE_FILE)
+            (folder / CONFIG_FILE).write_text(yaml.safe_dump(asdict(self._config)))
+        target = self._write_whole(self._checkpoints / f'step-{step:08}', write)
+        for old in sorted(self._checkpoints.glob('step-*'))[:-KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+        return target
+
+    def export(self, pretrained: Pretrained, max_shard_bytes: int = 15_000_000) -> Path:
+        """Write the result to `final`: bfloat16, in files of less than 16 MB."""
+        half = replace(pretrained, model=_copied(pretrained.model, torch.bfloat16))
+        return self._write_whole(self.path / 'final', lambda folder: save_pretrained(
+            half, folder, max_shard_bytes=max_shard_bytes))
+
+    def _write_whole(self, target: Path, write: Callable[[Path], None]) -> Path:
+        draft = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=target.parent))
+            write(draft)
+            if target.exists():
+                shutil.rmtree(target)
+            draft.rename(target)
+        except OSError as error:
+            raise TrainingError(f'cannot write {target}: {explain_os_error(error)}; what was '
+                                'saved before is whole') from error
+        except (SafetensorError, RuntimeError) as error:  # how the writers report a full disk
+            raise TrainingError(f'cannot write {target}: {error}; is the disk full? What was '
+                                'saved before is whole') from error
+        finally:
+            if draft is not None:
+                shutil.rmtree(draft, ignore_errors=True)
+        return target
+
+
+def _copied(model: Transformer, dtype: torch.dtype) -> Transformer:
+    """Return a copy of a network in another dtype."""
+    copy = Transformer(model.config)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(dtype)
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """Read trainer.pt of a checkpoint; only tensors and plain values are unpickled."""
+    path = checkpoint / STATE_FILE
+    try:
+        state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(f'{path} cannot be read: {str(error).splitlines()[0]}; delete the '
+                            'folder to resume from the checkpoint before it') from error
+    return state
+
+
+class MetricsLog:
+    """metrics.csv, and TensorBoard where it is installed."""
+
+    def __init__(self, folder: Path, resumed_at: int) -> None:
+        """Continue the log, without rows after the step that is resumed at."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / METRICS_FILE
+        kept = [row for row in read_metrics(folder) if int(row['step']) <= resumed_at]
+        with self._path.open('w', newline='') as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._board = None
+        else:
+            self._board = SummaryWriter(str(folder), purge_step=resumed_at + 1)
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Append one row: `step` optimizer steps were done."""
+        shown = {name: f'{value:.6g}' for name, value in values.items()}
+        with self._path.open('a', newline='') as file:
+            csv.DictWriter(file, COLUMNS).writerow({'step': step, 'split': split, **shown})
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f'{split}/{name}', value, step)
+
+
+def read_metrics(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv, none where there is no file."""
+    path = folder / METRICS_FILE
+    if not path.exists():
+        return []
+    with path.open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def plot_metrics(folder: Path) -> Path:
+    """Draw curves.png: losses and accuracies of both branches, training and held out."""
+    from matplotlib.figure import Figure
+    rows = read_metrics(folder)
+    figure = Figure(figsize=(10, 4), layout='constrained')
+    axes = figure.subplots(1, 2)
+    for axis, names, label in ((axes[0], ('action', 'world'), 'cross entropy [nat]'),
+                               (axes[1], ('action_accuracy', 'world_accuracy'),
+                                'share of tokens that greedy gets right')):
+        for name in names:
+            for split, style in (('train', '-'), ('held_out', '--')):
+                points = [(int(row['step']), float(row[name])) for row in rows
+                          if row['split'] == split and row[name] not in ('', 'nan')]
+                if points:
+                    axis.plot(*zip(*points, strict=True), style, label=f'{name}, {split}')
+        axis.set(xlabel='optimizer step', ylabel=label)
+        axis.legend()
+    figure.savefig(folder / 'curves.png', dpi=100)
+    return folder / 'curves.png'

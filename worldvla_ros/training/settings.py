@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training run as one YAML file; it is kept in every checkpoint of the run."""
+
+from dataclasses import dataclass, field
+
+from worldvla_ros.config import REQUIRED, bounded, check
+from worldvla_ros.errors import ConfigError
+from worldvla_ros.training.losses import LossConfig
+from worldvla_ros.training.samples import BRANCHES
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned from."""
+
+    store: str = bounded(REQUIRED, doc='token store, made by worldvla_ros.training.tokenise')
+    tokenizer: str = bounded(REQUIRED, doc='image tokenizer folder that the store was made with')
+    branches: tuple[str, ...] = bounded(('action', 'world'), choices=BRANCHES,
+                                        doc='what to learn; world alone is pre-training')
+    history_length: int = bounded(2, minimum=1, unit='frame', doc='of the action branch')
+    horizon: int = bounded(5, minimum=1, unit='action', doc='of the action branch')
+    world_rounds: int = bounded(1, minimum=1, unit='frame', doc='predicted in one world sample')
+    split: str = bounded('numeric', choices=('numeric', 'published'))
+    action_range: str = bounded('data', choices=('data', 'libero'),
+                                doc='extremes of the training episodes, or the published ones')
+    batch_size: int = bounded(32, minimum=1, unit='sample', doc='of all processes together')
+    length: int | None = bounded(None, minimum=1, unit='token',
+                                 doc='pad every batch to it; null: to its longest sample')
+    chunk_mask: bool = bounded(True, doc='hide earlier actions of the chunk; false: ablation')
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network; where `init_from` is given, its shape and text tokenizer come from there."""
+
+    init_from: str = bounded('', doc='checkpoint to start from; empty: random weights')
+    hidden_size: int = bounded(256, minimum=8)
+    intermediate_size: int = bounded(704, minimum=8)
+    num_layers: int = bounded(6, minimum=1)
+    num_heads: int = bounded(4, minimum=1)
+    tie_word_embeddings: bool = bounded(False)
+    text_tokens: int = bounded(512, minimum=300, doc='most ids of the text tokenizer')
+    dropout: float = bounded(0.05, minimum=0.0, maximum=0.9,
+                             doc='after attention and feed-forward (public implementation)')
+    activation_checkpointing: bool = bounded(False, doc='compute twice to hold less memory')
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW; betas, weight decay on all weights and clipping as in the public implementation."""
+
+    learning_rate: float = bounded(5e-4, minimum=0.0)
+    schedule: str = bounded('cosine', choices=('cosine', 'constant'))
+    final_share: float = bounded(0.05, minimum=0.0, maximum=1.0,
+                                 doc='of the learning rate at the end of the cosine')
+    warmup_steps: int = bounded(100, minimum=0)
+    beta1: float = bounded(0.9, minimum=0.0, maximum=0.9999)
+    beta2: float = bounded(0.95, minimum=0.0, maximum=0.9999)
+    weight_decay: float = bounded(0.1, minimum=0.0)
+    clip_norm: float = bounded(4.0, minimum=0.0, doc='largest global gradient norm')
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where and how long; of these, only the seed changes what a step computes."""
+
+    output: str = bounded(REQUIRED, doc='folder of checkpoints and metrics; resumed when there')
+    steps: int = bounded(REQUIRED, minimum=1, doc='of the optimizer')
+    name: str = bounded('worldvla-mini', doc='written into the checkpoints')
+    seed: int = bounded(0, minimum=0)
+    device: str = bounded('auto', choices=('auto', 'cpu', 'cuda'))
+    dtype: str = bounded('auto', choices=('auto', 'float32', 'bfloat16'),
+                         doc='of the matrix products; weights are float32')
+    threads: int = bounded(1, minimum=1, doc='of torch on the CPU')
+    save_every: int = bounded(500, minimum=1, unit='step')
+    log_every: int = bounded(20, minimum=1, unit='step')
+    evaluate_every: int = bounded(500, minimum=1, unit='step')
+    evaluation_batches: int = bounded(8, minimum=0, doc='of the held-out episodes; 0: none')
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that determines a run."""
+
+    data: DataConfig
+    run: RunConfig
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        """Check every value and what must fit together."""
+        check(self)
+        if not self.data.branches or len(set(self.data.branches)) < len(self.data.branches):
+            raise ConfigError(f'data.branches must name each branch once, got '
+                              f'{self.data.branches}')
+        if self.model.hidden_size % (2 * self.model.num_heads):
+            raise ConfigError(f'model.hidden_size must be a multiple of 2 x num_heads '
+                              f'({2 * self.model.num_heads}), got {self.model.hidden_size}')

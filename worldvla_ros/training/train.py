@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m worldvla_ros.training.train --config FILE`: train, or resume where it stopped.
+
+On several GPUs the same under torchrun: `torchrun --nproc-per-node 4 -m
+worldvla_ros.training.train --config FILE`.
+"""
+
+import argparse
+import os
+from pathlib import Path
+import sys
+
+import torch
+import torch.distributed as dist
+
+from worldvla_ros.config import load_yaml
+from worldvla_ros.errors import WorldVLAError
+from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.run_folder import RunFolder
+from worldvla_ros.training.settings import TrainConfig
+from worldvla_ros.training.trainer import Trainer, pick_device
+
+
+def train(config: TrainConfig) -> Path | None:
+    """Train to the configured step, resuming a run in the same folder; return the result."""
+    torch.set_num_threads(config.run.threads)
+    checkpoint = RunFolder(config).latest()
+    trainer = Trainer(build_experiment(config, checkpoint), checkpoint)
+    if checkpoint is not None:
+        print(f'resuming from {checkpoint}', file=sys.stderr)
+    return trainer.run()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--config', type=Path, required=True, help='YAML file of the run')
+    options = parser.parse_args(arguments)
+    distributed = int(os.environ.get('WORLD_SIZE', '1')) > 1  # set by torchrun
+    try:
+        config = load_yaml(options.config, TrainConfig)
+        if distributed:
+            device = pick_device(config.run.device)
+            if device != 'cpu':
+                torch.cuda.set_device(device)
+            dist.init_process_group('gloo' if device == 'cpu' else 'nccl')
+        result = train(config)
+    except WorldVLAError as error:
+        print(f'train: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('train: stopped; run the same command again to go on from the last checkpoint',
+              file=sys.stderr)
+        return 130
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+    if result is not None:
+        print(f'trained checkpoint: {result}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

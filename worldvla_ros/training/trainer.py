@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The training loop: the same losses whether a run was interrupted or not.
+
+Batch, learning rate and dropout of a step follow from the configuration and the number of the
+step; weights and optimizer are all that has to be saved. Several processes (torchrun) share each
+batch and average their gradients.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+import math
+import os
+from pathlib import Path
+import time
+
+import torch
+from torch import Tensor, nn
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from worldvla_ros.model.checkpoint import pick_dtype
+from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.training.batches import Batch, SampleTable, batch_indices, collate
+from worldvla_ros.training.experiment import Experiment
+from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.losses import LossConfig, LossTerms, labelled_logits, loss_terms
+from worldvla_ros.training.run_folder import MetricsLog, RunFolder, load_state, plot_metrics
+from worldvla_ros.training.settings import OptimizerConfig
+
+TERMS = ('total', 'cross_entropy', 'z_loss', 'action', 'world', 'action_accuracy',
+         'world_accuracy')
+
+
+class LossOfBatch(nn.Module):
+    """Network and loss as one module, which is what data parallelism wraps."""
+
+    def __init__(self, model: Transformer, config: LossConfig, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self._config, self._dtype = model, config, dtype
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """Return the loss of one batch; matrix products in the dtype, the loss in float32."""
+        device = self.model.device.type
+        with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
+            logits, labels = labelled_logits(self.model, batch.input_ids, batch.labels,
+                                             batch.mask)
+        return loss_terms(logits, labels, batch.label_is_world, self.model.config.vocabulary,
+                          self._config)
+
+
+class Trainer:
+    """Trains one experiment to its number of steps, from wherever it stands."""
+
+    def __init__(self, experiment: Experiment, resume_from: Path | None = None) -> None:
+        config = experiment.config
+        self._experiment, self._config = experiment, config
+        self._folder = RunFolder(config)
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._processes = dist.get_world_size() if dist.is_initialized() else 1
+        if config.data.batch_size % self._processes:
+            raise TrainingError(f'data.batch_size ({config.data.batch_size}) must be a multiple '
+                                f'of the number of processes ({self._processes})')
+        self._device = pick_device(config.run.device)
+        model = experiment.pretrained.model.to(self._device)
+        add_dropout(model, config.model.dropout)
+        if config.model.activation_checkpointing:
+            checkpoint_activations(model)
+        self._loss: nn.Module = LossOfBatch(model, config.loss,
+                                            pick_dtype(config.run.dtype, self._device))
+        if self._processes > 1:
+            self._loss = nn.parallel.DistributedDataParallel(self._loss)
+        choice = config.optimizer
+        self._optimizer = torch.optim.AdamW(
+            model.parameters(), choice.learning_rate, (choice.beta1, choice.beta2),
+            weight_decay=choice.weight_decay)
+        self.step = 0  # optimizer steps done
+        if resume_from is not None:
+            self._resume(resume_from)
+
+    def run(self) -> Path | None:
+        """Train to the end; return the folder of the result, None in all but one process.
+
+        Raises TrainingError when a loss is not finite or the disk is full; the checkpoints before
+        are whole and the same command resumes from the last.
+        """
+        steps = self._config.run.steps
+        log = MetricsLog(self._folder.path, self.step) if self._rank == 0 else None
+        bar = tqdm(total=steps, initial=self.step, unit='step', disable=self._rank > 0,
+                   smoothing=0.05, mininterval=1.0, dynamic_ncols=True)
+        with ThreadPoolExecutor(1) as pool, bar:
+            upcoming = pool.submit(self._batch, self.step)
+            recent: list[list[float]] = []
+            since, tokens = time.perf_counter(), 0
+            while self.step < steps:
+                batch = upcoming.result()
+                upcoming = pool.submit(self._batch, self.step + 1)
+                recent.append(self.train_step(batch.to(self._device)))
+                tokens += batch.input_ids.numel() * self._processes
+                bar.update()
+                if self._due(self._config.run.log_every):
+                    rate = tokens / (time.perf_counter() - since)
+                    self._log_training(log, bar, recent, rate)
+                    recent, since, tokens = [], time.perf_counter(), 0
+                if self._due(self._config.run.evaluate_every):
+                    self._evaluate(log)
+                if self._due(self._config.run.save_every):
+                    self._save()
+        if self._rank > 0:
+            return None
+        plot_metrics(self._folder.path)
+        return self._folder.export(self._experiment.pretrained)
+
+    def train_step(self, batch: Batch) -> list[float]:
+        """Do one optimizer step; return TERMS, gradient norm and learning rate."""
+        rate = learning_rate(self.step, self._config.optimizer, self._config.run.steps)
+        for group in self._optimizer.param_groups:
+            group['lr'] = rate
+        # Dropout differs by step and process, and is the same when the step is done again.
+        torch.manual_seed(hash((self._config.run.seed, self.step, self._rank)))
+        self._loss.train()
+        terms: LossTerms = self._loss(batch)
+        self._optimizer.zero_grad()
+        terms.total.backward()
+        norm = nn.utils.clip_grad_norm_(self._loss.parameters(), self._config.optimizer.clip_norm)
+        values = torch.stack([*(getattr(terms, name).detach() for name in TERMS), norm]).tolist()
+        if not math.isfinite(values[-1]):
+            raise TrainingError(
+                f'step {self.step}: the loss is {values[0]} and the gradient norm {values[-1]}, '
+                f'so nothing was changed or saved. The last checkpoint is good: resume with a '
+                f'learning rate below {rate:.2g}, a smaller clip_norm or dtype float32, in a new '
+                f'run that starts from it (model.init_from)')
+        self._optimizer.step()
+        self.step += 1
+        return [*values, rate]
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return TERMS over the first batches of the held-out episodes, without dropout."""
+        table, run = self._experiment.held_out, self._config.run
+        assert table is not None
+        size = min(self._config.data.batch_size, len(table))
+        self._loss.eval()
+        module = self._loss.module if self._processes > 1 else self._loss
+        rows = []
+        for i in range(min(run.evaluation_batches, len(table) // size)):
+            batch = self._collate(table, batch_indices(len(table), size, 0, i).tolist())
+            terms = module(batch.to(self._device))
+            rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
+        return dict(zip(TERMS, torch.stack(rows).nanmean(0).tolist(), strict=True))
+
+    def _batch(self, step: int) -> Batch:
+        table, data = self._experiment.train, self._config.data
+        indices = batch_indices(len(table), data.batch_size, self._config.run.seed, step)
+        return self._collate(table, indices[self._rank::self._processes].tolist())
+
+    def _collate(self, table: SampleTable, indices: list[int]) -> Batch:
+        data = self._config.data
+        return collate([table[index] for index in indices],
+                       self._experiment.pretrained.model.config.vocabulary, data.length,
+                       data.chunk_mask)
+
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self._config.run.steps
+
+    def _log_training(self, log: MetricsLog | None, bar: tqdm, recent: list[list[float]],
+                      tokens_per_s: float) -> None:
+        if log is None:
+            return
+        means = torch.tensor(recent, dtype=torch.float64).nanmean(0).tolist()
+        values = dict(zip((*TERMS, 'grad_norm', 'learning_rate'), means, strict=True))
+        log.write(self.step, 'train', {**values, 'tokens_per_s': tokens_per_s})
+        bar.set_postfix_str(f'loss {values["total"]:.3f}, action {values["action_accuracy"]:.1%} '
+                            f'right, {tokens_per_s:.0f} tokens/s')
+
+    def _evaluate(self, log: MetricsLog | None) -> None:
+        if log and self._experiment.held_out and self._config.run.evaluation_batches:
+            log.write(self.step, 'held_out', self.evaluate())
+
+    def _save(self) -> None:
+        if self._rank == 0:
+            state = {'step': self.step, 'optimizer': self._optimizer.state_dict(),
+                     'data': self._experiment.data}
+            self._folder.save(self._experiment.pretrained, state, self.step)
+
+    def _resume(self, folder: Path) -> None:
+        state = load_state(folder)
+        if state['data'] != self._experiment.data:
+            raise TrainingError(
+                f'{folder} was trained on data {state["data"]}, and the store now holds '
+                f'{self._experiment.data}; restore the store, or start a new run with '
+                'model.init_from')
+        self._optimizer.load_state_dict(state['optimizer'])
+        self.step = state['step']
+
+
+def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
+    """Return the learning rate of a step from 0: linear warm-up, then constant or cosine."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    if config.schedule == 'constant':
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * (config.final_share + (1 - config.final_share) * cosine)
+
+
+def add_dropout(model: Transformer, probability: float) -> None:
+    """Drop values of what attention and feed-forward add to the residual stream, in training."""
+    def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        return F.dropout(output, probability, module.training)
+    if probability > 0:
+        for layer in model.model.layers:
+            layer.self_attn.register_forward_hook(drop)
+            layer.mlp.register_forward_hook(drop)
+
+
+def checkpoint_activations(model: Transformer) -> None:
+    """Keep only the input of each layer, and compute it again in the backward pass."""
+    for layer in model.model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def pick_device(name: str) -> str:
+    """Return the torch device of this process; TrainingError for a GPU that is not there."""
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise TrainingError("run.device is 'cuda', and torch finds none; use 'auto' or 'cpu'")
+    if name == 'cpu' or not torch.cuda.is_available():
+        return 'cpu'
+    return f'cuda:{os.environ.get("LOCAL_RANK", "0")}'

@@ -35,7 +35,6 @@ NO_OP.setflags(write=False)
 MSAA_LEVELS = (0, 4)
 ROBOTS = ('light', 'full')
 _RESET_ATTEMPTS = 10
-_ARM_DOF = 7
 
 
 @contextlib.contextmanager
@@ -124,8 +123,7 @@ class LiberoEnv:
             problem = TASK_MAPPING[get_problem_info(bddl_path)['problem_name']]
             return problem(
                 bddl_path, robots=[robot_name], use_camera_obs=False, has_offscreen_renderer=False,
-                ignore_done=True,
-                control_freq=round(1 / CONTROL_PERIOD), hard_reset=True,
+                ignore_done=True, control_freq=round(1 / CONTROL_PERIOD), hard_reset=True,
                 controller_configs=load_controller_config(default_controller='OSC_POSE'))
         except Exception as error:  # LIBERO and MuJoCo raise whatever a bad asset runs into
             raise SimulationError(f'{self} cannot be built with {self._assets.kind} assets in '

@@ -86,14 +86,16 @@ def turn_knob(robot: Robot, stove: str, *, angle: float = 0.9, attempts: int = 3
 def push_drawer(robot: Robot, cabinet: str, level: str, *, attempts: int = 4) -> Motion:
     """Close a drawer: closed fingers, leaning towards the cabinet, push its handle."""
     scene, slide = robot.scene, f'{cabinet}_{level}_level'
-    for _ in range(attempts):
-        inward, sideways = scene.axes(cabinet)[:, 1], scene.axes(cabinet)[:, 0]
-        robot.gripper = CLOSED
-        robot.turn_to(aligned(sideways, np.sin(_PUSH_LEAN) * inward - np.cos(_PUSH_LEAN) * _UP))
+    sideways, inward, _ = scene.axes(cabinet).T
+    leaning = aligned(sideways, np.sin(_PUSH_LEAN) * inward - np.cos(_PUSH_LEAN) * _UP)
 
-        def beside_handle(distance: float) -> np.ndarray:
-            return scene.in_fixture(cabinet, [
-                0.0, HANDLE_DEPTH + scene.joint(slide) + distance, HANDLE_HEIGHTS[level]])
+    def beside_handle(distance: float) -> np.ndarray:
+        return scene.in_fixture(cabinet, [
+            0.0, HANDLE_DEPTH + scene.joint(slide) + distance, HANDLE_HEIGHTS[level]])
+
+    for _ in range(attempts):
+        robot.gripper = CLOSED
+        robot.turn_to(leaning)
         yield from travel(robot, beside_handle(-0.10) + 0.12 * _UP)
         yield from reach(robot, beside_handle(-0.06), tolerance=0.015, patience=40)
         for _ in range(60):

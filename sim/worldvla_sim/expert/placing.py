@@ -9,16 +9,17 @@ from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
 from worldvla_sim.expert.skills import (
     Motion,
     approach,
+    destination,
     grip,
     reach,
     release,
-    rise,
     stay,
     take,
     travel,
 )
 
 _UP = np.array([0.0, 0.0, 1.0])
+_BOTTLE_GRIP = 0.06  # [m] above a bottle's bottom
 _LEAN_TO_TAKE, _LEAN_TO_ENTER = 0.4, 0.85  # [rad] of the hand from straight down
 _MICROWAVE_FLOOR = 0.016  # [m] z of the cavity's floor in the microwave's frame
 
@@ -44,8 +45,7 @@ def slide(robot: Robot, name: str, target: str, *, attempts: int = 4) -> Motion:
     return False
 
 
-def lay_on_rack(robot: Robot, name: str, rack: str, region: str, *, grip_height: float = 0.06,
-                attempts: int = 3) -> Motion:
+def lay_on_rack(robot: Robot, name: str, rack: str, region: str, *, attempts: int = 3) -> Motion:
     """Lay a bottle on a sloping rack, its bottom against the lower lip.
 
     The region's z axis points up the slope and its -y axis away from the shelf.
@@ -53,32 +53,22 @@ def lay_on_rack(robot: Robot, name: str, rack: str, region: str, *, grip_height:
     scene = robot.scene
     up_slope, normal = scene.axes(region)[:, 2], -scene.axes(region)[:, 1]
     uphill = up_slope * [1, 1, 0] / np.linalg.norm(up_slope[:2])
-    sideways = scene.axes(rack)[:, 0]
-    tilt = np.arccos(up_slope[2])
-    laying = Rotation.from_rotvec(tilt * np.cross(_UP, uphill)).as_matrix()
+    laying = Rotation.from_rotvec(np.arccos(up_slope[2]) * np.cross(_UP, uphill)).as_matrix()
 
-    def plan() -> Grasp:
-        position = scene.position(name) + grip_height * scene.axes(name)[:, 2]
-        return Grasp(position, aligned(sideways, uphill - _UP))
+    def place(lift: float) -> np.ndarray:
+        lip = scene.position(region) + 0.012 * up_slope
+        return destination(robot, name, lip + lift * normal)
 
     for _ in range(attempts):
-        if (yield from take(robot, name, plan=plan, lift=0.10)):
-            above = scene.position(region) + 0.09 * normal
-            hold = robot.position - scene.position(name)
-            yield from travel(robot, above + hold, held=[name])
+        body = scene.position(name) + _BOTTLE_GRIP * scene.axes(name)[:, 2]
+        grasp = Grasp(body, aligned(scene.axes(rack)[:, 0], uphill - _UP))
+        if (yield from take(robot, name, grasp=grasp, lift=0.10)):
+            yield from travel(robot, place(0.09), held=[name])
             robot.rotation = laying @ robot.rotation
-
-            def place(lift: float) -> np.ndarray:
-                return (scene.position(region) + 0.012 * up_slope + lift * normal
-                        + robot.position - scene.position(name))
             yield from reach(robot, lambda: place(0.06), tolerance=0.01, patience=60)
             yield from reach(robot, lambda: place(0.014), tolerance=0.006, speed=0.6, patience=40)
-            yield from grip(robot, OPEN, 8)
-            yield from rise(robot, 0.08)
-            yield from stay(robot, 3)
-        else:
-            yield from grip(robot, OPEN, 6)
-            yield from rise(robot, 0.08)
+        yield from release(robot)
+        yield from stay(robot, 3)  # it slides down to the lip
         if all(scene.holds(predicate) for predicate in scene.goal):
             return True
     return False
@@ -93,23 +83,19 @@ def put_in_microwave(robot: Robot, name: str, microwave: str, region: str, *,
     it goes in; let go, the mug rights itself.
     """
     scene = robot.scene
+    sideways, inward, _ = scene.axes(microwave).T
+    floor = scene.position(region) * [1, 1, 0] + [
+        0, 0, scene.position(microwave)[2] + _MICROWAVE_FLOOR]
+
+    def leaning_in(angle: float) -> np.ndarray:
+        return aligned(sideways, np.sin(angle) * inward - np.cos(angle) * _UP)
+
+    def place(depth: float, lift: float) -> np.ndarray:
+        return destination(robot, name, floor + depth * inward - 0.03 * sideways + lift * _UP)
+
     for _ in range(attempts):
-        inward, sideways = scene.axes(microwave)[:, 1], scene.axes(microwave)[:, 0]
-
-        def leaning_in(angle: float, inward: np.ndarray = inward, sideways: np.ndarray = sideways
-                       ) -> np.ndarray:
-            return aligned(sideways, np.sin(angle) * inward - np.cos(angle) * _UP)
-
-        def plan(sideways: np.ndarray = sideways) -> Grasp:
-            point = rim_point(scene, name, sideways, depth=0.010)
-            return Grasp(point, leaning_in(_LEAN_TO_TAKE))
-
-        def place(depth: float, lift: float, inward: np.ndarray = inward,
-                  sideways: np.ndarray = sideways) -> np.ndarray:
-            floor = scene.in_fixture(microwave, [0.0, 0.0, _MICROWAVE_FLOOR])
-            return (scene.position(region) * [1, 1, 0] + floor * [0, 0, 1] + depth * inward
-                    - 0.03 * sideways + lift * _UP + robot.position - scene.position(name))
-        if (yield from take(robot, name, plan=plan)):
+        grasp = Grasp(rim_point(scene, name, sideways, depth=0.010), leaning_in(_LEAN_TO_TAKE))
+        if (yield from take(robot, name, grasp=grasp)):
             robot.turn_to(leaning_in(_LEAN_TO_ENTER))
             yield from travel(robot, place(-0.22, 0.05), held=[name])
             yield from reach(robot, lambda: place(-0.22, 0.037), patience=40)

@@ -67,10 +67,10 @@ def travel(robot: Robot, target: np.ndarray, *, held: Sequence[str] = (),
     return (yield from reach(robot, above, tolerance=tolerance, patience=90))
 
 
-def rise(robot: Robot, height: float, *, speed: float = 1.0, tolerance: float = 0.015) -> Motion:
+def rise(robot: Robot, height: float) -> Motion:
     """Go straight up by `height` [m]."""
-    return (yield from reach(robot, robot.position + height * _UP, speed=speed,
-                             tolerance=tolerance, turn_tolerance=np.inf))
+    return (yield from reach(robot, robot.position + height * _UP, tolerance=0.015,
+                             turn_tolerance=np.inf))
 
 
 def approach(robot: Robot, grasp: Grasp) -> Motion:
@@ -84,58 +84,48 @@ def approach(robot: Robot, grasp: Grasp) -> Motion:
     return (yield from reach(robot, grasp.position, tolerance=0.004, speed=0.8, patience=30))
 
 
-def take(robot: Robot, name: str, *, lift: float = 0.06, lift_speed: float = 1.0,
-         plan: Callable[[], Grasp] | None = None) -> Motion:
-    """Grasp an object from above and lift it; False when it did not come along."""
+def take(robot: Robot, name: str, *, grasp: Grasp | None = None, lift: float = 0.06) -> Motion:
+    """Grasp an object and lift it; False when it did not come along.
+
+    :param grasp: how to hold it; None plans a grasp from above.
+    """
     scene = robot.scene
-    plan = plan or (lambda: plan_grasp(scene, name))
     robot.gripper = OPEN
-    grasp = plan()
-    yield from approach(robot, grasp)
+    yield from approach(robot, grasp or plan_grasp(scene, name))
     yield from grip(robot, CLOSED)
     before = scene.position(name)[2]
     if (out := way_out(scene, name)).any():
         yield from rise(robot, 0.015)
         yield from reach(robot, robot.position + out, turn_tolerance=np.inf, patience=40)
-    yield from rise(robot, lift, speed=lift_speed)
+    yield from rise(robot, lift)
     return scene.position(name)[2] - before > 0.01 and scene.touching(name, 'gripper')
 
 
-def carry_over(robot: Robot, name: str, target: str, *,
-               offset: Sequence[float] = (0, 0, 0)) -> Motion:
-    """Bring a held object's origin above a target's origin, whatever way it hangs."""
-    scene = robot.scene
+def destination(robot: Robot, name: str, goal: np.ndarray) -> np.ndarray:
+    """Where the gripper must go for a held object's origin to reach `goal`, (3,) [m]."""
+    return goal + robot.position - robot.scene.position(name)
 
-    def place() -> np.ndarray:
-        return (scene.position(target) + np.asarray(offset)
-                + (robot.position - scene.position(name)))
-    goal = place()
-    above = max(goal[2], robot.position[2])
-    yield from travel(robot, np.array([*goal[:2], above]), held=[name], tolerance=0.03)
+
+def carry(robot: Robot, name: str, goal: Callable[[], np.ndarray]) -> Motion:
+    """Bring a held object's origin above a point, whatever way it hangs, then down to it."""
+    place = destination(robot, name, goal())
+    above = max(place[2], robot.position[2])
+    yield from travel(robot, np.array([*place[:2], above]), held=[name], tolerance=0.03)
     height = robot.position[2]
-    return (yield from reach(robot, lambda: np.array([*place()[:2], height]),
-                             tolerance=0.006, patience=25))
+    yield from reach(robot, lambda: np.array([*destination(robot, name, goal())[:2], height]),
+                     tolerance=0.006, patience=25)
+    return (yield from reach(robot, lambda: destination(robot, name, goal()), tolerance=0.006,
+                             speed=0.7, patience=40))
 
 
-def lower_to(robot: Robot, name: str, target: str, *, offset: Sequence[float], speed: float = 0.7
-             ) -> Motion:
-    """Lower a held object until its origin is `offset` away from a target's origin."""
-    scene = robot.scene
-
-    def place() -> np.ndarray:
-        return (scene.position(target) + np.asarray(offset)
-                + (robot.position - scene.position(name)))
-    return (yield from reach(robot, place, tolerance=0.006, speed=speed, patience=40))
-
-
-def release(robot: Robot, *, retreat: float = 0.07) -> Motion:
+def release(robot: Robot) -> Motion:
     """Open the fingers and leave upwards."""
     yield from grip(robot, OPEN, 8)
-    return (yield from rise(robot, retreat))
+    return (yield from rise(robot, 0.07))
 
 
 def put(robot: Robot, name: str, target: str, *, offset: Sequence[float] = (0, 0, 0.012),
-        fingers: Sequence[float] | None = None, lift: float = 0.06, attempts: int = 4) -> Motion:
+        fingers: Sequence[float] | None = None, attempts: int = 4) -> Motion:
     """Take an object and set it down so that its origin is `offset` from the target's origin.
 
     :param offset: in the world frame [m]; its z is the height from which the object drops.
@@ -145,11 +135,10 @@ def put(robot: Robot, name: str, target: str, *, offset: Sequence[float] = (0, 0
     scene = robot.scene
     wanted = [predicate for predicate in scene.goal if predicate[1] == name]
     for _ in range(attempts):
-        if (yield from take(robot, name, lift=lift)):
+        if (yield from take(robot, name)):
             if fingers is not None:
                 robot.turn_to(aligned(np.asarray(fingers, dtype=float), -_UP))
-            yield from carry_over(robot, name, target, offset=offset)
-            yield from lower_to(robot, name, target, offset=offset)
+            yield from carry(robot, name, lambda: scene.position(target) + offset)
         yield from release(robot)
         if wanted and all(scene.holds(predicate) for predicate in wanted):
             return True

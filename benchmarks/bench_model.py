@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Passes, rows and speed of the model core; prints a table and saves it as JSON.
+"""Passes, rows and speed of the model core; prints a table, saves it as text and JSON.
 
 Counters are exact and the same on every machine. Alternatives run in turn in one process: a time
 is the shortest of all rounds, a ratio the median over the rounds, so that a busy neighbour slows
@@ -63,16 +63,17 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     report: Row = {'machine': machine(), 'rows': []}
-    print(', '.join(f'{name} {value}' for name, value in report['machine'].items()))
+    table = [', '.join(f'{name} {value}' for name, value in report['machine'].items())]
     for part in (counters, partial(ratios, arguments.repeats),
                  partial(policy_latency, arguments.chunks),
                  partial(large_model, arguments.repeats)):
-        rows = part()
-        print_table(rows)
-        report['rows'] += rows
+        report['rows'] += (rows := part())
+        table += table_of(rows)
+        print('\n'.join(table[-len(rows):]), flush=True)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(report, indent=2) + '\n')
-    print(f'saved as {arguments.json}')
+    arguments.json.with_suffix('.txt').write_text('\n'.join(table) + '\n')
+    print(f'saved as {arguments.json}, and the table beside it')
 
 
 def machine() -> Row:
@@ -166,42 +167,37 @@ def ratios(repeats: int) -> list[Row]:
     rows = []
     dtype = pick_dtype('auto', 'cpu')
     model = random_model(SMALL, dtype)
-    prompt = prompt_of(SMALL.vocabulary, 256, 2)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    for num_actions in (5, 10):
-        cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
-
-        def one_shot(cache: KVCache = cache, num_actions: int = num_actions) -> None:
-            cache.keep_prefix([])
-            generate_chunk(model, prompt, num_actions, cache=cache)
-
-        def prepare(cache: KVCache = cache) -> None:
-            prefill(model, prompt[:-1 - 276], cache)
-
-        def newest(cache: KVCache = cache, num_actions: int = num_actions) -> None:
-            generate_chunk(model, prompt, num_actions, cache=cache)
-
-        def free(num_actions: int = num_actions) -> None:
-            generate_free(model, prompt, ACTION_BLOCK_LENGTH * num_actions + 1)
-
-        times = interleaved({'free': free, 'one shot': one_shot, 'prepare': prepare,
-                             'newest': newest}, repeats)
-        best = {kind: float(rounds.min()) for kind, rounds in times.items()}
-        name = f'{millions:.0f} M, {str(dtype).removeprefix("torch.")}'
-        target = {5: '>= 3', 10: '>= 5'}[num_actions]
-        rows += [row(f'generate_free ({name})', 1e3 * best['free'], 'ms', K=num_actions),
-                 row(f'generate_chunk ({name})', 1e3 * best['one shot'], 'ms', K=num_actions),
-                 row(f'newest-frame path ({name})', 1e3 * best['newest'], 'ms', K=num_actions),
-                 row('generate_free / generate_chunk',
-                     float(np.median(times['free'] / times['one shot'])), 'x', K=num_actions,
-                     target=target),
-                 row('generate_chunk / newest-frame path',
-                     float(np.median(times['one shot'] / times['newest'])), 'x', K=num_actions,
-                     target='>= 1.25')]
+    name = f'{millions:.0f} M, {str(dtype).removeprefix("torch.")}'
+    for num_actions, target in ((5, '>= 3'), (10, '>= 5')):
+        times = interleaved(decoding_paths(model, num_actions), repeats)
+        rows += [row(f'{path} ({name})', 1e3 * float(rounds.min()), 'ms', K=num_actions)
+                 for path, rounds in times.items()]
+        rows += [row(f'{slow} / {fast}', float(np.median(times[slow] / times[fast])), 'x',
+                     K=num_actions, target=wanted)
+                 for slow, fast, wanted in (('generate_free', 'generate_chunk', target),
+                                            ('generate_chunk', 'newest-frame path', '>= 1.25'))]
     return rows
 
 
-def interleaved(alternatives: dict[str, Callable[[], None]], repeats: int
+def decoding_paths(model: Transformer, num_actions: int) -> dict[str, Callable[[], object]]:
+    """Return the ways to a chunk at 256 px and two frames, in the order in which they run."""
+    prompt = prompt_of(model.config.vocabulary, 256, 2)
+    cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
+
+    def one_shot() -> None:
+        cache.keep_prefix([])
+        generate_chunk(model, prompt, num_actions, cache=cache)
+
+    return {
+        'generate_free': lambda: generate_free(model, prompt,
+                                               ACTION_BLOCK_LENGTH * num_actions + 1),
+        'generate_chunk': one_shot,
+        'prefill ahead': lambda: prefill(model, prompt[:-1 - 276], cache),
+        'newest-frame path': lambda: generate_chunk(model, prompt, num_actions, cache=cache)}
+
+
+def interleaved(alternatives: dict[str, Callable[[], object]], repeats: int
                 ) -> dict[str, NDArray[np.float64]]:
     """Return the times [s] of each alternative per round; in a round they run one after another.
 
@@ -244,24 +240,18 @@ def large_model(repeats: int) -> list[Row]:
     rows = []
     model = random_model(LARGE, torch.bfloat16, 'cuda') if torch.cuda.is_available() else None
     for (size_px, num_actions), floor in FLOOR_MS.items():
-        prompt = prompt_of(LARGE.vocabulary, size_px, 2)
         value = None
         if model is not None:
-            cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
-
-            def chunk(cache: KVCache = cache, prompt: list[int] = prompt,
-                      num_actions: int = num_actions) -> None:
-                cache.keep_prefix([])
-                generate_chunk(model, prompt, num_actions, cache=cache)
-            value = median_on_gpu(chunk, repeats)
+            prompt = prompt_of(LARGE.vocabulary, size_px, 2)
+            value = median_on_gpu(partial(generate_chunk, model, prompt, num_actions), repeats)
         rows.append(row(f'7B chunk, {size_px} px, median', value, 'ms', K=num_actions,
                         target=f'floor {floor}'))
     for size_px, floor in FRAME_FLOOR_MS.items():
-        prompt = prompt_of(LARGE.vocabulary, size_px, 1)
-        blocks = size_px // 32
-        value = None if model is None else median_on_gpu(
-            lambda prompt=prompt, blocks=blocks: generate_image(model, prompt, (blocks, blocks)),
-            max(3, repeats // 10))
+        value = None
+        if model is not None:
+            prompt, grid = prompt_of(LARGE.vocabulary, size_px, 1), (size_px // 32, size_px // 32)
+            value = median_on_gpu(partial(generate_image, model, prompt, grid),
+                                  max(3, repeats // 10))
         rows.append(row(f'7B imagined frame, {size_px} px, median', value, 'ms',
                         target=f'floor {floor}'))
     return rows
@@ -271,7 +261,8 @@ def median_on_gpu(run: Callable[[], object], repeats: int) -> float:
     """Return the median time [ms] between CUDA events, after three runs to warm up."""
     times = []
     for repeat in range(repeats + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start = torch.cuda.Event(enable_timing=True)
+        end = torch.cuda.Event(enable_timing=True)
         start.record()
         run()
         end.record()
@@ -287,12 +278,14 @@ def row(name: str, value: float | None, unit: str, K: int | None = None,
     return {'name': name, 'K': K, 'value': value, 'unit': unit, 'target': target}
 
 
-def print_table(rows: list[Row]) -> None:
-    """Print one line per row, at once, because the whole run takes minutes."""
+def table_of(rows: list[Row]) -> list[str]:
+    """Return one line per row."""
+    lines = []
     for line in rows:
         value = '-' if line['value'] is None else f'{line["value"]:.4g} {line["unit"]}'
-        print(f'{line["name"]:40} {"" if line["K"] is None else "K=" + str(line["K"]):5} '
-              f'{value:>12}   {line["target"] or ""}', flush=True)
+        actions = '' if line['K'] is None else f'K={line["K"]}'
+        lines.append(f'{line["name"]:40} {actions:5} {value:>12}   {line["target"] or ""}')
+    return lines
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ from golden_data import golden
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from worldvla_ros.model.attention_mask import action_chunk_mask
 from worldvla_ros.model.checkpoint import load_model
@@ -79,7 +80,7 @@ def test_logits_equal_the_published_ones(model, name):
 def test_hidden_states_equal_the_published_ones(model, name):
     data = case(name)
     ids = torch.from_numpy(data['seq'])[None]
-    states = [model.model.embed_tokens(ids)]
+    states = [model.model.embed_tokens(ids).detach()]
     hooks = [layer.register_forward_hook(lambda _m, _i, out: states.append(out))
              for layer in model.model.layers[:-1]]
     with torch.inference_mode():
@@ -130,6 +131,32 @@ def test_published_prompts_are_laid_out_as_ours(name):
     prompt = np.concatenate(([vocabulary.bos], data['text_ids'], *images, *action,
                              [vocabulary.separator]))
     np.testing.assert_array_equal(prompt, data['input_ids'])
+
+
+@pytest.mark.parametrize('kind', ['weighted', 'plain'])
+def test_training_losses_and_gradients_equal_the_published_ones(model, kind):
+    data = np.load(golden('train_batch.npz'))
+    ids, labels = torch.from_numpy(data['input_ids']), torch.from_numpy(data['padded_labels'])
+    model.zero_grad()
+    logits = model(ids, torch.stack([action_chunk_mask(row) for row in ids]))[:, :-1]
+    logits, labels = logits[labels[:, 1:] != -100], labels[:, 1:][labels[:, 1:] != -100]
+    weight = torch.ones(65536)
+    if kind == 'weighted':
+        weight[3:8195] = 0.04  # the published range, off by one at both ends
+    np.testing.assert_array_equal(labels, data['nll_labels'])
+    np.testing.assert_allclose(F.cross_entropy(logits, labels, reduction='none').detach(),
+                               data['nll'], atol=LOGITS_TOLERANCE)
+    cross_entropy = F.cross_entropy(logits, labels, weight=weight)
+    z_loss = logits.logsumexp(-1).square().mean()
+    (cross_entropy + 1e-5 * z_loss).backward()
+    assert float(cross_entropy.detach()) == pytest.approx(float(data[f'{kind}_c_loss']), abs=1e-4)
+    assert float(z_loss.detach()) == pytest.approx(float(data[f'{kind}_z_loss']), rel=1e-5)
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert float(norm) == pytest.approx(float(data[f'{kind}_grad_norm']), rel=1e-4)
+    np.testing.assert_allclose(model.model.layers[0].self_attn.q_norm.weight.grad,
+                               data[f'{kind}_grad_q_norm0_w'], atol=1e-4)
+    np.testing.assert_allclose(model.model.norm.weight.grad, data[f'{kind}_grad_norm_w'],
+                               atol=1e-4)
 
 
 @pytest.mark.parametrize('tag', ['64', '96x64', '256'])

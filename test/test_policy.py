@@ -226,7 +226,7 @@ def test_settings_of_released_checkpoints_are_the_published_ones(file):
 
 def test_broken_weights_are_reported_not_sent_to_the_robot(policy):
     model = deepcopy(policy.pretrained.model)
-    model.model.norm.weight.fill_(torch.nan)
+    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
     broken = WorldVLAPolicy(replace(policy.pretrained, model=model))
     with pytest.raises(InferenceError, match='NaN'):
         broken.predict_chunk(Observation((frame(1),), TASK))

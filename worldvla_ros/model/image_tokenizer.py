@@ -93,8 +93,11 @@ class ImageTokenizer(nn.Module):
 
 
 def load_image_tokenizer(path: str | Path, device: str = 'cpu') -> ImageTokenizer:
-    """Load a VQ-GAN from a folder with one of LAYOUTS; float32, in evaluation mode."""
-    folder = Path(path)
+    """Load a VQ-GAN from a folder with one of LAYOUTS, or from a file in it.
+
+    Always float32, in evaluation mode.
+    """
+    folder = Path(path).parent if Path(path).is_file() else Path(path)
     layout = _layout(folder)
     if layout is None:
         raise CheckpointError(f'no image tokenizer in {folder}: expected one of '

@@ -31,7 +31,7 @@ def fill_from_tensors(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], 
             raise CheckpointError(f'{source}: {name} has shape {tuple(value.shape)}, expected '
                                   f'{tuple(expected[name].shape)} from the configuration')
         owner, _, attribute = name.rpartition('.')
-        parameter = nn.Parameter(value.to(device=device, dtype=dtype), requires_grad=False)
+        parameter = nn.Parameter(value.to(device=device, dtype=dtype))
         setattr(module.get_submodule(owner), attribute, parameter)
         missing.discard(name)
     if missing:

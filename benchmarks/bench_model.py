@@ -189,11 +189,15 @@ def decoding_paths(model: Transformer, num_actions: int) -> dict[str, Callable[[
         cache.keep_prefix([])
         generate_chunk(model, prompt, num_actions, cache=cache)
 
+    def ahead() -> None:
+        cache.keep_prefix([])
+        prefill(model, prompt[:-1 - 276], cache)
+
     return {
         'generate_free': lambda: generate_free(model, prompt,
                                                ACTION_BLOCK_LENGTH * num_actions + 1),
         'generate_chunk': one_shot,
-        'prefill ahead': lambda: prefill(model, prompt[:-1 - 276], cache),
+        'prefill ahead': ahead,
         'newest-frame path': lambda: generate_chunk(model, prompt, num_actions, cache=cache)}
 
 

@@ -60,6 +60,11 @@ class ProcessGroup:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
 
+    @property
+    def process_ids(self) -> dict[str, int]:
+        """Process id of each node by its name, for diagnostics and tests."""
+        return {name: process.pid for name, process in self._processes.items()}
+
     def log_path(self, name: str) -> Path:
         """Return where a node writes its log."""
         return self._log_folder / f'{name}.log'

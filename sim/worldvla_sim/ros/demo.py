@@ -27,7 +27,7 @@ from worldvla_ros.action import RunTask
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.graph import BRIDGE_NODE, DEMO_ARGUMENTS, POLICY_NODE, demo_graph
 from worldvla_ros.msg import ActionChunk, DeltaAction, Episode, PolicyStatus
-from worldvla_ros.nodes.conversions import image_to_frame
+from worldvla_ros.nodes.conversions import image_to_frame, to_ns
 from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.srv import ResetEpisode
 from worldvla_sim.evaluate import parse_indices
@@ -77,11 +77,12 @@ class DemoClient(Node):
 
     def play(self, suite: str, task: int, init_state: int, title: str) -> EpisodeRecord:
         """Play one episode to its end and return its record."""
+        self._record = record = EpisodeRecord()  # now: the first frame precedes the answer
         started = self._wait_for(self._reset.call_async(ResetEpisode.Request(
             suite=suite, task=task, init_state=init_state)), _RESET_TIMEOUT, 'the reset')
         if not started.success:
             raise WorldVLAError(f'no episode: {started.message}')
-        self._record = record = EpisodeRecord(started.instruction)
+        record.instruction = started.instruction
         goal = self._wait_for(self._run_task.send_goal_async(
             RunTask.Goal(instruction=started.instruction)), 10.0, 'the policy to take the task')
         if not goal.accepted:
@@ -91,6 +92,9 @@ class DemoClient(Node):
         with tqdm(total=started.max_steps, desc=title, unit='step', dynamic_ncols=True,
                   mininterval=interval) as bar:
             self._watch(started.episode, bar)
+        if self._episode.state != Episode.STATE_ABORTED:
+            last_ns = to_ns(self._episode.header.stamp)
+            self._spin_until(lambda: last_ns <= max(record.frames), 10.0, 'the last frame')
         record.finish(self._episode)
         self._wait_for(goal.cancel_goal_async(), 10.0, 'the task to end')
         self._record = None
@@ -117,6 +121,8 @@ class DemoClient(Node):
 
     def _on_episode(self, message: Episode) -> None:
         self._episode = message
+        if self._record is not None and message.step == 0:
+            self._record.begin(to_ns(message.header.stamp))
 
     def _on_image(self, message: Image) -> None:
         if self._record is not None:
@@ -152,10 +158,11 @@ class DemoClient(Node):
 
 def play_demo(options: argparse.Namespace, out: Path) -> list[dict[str, object]]:
     """Run all episodes; leave videos, chunks, a contact sheet and a JSON file in `out`."""
-    specs = demo_graph({name: getattr(options, name) for name in DEMO_ARGUMENTS})
+    policy, bridge = demo_graph({name: getattr(options, name) for name in DEMO_ARGUMENTS})
+    bridge.parameters['max_steps'] = options.max_steps
     episodes = [(task, state) for task in options.tasks for state in options.init_states]
     rows, sheet = [], []
-    with ProcessGroup(specs, out) as processes:
+    with ProcessGroup([policy, bridge], out) as processes:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C ends the block
         try:
             client = DemoClient(processes)
@@ -202,6 +209,8 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--suite', default='libero_object')
     parser.add_argument('--tasks', type=parse_indices, default=[0, 4, 7], help='e.g. 0,3-5')
     parser.add_argument('--init-states', type=parse_indices, default=[0], help='e.g. 0-2')
+    parser.add_argument('--max-steps', type=int, default=0,
+                        help='control steps of an episode; 0: the published limit of the suite')
     parser.add_argument('--out', type=Path, default=Path('out/demo'))
     for name, argument in DEMO_ARGUMENTS.items():
         parser.add_argument(f'--{name}', default=argument.default, help=argument.doc,

@@ -9,6 +9,7 @@ import numpy as np
 
 from worldvla_ros.datatypes import ACTION_DIM
 from worldvla_ros.msg import ActionChunk, DeltaAction, Episode
+from worldvla_ros.nodes.conversions import to_ns
 from worldvla_sim.libero_env import CONTROL_PERIOD
 from worldvla_sim.pictures import VideoWriter, captioned
 
@@ -21,7 +22,7 @@ STATE_NAMES = {Episode.STATE_IDLE: 'idle', Episode.STATE_RUNNING: 'running',
 class EpisodeRecord:
     """All that is kept of one episode while it runs."""
 
-    instruction: str
+    instruction: str = ''
     frames: dict[int, np.ndarray] = field(default_factory=dict)  # stamp [ns] -> (H, W, 3) uint8
     chunks: list[ActionChunk] = field(default_factory=list)
     commands: int = 0  # that moved, or were held by the safety stage
@@ -29,6 +30,11 @@ class EpisodeRecord:
     final: Episode | None = None
     started: float = field(default_factory=time.monotonic)  # [s]
     ended: float = 0.0  # [s]
+
+    def begin(self, first_ns: int) -> None:
+        """Note the stamp of the first frame; what was seen before is of another episode."""
+        self.frames = {stamp: image for stamp, image in self.frames.items() if stamp >= first_ns}
+        self.started = time.monotonic()
 
     def add_frame(self, stamp_ns: int, image: np.ndarray) -> None:
         """Keep a frame; one that is repeated counts once."""
@@ -41,8 +47,10 @@ class EpisodeRecord:
             self.limited += message.verdict != DeltaAction.VERDICT_PASS
 
     def finish(self, final: Episode) -> None:
-        """Note how it ended."""
+        """Note how it ended; what is seen afterwards is no part of it."""
         self.final, self.ended = final, time.monotonic()
+        last_ns = to_ns(final.header.stamp)
+        self.frames = {stamp: image for stamp, image in self.frames.items() if stamp <= last_ns}
 
     @property
     def state(self) -> str:

@@ -56,12 +56,12 @@ def test_a_tiny_model_memorises_two_demonstrations(tmp_path):
     demos = [episode(number, 10, INSTRUCTIONS[number], f'task{number}') for number in range(2)]
     save_image_tokenizer(tiny_tokenizer(), tmp_path / 'tokenizer')
     write_store(tmp_path / 'store', demos, tiny_tokenizer(), 64)
-    config = tiny_config(tmp_path, steps=200, branches=('action',))
+    config = tiny_config(tmp_path, steps=120, branches=('action',))
     config = replace(
         config, data=replace(config.data, batch_size=12),
         model=replace(TINY, hidden_size=64, intermediate_size=128, dropout=0.0),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=10, weight_decay=0.0),
-        run=replace(config.run, save_every=200))
+        run=replace(config.run, save_every=120, log_every=10))
     policy = WorldVLAPolicy.from_pretrained(train(config), dtype='float32')
 
     assert float(read_metrics(tmp_path / 'run')[-1]['action_accuracy']) == 1.0

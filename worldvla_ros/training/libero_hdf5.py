@@ -95,7 +95,7 @@ def _instruction(group: h5py.Group, path: Path) -> str:
         instruction = ''.join(instruction)
     if not instruction.strip():
         raise DatasetError(f'{path}, {group.name}: no language_instruction in problem_info')
-    return instruction.strip().strip('"')
+    return str(instruction).strip().strip('"')
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from functools import partial
 import math
 import os
 from pathlib import Path
+import sys
 import time
 
 import torch
@@ -21,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from worldvla_ros.model.checkpoint import pick_dtype
-from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.model.transformer import MLP, Attention, Transformer
 from worldvla_ros.training.batches import Batch, SampleTable, batch_indices, collate
 from worldvla_ros.training.experiment import Experiment
 from worldvla_ros.training.failures import TrainingError
@@ -67,10 +68,11 @@ class Trainer:
         add_dropout(model, config.model.dropout)
         if config.model.activation_checkpointing:
             checkpoint_activations(model)
-        self._loss: nn.Module = LossOfBatch(model, config.loss,
-                                            pick_dtype(config.run.dtype, self._device))
+        self._loss_of_one = LossOfBatch(model, config.loss,
+                                        pick_dtype(config.run.dtype, self._device))
+        self._loss: nn.Module = self._loss_of_one
         if self._processes > 1:
-            self._loss = nn.parallel.DistributedDataParallel(self._loss)
+            self._loss = nn.parallel.DistributedDataParallel(self._loss_of_one)
         choice = config.optimizer
         self._optimizer = torch.optim.AdamW(
             model.parameters(), choice.learning_rate, (choice.beta1, choice.beta2),
@@ -88,7 +90,8 @@ class Trainer:
         steps = self._config.run.steps
         log = MetricsLog(self._folder.path, self.step) if self._rank == 0 else None
         bar = tqdm(total=steps, initial=self.step, unit='step', disable=self._rank > 0,
-                   smoothing=0.05, mininterval=1.0, dynamic_ncols=True)
+                   smoothing=0.05, mininterval=1.0 if sys.stderr.isatty() else 30.0,
+                   dynamic_ncols=True)
         with ThreadPoolExecutor(1) as pool, bar:
             upcoming = pool.submit(self._batch, self.step)
             recent: list[list[float]] = []
@@ -142,11 +145,10 @@ class Trainer:
         assert table is not None
         size = min(self._config.data.batch_size, len(table))
         self._loss.eval()
-        module = self._loss.module if self._processes > 1 else self._loss
         rows = []
         for i in range(min(run.evaluation_batches, len(table) // size)):
             batch = self._collate(table, batch_indices(len(table), size, 0, i).tolist())
-            terms = module(batch.to(self._device))
+            terms = self._loss_of_one(batch.to(self._device))
             rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
         return dict(zip(TERMS, torch.stack(rows).nanmean(0).tolist(), strict=True))
 
@@ -172,7 +174,7 @@ class Trainer:
         values = dict(zip((*TERMS, 'grad_norm', 'learning_rate'), means, strict=True))
         log.write(self.step, 'train', {**values, 'tokens_per_s': tokens_per_s})
         bar.set_postfix_str(f'loss {values["total"]:.3f}, action {values["action_accuracy"]:.1%} '
-                            f'right, {tokens_per_s:.0f} tokens/s')
+                            f'right, {tokens_per_s:.0f} tokens/s', refresh=False)
 
     def _evaluate(self, log: MetricsLog | None) -> None:
         if log and self._experiment.held_out and self._config.run.evaluation_batches:
@@ -211,9 +213,9 @@ def add_dropout(model: Transformer, probability: float) -> None:
     def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
         return F.dropout(output, probability, module.training)
     if probability > 0:
-        for layer in model.model.layers:
-            layer.self_attn.register_forward_hook(drop)
-            layer.mlp.register_forward_hook(drop)
+        for module in model.modules():
+            if isinstance(module, Attention | MLP):
+                module.register_forward_hook(drop)
 
 
 def checkpoint_activations(model: Transformer) -> None:

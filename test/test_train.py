@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands of training: recipes, errors as sentences, several processes."""
+
+from dataclasses import asdict, replace
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from test_trainer import tiny_config
+import yaml
+
+from worldvla_ros.config import load_yaml
+from worldvla_ros.policy.policy import WorldVLAPolicy
+from worldvla_ros.training.run_folder import read_metrics
+from worldvla_ros.training.settings import TrainConfig
+from worldvla_ros.training.train import main
+from worldvla_ros.training.vqgan import VqganRunConfig
+
+ROOT = Path(__file__).parents[1]
+RECIPES = sorted((ROOT / 'config' / 'train').glob('*.yaml'))
+
+
+def written(config, path):
+    path.write_text(yaml.safe_dump(asdict(config)))
+    return ['--config', str(path)]
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_is_read(path):
+    load_yaml(path, VqganRunConfig if 'vqgan' in path.stem else TrainConfig)
+
+
+def test_the_command_trains_from_one_file_and_keeps_it_in_the_checkpoint(tmp_path, capsys):
+    config = tiny_config(tmp_path, steps=2)
+    assert main(written(config, tmp_path / 'run.yaml')) == 0
+    assert WorldVLAPolicy.from_pretrained(tmp_path / 'run' / 'final').horizon == 5
+    assert str(tmp_path / 'run' / 'final') in capsys.readouterr().out
+    kept = tmp_path / 'run' / 'checkpoints' / 'step-00000002' / 'train.yaml'
+    assert load_yaml(kept, TrainConfig) == config
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'data': {'branches': ['action', 'action']}}, 'name each branch once'),
+    ({'data': {'store': '/nowhere'}}, 'no token store'),
+    ({'data': {'tokenizer': '/nowhere'}}, 'no image tokenizer'),
+    ({'data': {'batch_size': 100000}}, 'lower the batch size'),
+    ({'model': {'num_heads': 3}}, 'multiple of 2 x num_heads'),
+    ({'run': {'step': 3}}, "unknown key 'run.step'")])
+def test_a_wrong_value_is_told_in_a_sentence(tmp_path, capsys, change, message):
+    entries = asdict(tiny_config(tmp_path))
+    for section, values in change.items():
+        entries[section].update(values)
+    (tmp_path / 'run.yaml').write_text(yaml.safe_dump(entries))
+    assert main(['--config', str(tmp_path / 'run.yaml')]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_two_processes_learn_what_one_learns(tmp_path):
+    """One branch and uniform weights, so that the mean of two halves is the mean of the whole."""
+    config = tiny_config(tmp_path, steps=3, branches=('action',))
+    config = replace(config, model=replace(config.model, dropout=0.0),
+                     loss=replace(config.loss, weighting='uniform'))
+    assert main(written(config, tmp_path / 'one.yaml')) == 0
+    two = replace(config, run=replace(config.run, output=str(tmp_path / 'two')))
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
+               '2', '-m', 'worldvla_ros.training.train', *written(two, tmp_path / 'two.yaml')]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200,
+                          check=False, env={**os.environ, 'OMP_NUM_THREADS': '1',
+                                            'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''})
+    assert done.returncode == 0, done.stderr[-2000:]
+    norms = [[float(row['grad_norm']) for row in read_metrics(tmp_path / name)
+              if row['split'] == 'train'] for name in ('run', 'two')]
+    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-4)

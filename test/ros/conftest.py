@@ -125,3 +125,43 @@ def wait_for():
             time.sleep(0.005)
         return value
     return wait_for
+
+
+@pytest.fixture
+def client(context, spin, wait_for):
+    """Camera, operator and robot of a policy node."""
+    from policy_client import PolicyClient
+    return PolicyClient(context, spin, wait_for)
+
+
+@pytest.fixture
+def start_policy(context, executor, client, wait_for):
+    """Start a policy node with parameters and wait until it publishes."""
+    from policy_client import overrides
+
+    from worldvla_ros.nodes.policy_node import PolicyNode
+    nodes = []
+
+    def start_policy(**values):
+        nodes.append(PolicyNode(executor, context=context,
+                                parameter_overrides=overrides(**values)))
+        executor.add_node(nodes[-1])
+        if values.get('autostart', True):
+            client.wait_until_active()
+        return nodes[-1]
+    yield start_policy
+    for node in nodes:
+        closed = executor.create_task(node.close)  # where its callbacks run
+        wait_for(closed.done)
+        executor.remove_node(node)
+        node.destroy_node()
+
+
+@pytest.fixture
+def running(start_policy, client):
+    """Return a client whose policy moves the robot."""
+    start_policy()
+    client.camera_on()
+    client.instruct()
+    client.next_motion()
+    return client

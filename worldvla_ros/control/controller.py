@@ -97,6 +97,7 @@ class PolicyController:
         self._ee_position: np.ndarray | None = None
         self._requests: dict[int, _Request] = {}
         self._services: deque[tuple[str, Callable[[Result], None]]] = deque()
+        self._service_was_last = False  # the loop and services take turns
         self._number = 0
         self._retry_ns = 0  # steady time before which no inference is tried again
         self._obstructed = True  # something forbade motion when it was looked at last
@@ -123,6 +124,10 @@ class PolicyController:
         """
         self.instruction = ''
         self._void('new instruction')
+        self.instruction = self.check_instruction(text)
+
+    def check_instruction(self, text: str) -> str:
+        """Return the instruction in single-spaced words. Raises InstructionError."""
         instruction = ' '.join(text.split())
         limit = self.settings.control.max_instruction_length
         if len(instruction) > limit:
@@ -131,7 +136,7 @@ class PolicyController:
         if not instruction.isprintable():
             raise InstructionError('an instruction must be plain text, got control characters; '
                                    'the robot holds still')
-        self.instruction = instruction
+        return instruction
 
     def set_paused(self, paused: bool) -> None:
         """Pause or go on; what was planned before is void."""
@@ -156,8 +161,26 @@ class PolicyController:
         self._asked = False
 
     def request_chunk(self, instruction: str, callback: Callable[[Result], None]) -> None:
-        """Ask for one chunk beside the schedule; the callback gets it, nothing is published."""
+        """
+        Ask for one chunk beside the schedule; the callback gets it, nothing is published.
+
+        Raises InstructionError.
+        """
+        instruction = self.check_instruction(instruction)
+        if not instruction:
+            raise InstructionError('there is no instruction: give one, or publish one')
         self._services.append((instruction, callback))
+
+    def fail_services(self, why: str) -> None:
+        """Answer every open `request_chunk` with the reason why there will be no chunk."""
+        open_requests = [callback for _, callback in self._services]
+        self._services.clear()
+        for request in self._requests.values():
+            if request.callback is not None:
+                open_requests.append(request.callback)
+                request.callback = None
+        for callback in open_requests:
+            callback(Result(0, None, why))
 
     # --- the loop ------------------------------------------------------------------------------
 
@@ -258,8 +281,9 @@ class PolicyController:
 
     def _replan(self, now_ns: int, steady_ns: int) -> None:
         """Ask for a chunk if one is wanted and the backend is free."""
-        if not self.schedule.wants_chunk() or self.backend.busy or steady_ns < self._retry_ns:
+        if self.backend.busy or not self._wants_chunk(steady_ns):
             return
+        self._service_was_last = False
         ticket = self.schedule.submitted(self.schedule.epoch)
         self._submit(self.instruction, _Request(ticket, None, steady_ns), now_ns)
 
@@ -274,8 +298,16 @@ class PolicyController:
         except WorldVLAError as error:
             self._take(Result(self._number, None, str(error)), request.submitted_ns)
 
+    def _wants_chunk(self, steady_ns: int) -> bool:
+        return self.schedule.wants_chunk() and steady_ns >= self._retry_ns
+
     def _serve_services(self, now_ns: int, steady_ns: int) -> None:
-        if self._services and not self.backend.busy:
+        """Serve one request from outside, at most every other turn while the loop waits."""
+        loop_waits = (not self._obstructed and self._wants_chunk(steady_ns)
+                      and (self._asked or not self.settings.lockstep))
+        if self._services and not self.backend.busy and not (
+                self._service_was_last and loop_waits):
+            self._service_was_last = True
             instruction, callback = self._services.popleft()
             self._submit(instruction, _Request(None, callback, steady_ns), now_ns)
 

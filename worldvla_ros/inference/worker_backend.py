@@ -84,6 +84,7 @@ class WorkerBackend:
             self._check_deadlines()
         if self.health is not Health.READY or self._info is None:
             fault = self.fault or 'interrupted while loading'
+            self._kill(grace=0.0)  # a worker that loads does not listen
             self.stop()
             raise InferenceError(fault)
         return self._info

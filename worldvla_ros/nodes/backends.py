@@ -29,6 +29,15 @@ def make_backend(parameters: PolicyParameters, on_result: Callable[[], None]) ->
         restart_window=worker.restart_window, on_result=on_result)
 
 
+def describe_backend(parameters: PolicyParameters) -> str:
+    """Say what `make_backend` and the start of its backend will do, for the log."""
+    if parameters.backend == 'mock':
+        return 'starting without a model (backend mock)'
+    if parameters.backend == 'replay':
+        return f'reading recorded chunks from {parameters.replay_path!r} (backend replay)'
+    return f'loading the policy {parameters.checkpoint!r} (backend {parameters.backend})'
+
+
 def worker_settings(parameters: PolicyParameters) -> WorkerSettings:
     """Collect what the process that loads the policy needs to know."""
     return WorkerSettings(

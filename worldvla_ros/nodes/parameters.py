@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of the policy node: declared, checked and read once into a frozen dataclass."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 import math
+from types import MappingProxyType
 from typing import Any, TypeVar, get_origin
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
@@ -106,10 +108,16 @@ def declare(node: Node, cls: type) -> None:
         node.declare_parameter(info.name, _to_parameter(info.default), _descriptor(info))
 
 
-def read(node: Node, cls: type[T]) -> T:
-    """Read the declared parameters. Raises ConfigError that names the parameter."""
-    values = {info.name: _from_parameter(info, node.get_parameter(info.name).value)
-              for info in describe(cls)}
+def read(node: Node, cls: type[T], changes: Mapping[str, Any] = MappingProxyType({})) -> T:
+    """
+    Read the declared parameters. Raises ConfigError that names the parameter.
+
+    :param changes: values that count in place of the node's own, to look at before they are set
+    """
+    values = {}
+    for info in describe(cls):
+        value = changes.get(info.name, node.get_parameter(info.name).value)
+        values[info.name] = _from_parameter(info, value)
     return unflatten(cls, values, where=f'parameters of {node.get_fully_qualified_name()}')
 
 

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import threading
+import time
 
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
@@ -16,12 +17,17 @@ from rclpy.task import Future
 from rosgraph_msgs.msg import Clock
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LAST_CALLBACKS = 20  # more than a node has goals and calls open at its end
+_CLOCK_POLL = 0.1  # [s] between two looks whether to give up waiting for /clock
 
 
 def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
              args: list[str] | None = None) -> int:
     """
     Spin one node until SIGINT or SIGTERM, then call its `close`, if it has one.
+
+    A callback that takes long can be told to give up: the node's `interrupt`, if it has one, is
+    called as soon as a signal comes, from another thread.
 
     A thread waits for the signals, not a handler: rclpy's own would close the context first, and
     no last command could be sent; Python's would run only once the executor returns. One thread
@@ -41,10 +47,12 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
 
     def wait_for_signal() -> None:
         os.read(arrived, 1)
+        if hasattr(node, 'interrupt'):
+            node.interrupt()
         stop.set_result(None)
         executor.wake()
-    threading.Thread(target=wait_for_signal, daemon=True, name='signals').start()
     node = make_node(executor)
+    threading.Thread(target=wait_for_signal, daemon=True, name='signals').start()
     executor.add_node(node)
     gc.collect()
     gc.freeze()  # what lives now lives on: later collections need not look at it
@@ -53,13 +61,16 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
     finally:
         if hasattr(node, 'close'):
             node.close()
+        for _ in range(_LAST_CALLBACKS):  # what `close` answered still has to be sent
+            executor.spin_once(timeout_sec=0.0)
         executor.shutdown(timeout_sec=1.0)
         node.destroy_node()
         rclpy.try_shutdown()
     return 0
 
 
-def wait_for_clock(context: rclpy.Context, timeout: float) -> bool:
+def wait_for_clock(context: rclpy.Context, timeout: float,
+                   should_abort: Callable[[], bool] = lambda: False) -> bool:
     """Return whether simulated time is published within a timeout [s]."""
     node = rclpy.create_node('worldvla_clock_probe', context=context,
                              start_parameter_services=False, use_global_arguments=False)
@@ -68,7 +79,9 @@ def wait_for_clock(context: rclpy.Context, timeout: float) -> bool:
                              qos_profile_sensor_data)
     executor = SingleThreadedExecutor(context=context)
     executor.add_node(node)
-    executor.spin_until_future_complete(came, timeout_sec=timeout)
+    deadline = time.monotonic() + timeout
+    while not came.done() and time.monotonic() < deadline and not should_abort():
+        executor.spin_until_future_complete(came, timeout_sec=_CLOCK_POLL)
     executor.shutdown()
     node.destroy_node()
     return came.done()

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy node over DDS: lifecycle, commands at a fixed rate, instructions, stops, services."""
+
+from policy_client import LATCHED, NODE, RATE, TASK, is_zero
+import pytest
+from rcl_interfaces.srv import SetParametersAtomically
+import rclpy
+from rclpy.parameter import Parameter
+from std_msgs.msg import String
+
+from worldvla_ros.msg import DeltaAction, PolicyStatus
+
+
+def stamp_ns(stamp):
+    return stamp.sec * 10**9 + stamp.nanosec
+
+
+def test_every_command_names_its_chunk_step_frame_and_instruction(running):
+    first = running.next(running.actions, lambda action: action.chunk_step == 4)
+    chunk = running.wait_for(lambda: next(
+        (chunk for chunk in running.chunks if chunk.sequence == first.chunk_sequence), None))
+    assert first.instruction == chunk.instruction == TASK
+    assert first.observation_stamp == chunk.frame_stamps[-1]
+    assert 0 <= stamp_ns(first.header.stamp) - stamp_ns(first.observation_stamp) < 10**9
+    assert first.translation.x == pytest.approx(0.05 * chunk.actions[7 * 4])
+    assert first.header.frame_id == 'panda_link0'
+    assert (first.verdict, first.reason) == (DeltaAction.VERDICT_PASS, DeltaAction.REASON_NONE)
+    steps = [(action.chunk_sequence, action.chunk_step)
+             for action in running.actions if action.chunk_sequence]
+    assert steps == [(1 + n // 5, n % 5) for n in range(len(steps))]
+
+
+def test_commands_go_out_at_the_control_rate_although_nothing_moves(start_policy, client,
+                                                                    wait_for):
+    start_policy()
+    assert all(is_zero(action) and action.reason == DeltaAction.REASON_NO_INSTRUCTION
+               for action in client.actions)
+    begin = client.next(client.actions)
+    wait_for(lambda: client.actions[-1].header.stamp.sec > begin.header.stamp.sec + 1)
+    sent = client.actions[client.actions.index(begin):]
+    seconds = (stamp_ns(sent[-1].header.stamp) - stamp_ns(sent[0].header.stamp)) * 1e-9
+    assert len(sent) - 1 == pytest.approx(RATE * seconds, rel=0.2)
+
+
+def test_unconfigured_and_inactive_nodes_publish_nothing_and_refuse_everything(start_policy,
+                                                                               client):
+    start_policy(autostart=False)
+    assert client.state() == 'unconfigured'
+    for call in (lambda: client.trigger('reset_history'), lambda: client.pause(True)):
+        response = call()
+        assert not response.success and 'not configured' in response.message
+    assert not client.send_goal().accepted
+    assert client.transition('configure') and client.state() == 'inactive'
+    client.camera_on()
+    client.instruct()
+    response = client.ask_chunk(TASK)
+    client.wait_for(response.done)
+    assert not response.result().success and 'not active' in response.result().message
+    assert not client.send_goal().accepted
+    assert not client.actions and not client.chunks
+    assert client.transition('activate')
+    client.next_halt(DeltaAction.REASON_NO_INSTRUCTION)  # the instruction before did not count
+
+
+def test_a_node_can_be_configured_again_after_cleanup(running):
+    for _ in range(2):
+        assert running.transition('deactivate') and running.transition('cleanup')
+        assert running.state() == 'unconfigured'
+        assert running.node.count_publishers(f'{NODE}/action') == 0
+        assert running.transition('configure') and running.transition('activate')
+        running.instruct()
+        running.next_motion()
+
+
+def test_the_last_command_before_silence_is_zero_motion(running):
+    assert running.transition('deactivate')
+    running.wait_for(lambda: running.statuses[-1].state == PolicyStatus.STATE_INACTIVE)
+    running.wait_for(lambda: running.actions[-1].reason == DeltaAction.REASON_INACTIVE)
+    assert is_zero(running.actions[-1]) and running.actions[-1].gripper == -1.0
+    count = len(running.actions)
+    assert running.transition('cleanup') and running.transition('configure')
+    assert len(running.actions) == count and running.followed[-1].data == ''
+
+
+def test_a_recording_that_does_not_exist_is_named_and_the_node_stays_usable(start_policy, client,
+                                                                           capfd):
+    start_policy(autostart=False, backend='replay', replay_path='/no/such/recording.npz')
+    assert not client.transition('configure') and client.state() == 'unconfigured'
+    assert '/no/such/recording.npz' in capfd.readouterr().err
+    assert not client.transition('configure') and client.state() == 'unconfigured'
+
+
+def test_settings_that_do_not_fit_each_other_are_refused_by_configure(start_policy, client, capfd):
+    start_policy(autostart=False, obs__tolerance=0.02)  # not below half a period of 20 ms
+    assert not client.transition('configure') and client.state() == 'unconfigured'
+    assert 'tolerance' in capfd.readouterr().err
+
+
+def test_an_empty_instruction_stops_and_another_starts_again(running):
+    running.instruct('')
+    assert running.next_halt(DeltaAction.REASON_NO_INSTRUCTION).gripper == -1.0
+    running.instruct('open the drawer')
+    assert running.next_motion().instruction == 'open the drawer'
+    assert [echo.data for echo in running.followed] == [TASK, '', 'open the drawer']
+
+
+@pytest.mark.parametrize('text, complaint', [('x' * 10_000, '10000'), ('a\x07b', 'plain text')])
+def test_an_instruction_that_cannot_be_used_is_refused_and_the_robot_holds(running, text,
+                                                                           complaint, capfd):
+    running.instruct(text)
+    running.next_halt(DeltaAction.REASON_NO_INSTRUCTION)
+    running.wait_for(lambda: running.followed[-1].data == '')
+    assert complaint in capfd.readouterr().err
+    refused = running.ask_chunk(text)
+    running.wait_for(refused.done)
+    assert not refused.result().success and complaint in refused.result().message
+    running.instruct()
+    running.next_motion()
+
+
+def test_who_comes_late_hears_what_is_being_followed(running, context, spin, wait_for):
+    late = rclpy.create_node('late', context=context, start_parameter_services=False)
+    heard = []
+    late.create_subscription(String, f'{NODE}/active_instruction', heard.append, LATCHED)
+    spin(late)
+    wait_for(lambda: heard)
+    assert heard[0].data == TASK
+
+
+def test_the_estop_holds_at_once_and_until_it_is_reset(running):
+    running.estop(True)
+    running.next_halt(DeltaAction.REASON_ESTOP)
+    running.next_status(lambda status: status.state == PolicyStatus.STATE_ESTOPPED
+                        and 'estop_reset' in status.halt_text)
+    response = running.trigger('estop_reset')
+    assert not response.success and 'still locked' in response.message
+    running.estop(False)
+    running.next_halt(DeltaAction.REASON_ESTOP)  # releasing it is not enough
+    running.wait_for(lambda: running.trigger('estop_reset').success)
+    before = running.actions[-1]
+    sequence = max(action.chunk_sequence for action in running.actions)
+    assert is_zero(before) and running.next_motion().chunk_sequence > sequence
+
+
+def test_pause_holds_and_only_a_fresh_chunk_moves_afterwards(running):
+    assert running.pause(True).success
+    running.next_halt(DeltaAction.REASON_PAUSED)
+    running.next_status(lambda status: status.state == PolicyStatus.STATE_PAUSED)
+    sequence = max(action.chunk_sequence for action in running.actions)
+    assert running.pause(False).success
+    motion = running.next_motion()
+    assert motion.chunk_sequence == sequence + 1 and motion.chunk_step == 0
+
+
+def test_a_history_reset_voids_the_plan(running):
+    assert running.trigger('reset_history').success
+    marker = len(running.actions)
+    motion = running.next_motion()
+    earlier = [action.chunk_sequence for action in running.actions[:marker]]
+    assert motion.chunk_step == 0 or motion.chunk_sequence > max(earlier)
+    assert any(len(chunk.frame_stamps) == 1 for chunk in running.chunks)
+
+
+def test_a_chunk_on_request_moves_nothing_and_appears_on_no_topic(start_policy, client):
+    start_policy()
+    client.camera_on()
+    client.wait_for(lambda: client.statuses and client.statuses[-1].observation_age >= 0)
+    nothing = client.ask_chunk()
+    client.wait_for(nothing.done)
+    assert not nothing.result().success and 'no instruction' in nothing.result().message
+    future = client.ask_chunk(TASK)
+    client.wait_for(future.done)
+    response = future.result()
+    assert response.success and response.chunk.horizon == 5
+    assert len(response.chunk.actions) == 35 and response.chunk.instruction == TASK
+    client.next(client.actions)
+    assert not client.chunks and all(map(is_zero, client.actions))
+
+
+def test_requests_without_end_do_not_starve_the_robot(start_policy, client):
+    start_policy(script_latency=0.15)  # longer than the 0.1 s that a chunk runs
+    client.camera_on()
+    client.instruct()
+    client.next_motion()
+    marker = len(client.chunks)
+    futures = [client.ask_chunk('another task') for _ in range(6)]
+    client.wait_for(lambda: all(future.done() for future in futures))
+    assert len(client.chunks) - marker >= 5  # one of the robot's after each of theirs
+    assert all(future.result().success for future in futures)
+
+
+def test_an_open_request_is_answered_when_the_node_stops(start_policy, client):
+    start_policy(script_latency=30.0)
+    client.camera_on()
+    client.wait_for(lambda: client.statuses and client.statuses[-1].observation_age >= 0)
+    futures = [client.ask_chunk(TASK) for _ in range(2)]  # one is computed, one waits
+    client.next(client.actions)  # who waits for a chunk does not stop the commands
+    assert client.transition('deactivate') and client.transition('cleanup')
+    client.wait_for(lambda: all(future.done() for future in futures))
+    assert all('deactivated' in future.result().message for future in futures)
+
+
+def test_limits_change_while_the_node_runs_and_nothing_else_does(running):
+    def set_parameters(**values):
+        parameters = [Parameter(name.replace('__', '.'), value=value).to_parameter_msg()
+                      for name, value in values.items()]
+        return running.call(SetParametersAtomically, 'set_parameters_atomically',
+                            SetParametersAtomically.Request(parameters=parameters)).result
+    assert set_parameters(limits__max_translation=0.001).successful
+    limited = running.next(running.actions,
+                           lambda action: action.verdict == DeltaAction.VERDICT_LIMITED)
+    assert limited.reason == DeltaAction.REASON_OUT_OF_RANGE
+    assert max(abs(limited.translation.x), abs(limited.translation.y)) == pytest.approx(0.001)
+    for bad, complaint in (({'limits__gripper_min': 1.0, 'limits__gripper_max': -1.0}, 'gripper'),
+                           ({'limits__max_rotation': 99.0}, 'max_rotation'),
+                           ({'limits__max_rotation': 'a lot'}, 'max_rotation'),
+                           ({'limits__workspace_min': [0.0]}, 'workspace_min'),
+                           ({'control__rate': 10.0}, 'read-only')):
+        refused = set_parameters(**bad)
+        assert not refused.successful and complaint in refused.reason
+    running.next_motion()
+
+
+def test_the_status_says_what_runs_and_how_well(running):
+    status = running.next_status(lambda status: status.replans_per_second > 0
+                                 and status.control_rate > 0)
+    assert status.state == PolicyStatus.STATE_RUNNING and status.halt_reason == 0
+    assert status.instruction == TASK and 'no model' in status.policy
+    assert 0 <= status.observation_age < 0.5 and 0 <= status.latency_p50 <= status.latency_p99
+    report = running.next(running.diagnostics)
+    parts = {part.name: part for part in report.status}
+    assert set(parts) == {f'worldvla_policy: {part}' for part in ('camera', 'worker', 'control')}
+    assert all(part.level == b'\x00' and part.message == 'ok' for part in report.status)
+    keys = {value.key for part in report.status for value in part.values}
+    assert {'rate_hz', 'age_s', 'heartbeat_age_s', 'memory_mb', 'latency_p99_ms'} <= keys

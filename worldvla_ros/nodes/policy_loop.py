@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The topics of a configured policy: frames and instructions in, commands out at a fixed rate.
+
+A thin shell around PolicyController: convert, call, convert, publish. Commands go out at the
+control rate as long as the loop is active, and the last one before any silence is zero motion.
+"""
+
+import functools
+import time
+
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped, TwistStamped
+import numpy as np
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.timer import Timer
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Bool, Header, String
+
+from worldvla_ros.action import RunTask
+from worldvla_ros.control.controller import ChunkArrival, Outgoing, PolicyController
+from worldvla_ros.datatypes import Frame
+from worldvla_ros.errors import FrameError, InstructionError
+from worldvla_ros.inference.backend import Backend, BackendInfo
+from worldvla_ros.msg import ActionChunk, DeltaAction, PolicyStatus
+from worldvla_ros.nodes import conversions
+from worldvla_ros.nodes.parameters import PolicyParameters
+from worldvla_ros.nodes.reporting import Reporter
+from worldvla_ros.nodes.task_server import TaskServer
+from worldvla_ros.safety.limits import Reason
+
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+_COMMANDS = QoSProfile(depth=10)  # reliable; deep enough that a busy simulator misses none
+_LOG_PERIOD = 5.0  # [s] between two log lines of the same complaint
+_CLOCK_SILENCE_NS = 500_000_000  # without a tick for so long, simulated time stands still
+_FAREWELL = Duration(seconds=0.2)  # longest wait until the last command is acknowledged
+
+
+class PolicyLoop:
+    """
+    See the module. Raises ConfigError for settings that the policy does not allow.
+
+    :param backend: started, and `info` what it said of itself
+    :param tasks: the running goal; it ends with other instructions, halts and its own limits
+    """
+
+    def __init__(self, node: LifecycleNode, config: PolicyParameters, backend: Backend,
+                 info: BackendInfo, tasks: TaskServer) -> None:
+        self._node = node
+        self._config = config
+        self._tasks = tasks
+        self.controller = PolicyController(config, backend, info, on_chunk=self._on_chunk)
+        self.active = False
+        self._reporter = Reporter(self.controller)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._timers: list[Timer] = []
+        self._last_tick_ns = 0
+        self._reported = ''
+        self._publish_to()
+        self._listen()
+
+    def _publish_to(self) -> None:
+        create = self._node.create_publisher
+        self._actions = create(DeltaAction, '~/action', _COMMANDS)
+        self._twists = (create(TwistStamped, '~/delta_twist_cmds', 1)
+                        if self._config.servo.enabled else None)
+        self._chunks = create(ActionChunk, '~/action_chunk', 10)
+        self._status = create(PolicyStatus, '~/status', 10)
+        self._followed = create(String, '~/active_instruction', _LATCHED)
+        self._diagnostics = create(DiagnosticArray, '/diagnostics', 10)
+
+    def _listen(self) -> None:
+        if self._config.camera.transport == 'raw':
+            image = (Image, 'image', conversions.image_to_frame)
+        else:
+            image = (CompressedImage, 'image/compressed', conversions.compressed_to_frame)
+        message_type, topic, convert = image
+        create = self._node.create_subscription
+        self._subscriptions = [
+            create(message_type, topic, functools.partial(self._on_image, convert),
+                   qos_profile_sensor_data),
+            create(PoseStamped, 'ee_pose', self._on_ee_pose, qos_profile_sensor_data),
+            create(String, '~/instruction', self._on_instruction, 10),
+            create(Bool, '~/estop', self._on_estop, 10)]
+
+    def start(self, simulated: bool) -> None:
+        """
+        Start to publish commands.
+
+        :param simulated: the node's clock is that of a simulator and drives the commands, except
+            where the frames themselves do (lockstep)
+        """
+        self.controller.reset_history()
+        self.active = True
+        self._last_tick_ns = time.monotonic_ns()
+        period = 1.0 / self._config.control.rate
+        by_node_clock = simulated and not self._config.lockstep
+        on_timer = self._idle if self._config.lockstep else self._tick
+        create = self._node.create_timer
+        self._timers = [
+            create(period, on_timer,
+                   clock=self._node.get_clock() if by_node_clock else self._steady),
+            create(1.0 / self._config.status_rate, self._report, clock=self._steady)]
+        if by_node_clock:
+            self._timers.append(create(period, self._watch_clock, clock=self._steady))
+
+    def halt(self, reason: Reason) -> None:
+        """Publish zero motion as the last message and stop the timers; safe to repeat."""
+        if not self.active:
+            return
+        self.active = False
+        for timer in self._timers:
+            self._node.destroy_timer(timer)
+        why = 'the node was deactivated'
+        self._tasks.end(RunTask.Result.TERMINATION_DEACTIVATED, why)
+        self.controller.fail_services(why)
+        self.controller.instruction = ''
+        self._followed.publish(String())
+        self._publish(self.controller.hold(reason))
+        self._status.publish(PolicyStatus(
+            header=self.header(), state=PolicyStatus.STATE_INACTIVE, halt_reason=int(reason),
+            policy=self.controller.info.description))
+        self._actions.wait_for_all_acked(_FAREWELL)
+
+    def destroy(self) -> None:
+        """Take all topics away."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        for publisher in (self._actions, self._twists, self._chunks, self._status,
+                          self._followed, self._diagnostics):
+            if publisher is not None:
+                self._node.destroy_publisher(publisher)
+
+    def follow(self, instruction: str) -> None:
+        """Follow an instruction and tell everybody. Raises InstructionError."""
+        try:
+            self.controller.set_instruction(instruction)
+        finally:
+            following = self.controller.instruction
+            self._followed.publish(String(data=following))
+            self._node.get_logger().info(
+                f'following: {following!r}' if following else 'no instruction: holding')
+        self.answer()
+
+    def collect(self) -> None:
+        """Look after results of the backend."""
+        if self.active:
+            self.controller.poll(self.now_ns(), time.monotonic_ns())
+            self.answer()
+
+    def answer(self) -> None:
+        """Publish the command for the newest frame as soon as there is one (lockstep)."""
+        if self.active and self._config.lockstep:
+            outgoing = self.controller.answer(self.now_ns(), time.monotonic_ns())
+            if outgoing is not None:
+                self._last_tick_ns = time.monotonic_ns()
+                self._publish(outgoing)
+                self._tasks.check(self.now_ns())
+
+    def now_ns(self) -> int:
+        """Time of the node's clock [ns]."""
+        return self._node.get_clock().now().nanoseconds
+
+    def header(self) -> Header:
+        """Stamp of a command: now, and in lockstep never before the frame that it answers."""
+        now_ns = self.now_ns()
+        if self._config.lockstep:
+            now_ns = max(now_ns, self.controller.newest_ns)
+        return Header(stamp=conversions.to_time(now_ns), frame_id=self._config.base_frame)
+
+    # --- inputs --------------------------------------------------------------------------------
+
+    def _on_image(self, convert, message: Image | CompressedImage) -> None:
+        try:
+            frame: Frame = convert(message, self._config.camera.crop)
+        except FrameError as error:
+            self._reporter.frame_error = str(error)
+            self._node.get_logger().error(f'image refused: {error}',
+                                          throttle_duration_sec=_LOG_PERIOD)
+            return
+        self._reporter.frame_error = ''
+        self._reporter.frames.add()
+        self.controller.push_frame(frame)
+        self.answer()
+
+    def _on_ee_pose(self, message: PoseStamped) -> None:
+        position = message.pose.position
+        self.controller.set_ee_position(np.array([position.x, position.y, position.z]))
+
+    def _on_instruction(self, message: String) -> None:
+        if not self.active:
+            self._node.get_logger().warning('instruction ignored: the node is not active')
+            return
+        self._tasks.end(RunTask.Result.TERMINATION_PREEMPTED, 'another instruction took over')
+        try:
+            self.follow(message.data)
+        except InstructionError as error:
+            self._node.get_logger().error(f'instruction refused: {error}')
+
+    def _on_estop(self, message: Bool) -> None:
+        self.controller.set_estop(message.data, time.monotonic_ns())
+        if message.data and self.active:
+            self._publish(self.controller.idle(self.now_ns(), time.monotonic_ns()))
+
+    # --- outputs -------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Publish the command that is due (realtime)."""
+        self._last_tick_ns = time.monotonic_ns()
+        self._publish(self.controller.tick(self.now_ns(), self._last_tick_ns))
+        self._tasks.check(self.now_ns())
+
+    def _idle(self) -> None:
+        """Publish zero motion while no frame asks for a command (lockstep)."""
+        outgoing = self.controller.idle(self.now_ns(), time.monotonic_ns())
+        period_ns = 1e9 / self._config.control.rate
+        if time.monotonic_ns() - self._last_tick_ns > period_ns:
+            self._publish(outgoing)
+        self.answer()
+        self._tasks.check(self.now_ns())
+
+    def _watch_clock(self) -> None:
+        """Publish zero motion while simulated time stands still and drives no tick."""
+        if time.monotonic_ns() - self._last_tick_ns > _CLOCK_SILENCE_NS:
+            self._publish(self.controller.hold(Reason.CLOCK))
+            self._tasks.check(self.now_ns())
+
+    def _publish(self, outgoing: Outgoing) -> None:
+        header = self.header()
+        self._actions.publish(conversions.outgoing_to_action(outgoing, header))
+        if self._twists is not None:
+            self._twists.publish(conversions.command_to_twist(
+                outgoing.command, header, self._config.scale, self._config.control.rate,
+                self._config.servo.command_type))
+        self._reporter.commands.add()
+
+    def _on_chunk(self, arrival: ChunkArrival) -> None:
+        self._reporter.chunks.add()
+        self._chunks.publish(conversions.arrival_to_message(arrival, self.header()))
+        if arrival.outcome.error:
+            self._node.get_logger().warning(arrival.outcome.error, once=True)
+
+    def _report(self) -> None:
+        """Publish status, diagnostics and feedback; log what changed."""
+        self.controller.conflict = self._node.count_publishers(self._actions.topic_name) > 1
+        now_ns = self.now_ns()
+        status = self._reporter.status(self.header(), now_ns, time.monotonic_ns())
+        self._status.publish(status)
+        self._diagnostics.publish(
+            self._reporter.diagnostics(status.header, status, self._node.get_name()))
+        self._tasks.publish_feedback(now_ns)
+        if status.halt_text == self._reported:
+            return
+        self._reported = status.halt_text
+        if status.state in (PolicyStatus.STATE_RUNNING, PolicyStatus.STATE_IDLE):
+            self._node.get_logger().info(status.halt_text or 'running')
+        else:
+            self._node.get_logger().warning(f'holding still: {status.halt_text}')

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What clients may ask of the policy node: pause, e-stop reset, history reset, one chunk."""
+
+from collections.abc import Callable
+import time
+
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+from rclpy.task import Future
+from std_srvs.srv import SetBool, Trigger
+
+from worldvla_ros.errors import InstructionError
+from worldvla_ros.inference.backend import Result
+from worldvla_ros.nodes import conversions
+from worldvla_ros.nodes.policy_loop import PolicyLoop
+from worldvla_ros.srv import GetActionChunk
+
+_NOT_CONFIGURED = 'the node is not configured: no policy is loaded'
+
+
+class PolicyServices:
+    """
+    Serves as long as the node lives; every refusal says why.
+
+    :param loop: returns the topics of the policy, or None while the node is not configured
+    """
+
+    def __init__(self, node: Node, loop: Callable[[], PolicyLoop | None]) -> None:
+        self._loop = loop
+        node.create_service(SetBool, '~/pause', self._on_pause)
+        node.create_service(Trigger, '~/estop_reset', self._on_estop_reset)
+        node.create_service(Trigger, '~/reset_history', self._on_reset_history)
+        # In the node's own group, a call that waits for its chunk would stop every timer.
+        node.create_service(GetActionChunk, '~/get_action_chunk', self._on_get_action_chunk,
+                            callback_group=ReentrantCallbackGroup())
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        loop = self._loop()
+        if loop is None:
+            return SetBool.Response(message=_NOT_CONFIGURED)
+        loop.controller.set_paused(request.data)
+        loop.answer()
+        return SetBool.Response(success=True, message='paused' if request.data else 'going on')
+
+    def _on_estop_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        loop = self._loop()
+        if loop is None:
+            return Trigger.Response(message=_NOT_CONFIGURED)
+        unlocked = loop.controller.estop.reset(time.monotonic_ns())
+        return Trigger.Response(success=unlocked, message=(
+            'unlocked' if unlocked else
+            'still locked: the e-stop topic says true, or is silent'))
+
+    def _on_reset_history(self, _: Trigger.Request,
+                          response: Trigger.Response) -> Trigger.Response:
+        loop = self._loop()
+        if loop is None:
+            return Trigger.Response(message=_NOT_CONFIGURED)
+        loop.controller.reset_history()
+        return Trigger.Response(success=True, message='frames and plans are forgotten')
+
+    async def _on_get_action_chunk(self, request: GetActionChunk.Request,
+                                   response: GetActionChunk.Response) -> GetActionChunk.Response:
+        loop = self._loop()
+        if loop is None or not loop.active:
+            return GetActionChunk.Response(
+                message=_NOT_CONFIGURED if loop is None else 'the node is not active')
+        answered: Future = Future()
+        try:
+            loop.controller.request_chunk(request.instruction or loop.controller.instruction,
+                                          answered.set_result)
+        except InstructionError as error:
+            return GetActionChunk.Response(message=str(error))
+        loop.collect()
+        result: Result = await answered
+        if result.chunk is None:
+            return GetActionChunk.Response(message=result.error)
+        return GetActionChunk.Response(
+            success=True, chunk=conversions.chunk_to_message(result.chunk, loop.header()))

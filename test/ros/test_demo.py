@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make demo` end to end: what it leaves behind, and what it says when it cannot."""
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+from ament_index_python.packages import get_package_prefix
+import cv2
+import numpy as np
+import pytest
+
+from worldvla_ros.datatypes import Frame, Observation
+from worldvla_ros.inference.scripted_backends import replay_backend
+
+STEPS, TIMEOUT = 12, 200
+
+
+@pytest.fixture
+def demo(domain_id, tmp_path):
+    """Run the program; the completed process and the folder it writes to."""
+    program = Path(get_package_prefix('worldvla_ros')) / 'lib' / 'worldvla_ros' / 'demo'
+
+    def demo(*arguments):
+        return subprocess.run(
+            [str(program), '--tasks', '4', '--out', str(tmp_path / 'out'), *arguments],
+            capture_output=True, text=True, timeout=TIMEOUT, check=False), tmp_path / 'out'
+    yield demo
+    assert not processes_of(domain_id), 'no process is left'
+
+
+def processes_of(domain):
+    """Command lines of the programs in a ROS domain, this one excluded."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*'):
+        try:
+            variables = (path / 'environ').read_bytes().split(b'\0')
+            command = (path / 'cmdline').read_bytes()
+        except OSError:
+            continue
+        if b'worldvla' in command and f'ROS_DOMAIN_ID={domain}'.encode() in variables:
+            found.append(command)
+    return found
+
+
+def test_the_demo_leaves_a_video_a_contact_sheet_chunks_and_a_table(demo):
+    done, out = demo('--max-steps', str(STEPS))
+    print(done.stdout, done.stderr, file=sys.stderr)
+    assert done.returncode == 0
+    assert 'pick up the ketchup' in done.stdout and 'random' in done.stdout
+    assert 'success 0 of 1, errors 0' in done.stdout and 'Traceback' not in done.stderr
+
+    row, = json.loads((out / 'episodes.json').read_text())
+    assert (row['suite'], row['task'], row['init_state']) == ('libero_object', 4, 0)
+    assert (row['steps'], row['success'], row['error']) == (STEPS, False, None)
+    assert row['control_rate_hz'] > 0 and row['latency_p99_ms'] >= row['latency_p50_ms'] > 0
+
+    video = cv2.VideoCapture(str(out / 'libero_object_task4_init0.mp4'))
+    frames = [video.read()[1] for _ in range(int(video.get(cv2.CAP_PROP_FRAME_COUNT)))]
+    assert len(frames) == STEPS + 1 and video.get(cv2.CAP_PROP_FPS) == pytest.approx(20)
+    assert frames[0].std() > 20 and not np.array_equal(frames[0], frames[-1])
+    sheet = cv2.imread(str(out / 'contact_sheet.png'))
+    assert sheet is not None and sheet.std() > 20
+
+    backend = replay_backend(out / 'libero_object_task4_init0_chunks.npz')
+    info = backend.start()
+    backend.submit(1, Observation((Frame(frames[0], 1),), 'replay'))
+    result, = iter(backend.poll())
+    assert result.chunk.actions.shape == (info.horizon, 7)
+    assert f'{row["chunks"]} chunks' in info.description
+    backend.stop()
+
+
+def test_a_checkpoint_that_does_not_exist_fails_in_one_clear_line(demo):
+    done, _ = demo('--checkpoint', '/nowhere/at/all')
+    assert done.returncode == 1
+    assert 'the demo failed' in done.stderr and '/nowhere/at/all' in done.stderr
+    assert 'Traceback' not in done.stderr + done.stdout
+    print(repr(done.stderr))

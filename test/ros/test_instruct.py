@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`instruct`, the program, beside a policy node on the mock backend."""
+
+import os
+from pathlib import Path
+import pty
+import signal
+import subprocess
+import threading
+
+from ament_index_python.packages import get_package_prefix
+import numpy as np
+import pytest
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+from worldvla_ros.datatypes import Frame
+from worldvla_ros.graph import POLICY_NODE
+from worldvla_ros.nodes.conversions import frame_to_image
+from worldvla_ros.nodes.policy_node import PolicyNode
+
+TIMEOUT = 30.0
+
+
+class Bystander(Node):
+    """A camera that shows noise, and an ear for what the policy follows."""
+
+    def __init__(self, context):
+        super().__init__('bystander', context=context)
+        self.followed = []
+        latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        self.create_subscription(String, f'{POLICY_NODE}/active_instruction',
+                                 lambda message: self.followed.append(message.data), latched)
+        self._random = np.random.default_rng(0)
+        self._camera = self.create_publisher(Image, 'image', 1)
+        self.create_timer(0.05, self._show)
+
+    def _show(self):
+        noise = self._random.integers(0, 256, (64, 64, 3), np.uint8)
+        self._camera.publish(
+            frame_to_image(Frame(noise, self.get_clock().now().nanoseconds), 'camera'))
+
+
+@pytest.fixture
+def followed(context, executor, spin, wait_for):
+    """What an active policy node has followed so far."""
+    bystander = spin(Bystander(context))
+    node = spin(PolicyNode(executor, context=context,
+                           parameter_overrides=[Parameter('backend', value='mock')]))
+    wait_for(lambda: node.count_subscribers(f'/{POLICY_NODE}/instruction'))
+    return bystander.followed
+
+
+@pytest.fixture
+def command(domain_id, monkeypatch, tmp_path):
+    """Command line of the program; its history goes to a folder of the test."""
+    monkeypatch.setenv('XDG_STATE_HOME', str(tmp_path))
+    monkeypatch.setenv('TERM', 'xterm')
+    return [str(Path(get_package_prefix('worldvla_ros')) / 'lib' / 'worldvla_ros' / 'instruct')]
+
+
+def run(command, **options):
+    """Run the program to its end."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False,
+                          **options)
+
+
+# --- scripts ----------------------------------------------------------------------------------
+
+
+def test_once_delivers_one_sentence_and_leaves_the_robot_to_it(command, followed, wait_for):
+    done = run([*command, '--once', 'pick up the milk'], stdin=subprocess.DEVNULL)
+    assert (done.returncode, done.stderr) == (0, '')
+    wait_for(lambda: followed)
+    assert followed == ['pick up the milk']
+
+
+def test_once_without_a_listener_says_so_and_fails(command):
+    done = run([*command, '--once', 'pick up the milk', '--timeout', '0.2'])
+    assert done.returncode == 1
+    assert f'nobody listens on /{POLICY_NODE}/instruction' in done.stderr
+    assert 'Traceback' not in done.stderr
+
+
+def test_once_reaches_a_policy_of_another_name(command):
+    done = run([*command, '--once', 'go', '--timeout', '0.2', '--policy', '/left/policy'])
+    assert done.returncode == 1 and '/left/policy/instruction' in done.stderr
+
+
+def test_piped_lines_are_followed_in_order_and_the_end_stops_the_robot(
+        command, followed, wait_for):
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, bufsize=1) as process:
+        for number, line in enumerate(['pick up the milk', '', '  pick up the ketchup  '], 1):
+            process.stdin.write(f'{line}\n')
+            wait_for(lambda number=number: len(followed) == number)
+    assert process.returncode == 0
+    wait_for(lambda: len(followed) == 4)
+    assert followed == ['pick up the milk', '', 'pick up the ketchup', '']
+
+
+def test_the_robot_goes_on_after_the_end_when_asked_to(command, followed, wait_for):
+    done = run([*command, '--keep-going'], input='pick up the milk\n')
+    assert done.returncode == 0 and "goes on with 'pick up the milk'" in done.stdout
+    wait_for(lambda: followed)
+    assert followed == ['pick up the milk']
+
+
+# --- a terminal -------------------------------------------------------------------------------
+
+
+class Terminal:
+    """The program in a terminal of its own."""
+
+    def __init__(self, command):
+        self._side, other = pty.openpty()
+        self.process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other,
+                                        start_new_session=True)
+        os.close(other)
+        self.screen = ''
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def type(self, text):
+        """Type keys; a line ends with a carriage return."""
+        os.write(self._side, text.encode())
+
+    def _read(self):
+        try:
+            while data := os.read(self._side, 4096):
+                self.screen += data.decode(errors='replace')
+        except OSError:
+            return  # the other side is closed
+
+    def close(self):
+        """End the program if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(TIMEOUT)
+        os.close(self._side)
+
+
+@pytest.fixture
+def terminal(command, followed, wait_for):
+    """A terminal that shows its first prompt."""
+    terminal = Terminal(command)
+    wait_for(lambda: 'instruction> ' in terminal.screen)
+    yield terminal
+    terminal.close()
+
+
+def test_one_types_a_sentence_an_empty_line_and_an_earlier_line(terminal, followed, wait_for):
+    terminal.type('pick up the milk\r')
+    wait_for(lambda: followed[-1:] == ['pick up the milk'])
+    wait_for(lambda: "following: 'pick up the milk'" in terminal.screen)
+    wait_for(lambda: '[running]' in terminal.screen)
+    terminal.type('\r')
+    wait_for(lambda: followed[-1:] == [''])
+    wait_for(lambda: '[no instruction]' in terminal.screen)
+    terminal.type('\x1b[A\r')  # arrow up
+    wait_for(lambda: followed[-1:] == ['pick up the milk'])
+    terminal.type('\x04')  # Ctrl-D
+    assert terminal.process.wait(TIMEOUT) == 0
+    wait_for(lambda: followed[-1:] == [''])
+    assert followed == ['pick up the milk', '', 'pick up the milk', '']
+    assert "stopping 'pick up the milk'" in terminal.screen
+    assert 'Traceback' not in terminal.screen
+
+
+def test_an_interrupt_stops_the_robot_too(terminal, followed, wait_for):
+    terminal.type('pick up the milk\r')
+    wait_for(lambda: followed)
+    terminal.process.send_signal(signal.SIGINT)
+    assert terminal.process.wait(TIMEOUT) == 0
+    wait_for(lambda: followed == ['pick up the milk', ''])
+    assert 'Traceback' not in terminal.screen

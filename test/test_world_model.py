@@ -9,7 +9,7 @@ from tiny_models import tiny_model
 import torch
 
 from worldvla_ros.datatypes import Frame
-from worldvla_ros.errors import FrameError, InferenceError, TokenError
+from worldvla_ros.errors import CheckpointError, FrameError, InferenceError, TokenError
 from worldvla_ros.model.generate import generate_image
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.model.transformer import Transformer
@@ -94,6 +94,12 @@ def test_the_action_enters_the_prompt(pretrained):
 
 def test_a_large_frame_is_resized(pretrained):
     assert WorldModel(pretrained).reset(frame(size=128)).image.shape == (64, 64, 3)
+
+
+def test_an_image_tokenizer_of_another_model_is_refused(pretrained):
+    other = ImageTokenizer(replace(IMAGES, n_embed=32))
+    with pytest.raises(CheckpointError, match=r'has 32 codes.* 64'):
+        replace(pretrained, image_tokenizer=other)
 
 
 def test_misuse_is_refused(pretrained):

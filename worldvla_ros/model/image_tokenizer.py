@@ -53,8 +53,8 @@ class ImageTokenizer(nn.Module):
     def encode(self, frames: Tensor | np.ndarray) -> Tensor:
         """Return the code indices int64 [N, H/16, W/16] of RGB frames uint8 [N, H, W, 3].
 
-        Raises FrameError for another dtype or shape, or sides that are no multiple of 32: the
-        prompt counts image sides in blocks of 32 px.
+        Raises FrameError for another dtype or shape, or sides that are no multiple of 16. (A
+        prompt counts sides in blocks of 32 px, and its builder refuses odd numbers of codes.)
         """
         return self.quantize.nearest(self.latents(frames))
 
@@ -62,7 +62,7 @@ class ImageTokenizer(nn.Module):
     def latents(self, frames: Tensor | np.ndarray) -> Tensor:
         """Return the latents float32 [N, C, H/16, W/16] before quantization."""
         pixels = frames if isinstance(frames, Tensor) else torch.tensor(frames)
-        side = 2 * self.factor
+        side = self.factor
         if (pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3
                 or pixels.shape[1] % side or pixels.shape[2] % side or not pixels.numel()):
             raise FrameError(f'expected RGB frames uint8 [N, H, W, 3] with sides that are '

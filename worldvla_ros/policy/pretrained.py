@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from worldvla_ros.errors import CheckpointError
 from worldvla_ros.model.checkpoint import fingerprint, load_model, pick_dtype, resolve_folder
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.model.image_tokenizer import (
@@ -34,6 +35,13 @@ class Pretrained:
     text_tokenizer: TextTokenizer
     settings: PolicySettings
     fingerprint: str = 'never saved'  # short name of the weights, for logs
+
+    def __post_init__(self) -> None:
+        """Refuse an image tokenizer whose codes are not those of the vocabulary."""
+        known, made = self.model.config.vocabulary.num_codes, self.image_tokenizer.config.n_embed
+        if known != made:
+            raise CheckpointError(f'the image tokenizer has {made} codes, the vocabulary of the '
+                                  f'model {known}; expected those that were trained together')
 
     @classmethod
     def load(cls, path: str | Path, *, subfolder: str | None = None, device: str = 'cpu',

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bad cameras, clocks and neighbours: the policy node says what is wrong, holds, and recovers."""
+
+import os
+from pathlib import Path
+import signal
+import subprocess
+import threading
+
+from ament_index_python.packages import get_package_prefix
+import cv2
+from geometry_msgs.msg import PoseStamped
+import numpy as np
+from policy_client import NODE, RATE, TASK, is_zero, noise, picture
+import pytest
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CompressedImage
+
+from worldvla_ros.msg import DeltaAction, PolicyStatus
+from worldvla_ros.nodes.conversions import to_time
+
+
+def test_without_a_camera_it_holds_and_says_so(start_policy, client):
+    start_policy()
+    client.instruct()
+    client.next_halt(DeltaAction.REASON_NO_OBSERVATION)
+    status = client.next_status(lambda status: status.state == PolicyStatus.STATE_HOLDING)
+    assert 'check the camera' in status.halt_text and status.observation_age == -1
+    client.camera_on()
+    client.next_motion()
+    client.next_status(lambda status: status.state == PolicyStatus.STATE_RUNNING)
+
+
+def test_a_camera_that_falls_silent_holds_until_it_is_back(running):
+    running.shoot = None
+    running.next_halt(DeltaAction.REASON_STALE_OBSERVATION)
+    report = running.next(running.diagnostics, lambda report: report.status[0].level != b'\x00')
+    assert 'too old' in report.status[0].message
+    running.camera_on()
+    running.next_motion()
+
+
+@pytest.mark.parametrize('shift, reason', [
+    (-5.0, DeltaAction.REASON_STALE_OBSERVATION), (5.0, DeltaAction.REASON_CLOCK)])
+def test_frames_with_wrong_stamps_never_reach_the_model(start_policy, client, shift, reason):
+    start_policy()
+
+    def shoot(number):
+        message = picture(client, noise(number))
+        now_ns = client.node.get_clock().now().nanoseconds
+        message.header.stamp = to_time(now_ns + round(shift * 1e9))
+        return message
+    client.shoot = shoot
+    client.instruct()
+    client.next_halt(reason)
+    assert not client.chunks
+
+
+def test_black_frames_never_reach_the_model(start_policy, client):
+    start_policy()
+    client.shoot = lambda number: picture(client, np.zeros((64, 64, 3), np.uint8))
+    client.instruct()
+    client.next_halt(DeltaAction.REASON_NO_OBSERVATION)
+    assert not client.chunks
+
+
+def test_a_frozen_camera_holds_until_the_picture_changes(start_policy, client):
+    start_policy(obs__frozen_after=10)
+    client.shoot = lambda number: picture(client, noise(0))
+    client.instruct()
+    client.next_motion()
+    client.next_halt(DeltaAction.REASON_FROZEN_CAMERA)
+    client.camera_on()
+    client.next_motion()
+
+
+@pytest.mark.parametrize('encoding, channels', [
+    ('rgb8', 3), ('bgr8', 3), ('rgba8', 4), ('bgra8', 4), ('mono8', 1)])
+def test_common_encodings_are_understood(start_policy, client, encoding, channels):
+    start_policy()
+    client.shoot = lambda number: picture(
+        client, np.random.default_rng(number).integers(1, 255, (48, 64, channels), np.uint8),
+        encoding)  # not square: cropped
+    client.instruct()
+    client.next_motion()
+
+
+@pytest.mark.parametrize('shape, encoding, settings, complaint', [
+    ((64, 64, 2), 'yuv422_magic', {}, 'yuv422_magic'),
+    ((48, 64, 3), 'rgb8', {'camera__crop': 'none'}, '64 x 48'),
+    ((64, 64, 3), 'rgba8', {}, 'rgba8')])
+def test_an_image_that_cannot_be_used_is_refused_with_the_reason(
+        start_policy, client, capfd, shape, encoding, settings, complaint):
+    start_policy(**settings)
+    client.shoot = lambda number: picture(client, noise(number, 64, 64)[:, :1].repeat(64, 1)[
+        :shape[0], :, :1].repeat(shape[2], 2), encoding)
+    client.instruct()
+    status = client.next_status(lambda status: complaint in status.halt_text)
+    assert status.halt_reason == DeltaAction.REASON_NO_OBSERVATION
+    assert 'image refused' in capfd.readouterr().err and not client.chunks
+    client.camera_on()
+    client.next_motion()
+    client.next_status(lambda status: not status.halt_text)
+
+
+def test_compressed_images_are_decoded_and_garbage_is_refused(start_policy, client):
+    start_policy(camera__transport='compressed')
+
+    def shoot(number, data=None):
+        message = CompressedImage(format='png')
+        message.header.stamp = client.now()
+        message.data = data or cv2.imencode('.png', noise(number))[1].tobytes()
+        return message
+    client.shoot = lambda number: shoot(number, b'garbage')
+    client.instruct()
+    client.next_status(lambda status: 'cannot be decoded' in status.halt_text)
+    client.shoot = shoot
+    client.next_motion()
+
+
+def test_another_commander_of_the_same_topic_holds_both_off(running):
+    other = running.node.create_publisher(DeltaAction, f'{NODE}/action', 10)
+    running.next_halt(DeltaAction.REASON_CONFLICT)
+    status = running.next_status(lambda status: status.state == PolicyStatus.STATE_HOLDING)
+    assert 'another publisher' in status.halt_text
+    running.node.destroy_publisher(other)
+    running.next_motion()
+
+
+def test_a_script_that_is_over_holds_and_the_status_says_so(start_policy, client, tmp_path):
+    path = tmp_path / 'chunks.npz'
+    np.savez(path, actions=np.full((1, 5, 7), 0.1, np.float32))
+    start_policy(backend='replay', replay_path=str(path))
+    client.camera_on()
+    client.instruct()
+    client.next_motion()
+    status = client.next_status(lambda status: 'inference failed' in status.halt_text)
+    assert 'the script is over after 1 chunks' in status.halt_text
+    assert status.state == PolicyStatus.STATE_HOLDING
+    assert is_zero(client.next(client.actions))
+
+
+def test_numbers_that_are_none_and_numbers_out_of_range_never_leave(start_policy, client,
+                                                                     tmp_path):
+    actions = np.full((1, 3, 7), 0.1, np.float32)
+    actions[0, 0, 4], actions[0, 1] = np.nan, 50.0
+    np.savez(tmp_path / 'chunks.npz', actions=actions)
+    start_policy(backend='replay', replay_path=str(tmp_path / 'chunks.npz'))
+    client.camera_on()
+    client.instruct()
+    client.wait_for(lambda: any(action.chunk_step == 2 for action in client.actions))
+    bad, far, good = [action for action in client.actions if action.chunk_sequence]
+    assert is_zero(bad) and bad.verdict == DeltaAction.VERDICT_HOLD
+    assert bad.reason == DeltaAction.REASON_NOT_FINITE
+    assert far.translation.x == pytest.approx(0.05) and far.gripper == 1.0
+    assert (far.verdict, far.reason) == (DeltaAction.VERDICT_LIMITED,
+                                         DeltaAction.REASON_OUT_OF_RANGE)
+    assert good.verdict == DeltaAction.VERDICT_PASS
+
+
+def test_the_twist_for_servo_is_the_same_motion_per_second(start_policy, client):
+    start_policy(servo__enabled=True)
+    client.camera_on()
+    client.instruct()
+    client.next_motion()
+    twist = client.next(client.twists, lambda twist: twist.twist.linear.x > 0)
+    action = client.wait_for(lambda: next((
+        action for action in client.actions if action.header.stamp == twist.header.stamp), None))
+    assert twist.twist.linear.x == pytest.approx(action.translation.x * RATE)
+    assert twist.header.frame_id == 'panda_link0'
+
+
+def test_a_workspace_box_needs_the_end_effector_and_keeps_it_inside(start_policy, client):
+    start_policy(limits__workspace_max=[0.5, 0.5, 0.5], limits__workspace_min=[0.0, 0.0, 0.0])
+    client.camera_on()
+    client.instruct()
+    client.next_halt(DeltaAction.REASON_WORKSPACE)
+    pose = PoseStamped()
+    pose.pose.position.x = pose.pose.position.y = 0.25
+    client.poses.publish(pose)
+    client.next_motion()
+    pose.pose.position.x = 0.5
+    client.poses.publish(pose)
+    cut = client.next(client.actions,
+                      lambda action: action.reason == DeltaAction.REASON_WORKSPACE)
+    assert cut.translation.x <= 0.0
+
+
+@pytest.fixture
+def simulator(client):
+    """An event; while it is set, a thread lets simulated time run at wall speed."""
+    clock = client.node.create_publisher(Clock, '/clock', 10)
+    running, ended = threading.Event(), threading.Event()
+
+    def run():  # a timer of the test's executor would wait for the node that waits for it
+        while not ended.wait(0.01):
+            if running.is_set():
+                clock.publish(Clock(clock=client.now()))
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield running
+    ended.set()
+    thread.join()
+
+
+def test_without_a_clock_activate_fails_with_the_reason_and_later_succeeds(
+        start_policy, client, simulator, capfd):
+    start_policy(autostart=False, use_sim_time=True, clock_timeout=0.3)
+    assert client.transition('configure') and not client.transition('activate')
+    assert client.state() == 'inactive' and 'no /clock' in capfd.readouterr().err
+    assert not client.actions
+    simulator.set()
+    assert client.transition('activate')
+    client.next_halt(DeltaAction.REASON_NO_INSTRUCTION)
+
+
+def test_simulated_time_that_stops_holds_until_it_runs_again(start_policy, client, simulator):
+    simulator.set()
+    start_policy(use_sim_time=True)
+    client.camera_on()
+    client.instruct()
+    client.next_motion()
+    simulator.clear()
+    halt = client.next_halt(DeltaAction.REASON_CLOCK)
+    client.next_status(lambda status: 'use_sim_time' in status.halt_text)
+    simulator.set()
+    assert client.next_motion().chunk_sequence > halt.chunk_sequence
+
+
+@pytest.fixture
+def program(domain_id):
+    """Start the installed program; it is killed at the end, if it still runs."""
+    path = Path(get_package_prefix('worldvla_ros')) / 'lib/worldvla_ros/worldvla_policy'
+    processes = []
+
+    def program(**values):
+        values = {'control.rate': RATE, 'obs.tolerance': 0.005, 'status_rate': 20.0, **values}
+        arguments = [word for name, value in values.items()
+                     for word in ('-p', f'{name}:={value}')]
+        processes.append(subprocess.Popen(
+            [path, '--ros-args', *arguments], stderr=subprocess.PIPE, text=True,
+            start_new_session=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'}))
+        return processes[-1]
+    yield program
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_program_with_zero_motion_and_answers(program, client, number):
+    process = program(backend='mock')
+    client.wait_until_active()
+    client.camera_on()
+    goal = client.send_goal()
+    result = goal.get_result_async()
+    client.next_motion()
+    process.send_signal(number)
+    _, log = process.communicate(timeout=10)
+    assert process.returncode == 0 and 'Traceback' not in log
+    client.wait_for(lambda: client.actions[-1].reason == DeltaAction.REASON_SHUTDOWN)
+    assert is_zero(client.actions[-1]) and client.actions[-1].gripper == -1.0
+    client.wait_for(result.done)
+    assert 'deactivated' in result.result().result.message
+
+
+def test_a_signal_while_the_policy_loads_ends_the_program_at_once(program, wait_for):
+    process = program(backend='worker')
+    children = Path(f'/proc/{process.pid}/task/{process.pid}/children')
+    worker = wait_for(lambda: children.read_text().split())[0]
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, log = process.communicate(timeout=10)
+    assert process.returncode == 0 and 'Traceback' not in log
+    assert 'interrupted while loading' in log
+    assert not Path(f'/proc/{worker}').exists()
+
+
+def test_a_missing_checkpoint_is_named_and_the_program_can_still_be_stopped(program, client,
+                                                                            tmp_path):
+    process = program(backend='worker', checkpoint=tmp_path / 'nowhere')
+    lines = iter(process.stderr.readline, '')
+    complaint = next(line for line in lines if 'cannot configure' in line)
+    assert 'nowhere' in complaint and client.state() == 'unconfigured'
+    assert not client.send_goal(TASK).accepted
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=10)
+    assert process.returncode == 0 and 'Traceback' not in log

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole loop as processes: simulator, policy node, worker with a real model, one client."""
 
-from pathlib import Path
-
 import numpy as np
+from processes import children_of, is_alive
 import pytest
 import rclpy
 from sensor_msgs.msg import JointState
@@ -46,20 +45,6 @@ def play(log_folder, episodes):
     finally:
         rclpy.try_shutdown()
     return played, pids
-
-
-def children_of(pid):
-    """Process ids of the children of a process."""
-    return [int(child) for path in Path(f'/proc/{pid}/task').glob('*/children')
-            for child in path.read_text().split()]
-
-
-def is_alive(pid):
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
-    except FileNotFoundError:
-        return False
 
 
 def assert_same(first, second):

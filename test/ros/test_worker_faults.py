@@ -6,12 +6,12 @@ reason, restart within the budget.
 """
 
 import os
-from pathlib import Path
 import signal
 
 from action_msgs.msg import GoalStatus
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 import numpy as np
+from processes import children_of, is_alive
 import pytest
 from rclpy.action import ActionClient
 from rclpy.node import Node
@@ -72,20 +72,11 @@ def is_motion(action):
     return any(value != 0 for part in parts for value in (part.x, part.y, part.z))
 
 
-def child_of(pid):
-    """Process id of the one child of a process, or None."""
-    children = [child for path in Path(f'/proc/{pid}/task').glob('*/children')
-                for child in path.read_text().split()]
+def worker_of(pid):
+    """Process id of the worker of a policy program, or None."""
+    children = children_of(pid)
     assert len(children) < 2
-    return int(children[0]) if children else None
-
-
-def is_alive(pid):
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
-    except FileNotFoundError:
-        return False
+    return children[0] if children else None
 
 
 @pytest.fixture
@@ -130,7 +121,7 @@ def test_a_killed_worker_means_zero_motion_an_aborted_goal_then_motion_again_unt
         client, move, start_policy, wait_for):
     policy = start_policy(**{'worker.max_restarts': 1})
     goal = move()
-    worker = child_of(policy)
+    worker = worker_of(policy)
     ended = goal.get_result_async()
     killed_ns = client.get_clock().now().nanoseconds
     os.kill(worker, signal.SIGKILL)
@@ -147,10 +138,10 @@ def test_a_killed_worker_means_zero_motion_an_aborted_goal_then_motion_again_unt
     last_motion_ns = max(to_ns(one.header.stamp) for one in client.actions if is_motion(one))
     assert last_motion_ns - killed_ns < WATCHDOG_NS and not client.moves_since(number)
     assert len(client.actions) > number, 'zero motion is explicit, not silence'
-    assert not is_alive(worker) and child_of(policy) not in (None, worker)
+    assert not is_alive(worker) and worker_of(policy) not in (None, worker)
     move()
 
-    worker = child_of(policy)
+    worker = worker_of(policy)
     os.kill(policy, signal.SIGTERM)
     wait_for(lambda: not is_alive(policy) and not is_alive(worker))
     wait_for(lambda: client.actions[-1].reason == DeltaAction.REASON_SHUTDOWN)
@@ -161,7 +152,7 @@ def test_a_hung_worker_without_a_budget_ends_in_a_state_of_error(
         client, move, start_policy, wait_for):
     policy = start_policy(**{'worker.max_restarts': 0})
     goal = move()
-    worker = child_of(policy)
+    worker = worker_of(policy)
     ended = goal.get_result_async()
     os.kill(worker, signal.SIGSTOP)
     wait_for(ended.done)
@@ -170,7 +161,7 @@ def test_a_hung_worker_without_a_budget_ends_in_a_state_of_error(
     assert 'did not answer' in ended.result().result.message
     assert not is_alive(worker)
     wait_for(lambda: client.status.state == PolicyStatus.STATE_ERROR)
-    assert child_of(policy) is None
+    assert worker_of(policy) is None
     fault = client.worker_faults()[-1]
     assert 'restart budget is spent' in fault and 'configure the node again' in fault
     number = len(client.actions)
@@ -181,6 +172,6 @@ def test_a_hung_worker_without_a_budget_ends_in_a_state_of_error(
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_is_left_when_the_program_ends_by(number, start_policy, wait_for):
     policy = start_policy()
-    worker = wait_for(lambda: child_of(policy))
+    worker = wait_for(lambda: worker_of(policy))
     os.kill(policy, number)
     wait_for(lambda: not is_alive(policy) and not is_alive(worker))

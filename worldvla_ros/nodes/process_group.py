@@ -76,8 +76,13 @@ class ProcessGroup:
                 raise WorldVLAError(f'{name} ended with status {process.returncode}; '
                                     f'{self.end_of_log(name)}')
 
-    def end_of_log(self, name: str, lines: int = 5) -> str:
+    def end_of_log(self, name: str) -> str:
         """Return where the log of a node is, and its last lines."""
         path = self.log_path(name)
-        tail = path.read_text(errors='replace').splitlines()[-lines:]
+        tail = path.read_text(errors='replace').splitlines()[-5:]
         return f'{path} ends with:\n  ' + '\n  '.join(tail)
+
+    def last_message(self, name: str) -> str:
+        """Return the last line of a node's log without severity, time and name."""
+        last = self.log_path(name).read_text(errors='replace').rstrip().rpartition('\n')[2]
+        return last.partition(f'[{name}]: ')[2] or last

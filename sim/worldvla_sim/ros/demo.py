@@ -68,8 +68,8 @@ class DemoClient(Node):
         state = self._wait_for(self._policy_state.call_async(GetState.Request()), _START_TIMEOUT,
                                'the policy to load')
         if state.current_state.id == State.PRIMARY_STATE_UNCONFIGURED:
-            raise WorldVLAError('the policy could not be loaded; '
-                                + self._processes.end_of_log(POLICY_NODE, lines=1))
+            raise WorldVLAError('the policy could not be loaded: '
+                                + self._processes.last_message(POLICY_NODE))
         self._spin_until(lambda: self.status is not None and self._reset.service_is_ready()
                          and self._run_task.server_is_ready(), _START_TIMEOUT,
                          'the policy and the simulator to be ready')

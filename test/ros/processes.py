@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look at processes through /proc: which there are, and which still run."""
+
+from pathlib import Path
+
+
+def children_of(pid):
+    """Process ids of the children of a process."""
+    return [int(child) for path in Path(f'/proc/{pid}/task').glob('*/children')
+            for child in path.read_text().split()]
+
+
+def is_alive(pid):
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
+    except FileNotFoundError:
+        return False
+
+
+def programs_in(domain):
+    """Command lines of this project's programs in a ROS domain."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*'):
+        try:
+            variables = (path / 'environ').read_bytes().split(b'\0')
+            command = (path / 'cmdline').read_bytes()
+        except OSError:
+            continue  # it has ended meanwhile
+        if b'worldvla' in command and f'ROS_DOMAIN_ID={domain}'.encode() in variables:
+            found.append(command)
+    return found

@@ -161,6 +161,12 @@ class PolicyClient:
         start = len(inbox)
         return self.wait_for(lambda: next(filter(predicate, inbox[start:]), None))
 
+    def command(self, sequence, step):
+        """Wait for the command from one step of one chunk."""
+        return self.wait_for(lambda: next((
+            action for action in self.actions
+            if (action.chunk_sequence, action.chunk_step) == (sequence, step)), None))
+
     def next_motion(self):
         """Wait for a command that moves the robot."""
         return self.next(self.actions, lambda action: not is_zero(action))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node over DDS: lifecycle, commands at a fixed rate, instructions, stops, services."""
 
-from policy_client import LATCHED, NODE, RATE, TASK, is_zero
+from policy_client import LATCHED, NODE, RATE, TASK, is_zero, noise, picture
 import pytest
 from rcl_interfaces.srv import SetParametersAtomically
 import rclpy
@@ -116,6 +116,60 @@ def test_an_instruction_that_cannot_be_used_is_refused_and_the_robot_holds(runni
     assert not refused.result().success and complaint in refused.result().message
     running.instruct()
     running.next_motion()
+
+
+def test_a_chunk_in_flight_for_an_older_instruction_never_moves_the_robot(start_policy, client):
+    start_policy(script_latency=0.3)
+    client.camera_on()
+    client.instruct('open the drawer')
+    client.next_halt(DeltaAction.REASON_WAITING_FOR_CHUNK)
+    client.instruct()
+    client.next_motion()
+    assert {action.instruction for action in client.actions if action.chunk_sequence} == {TASK}
+    assert {chunk.instruction for chunk in client.chunks} == {TASK}
+
+
+def test_steps_that_elapsed_during_an_inference_are_dropped_by_their_count(start_policy, client):
+    start_policy(control__schedule='async', control__replan_steps=2, script_latency=0.03)
+    client.camera_on()
+    client.instruct()
+    client.wait_for(lambda: len(client.chunks) > 5)
+    assert client.chunks[0].dropped_steps == 0
+    dropped = {chunk.sequence: chunk.dropped_steps for chunk in client.chunks}
+    assert all(count > 0 for sequence, count in dropped.items() if sequence > 1)
+    first_steps = {}
+    for action in client.actions:
+        first_steps.setdefault(action.chunk_sequence, action.chunk_step)
+    assert all(first_steps[sequence] == count for sequence, count in dropped.items()
+               if sequence in first_steps)
+    client.next_status(lambda status: status.dropped_actions >= sum(dropped.values()))
+
+
+def test_in_lockstep_each_frame_gets_one_command_that_names_it(start_policy, client, wait_for):
+    start_policy(control__mode='lockstep', obs__max_age=10.0)
+    client.instruct()
+    wait_for(lambda: client.followed and client.followed[-1].data == TASK)
+    for number in range(12):
+        frame = picture(client, noise(number))
+        client.images.publish(frame)
+        command = client.command(1 + number // 5, number % 5)
+        assert stamp_ns(command.header.stamp) >= stamp_ns(frame.header.stamp)
+        if number % 5 == 0:
+            assert command.observation_stamp == frame.header.stamp
+    client.next_halt(DeltaAction.REASON_WAITING_FOR_CHUNK)  # a sign of life while none comes
+    assert sum(action.chunk_sequence > 0 for action in client.actions) == 12
+
+
+def test_a_silent_estop_input_locks_where_a_heartbeat_is_asked_for(start_policy, client):
+    start_policy(control__heartbeat_estop=0.2)
+    client.camera_on()
+    client.instruct()
+    client.next_halt(DeltaAction.REASON_ESTOP)
+    beating = client.node.create_timer(0.02, lambda: client.estop(False))
+    client.wait_for(lambda: client.trigger('estop_reset').success)
+    client.next_motion()
+    beating.cancel()
+    client.next_halt(DeltaAction.REASON_ESTOP)
 
 
 def test_who_comes_late_hears_what_is_being_followed(running, context, spin, wait_for):

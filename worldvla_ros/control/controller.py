@@ -6,13 +6,14 @@
 It has no clock, no thread and no ROS: every call says what time it is. One thread owns it.
 """
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 import sys
 
 import numpy as np
 
+from worldvla_ros.control.chunk_requests import ChunkRequests
+from worldvla_ros.control.instruction import checked_instruction
 from worldvla_ros.control.settings import ControllerSettings
 from worldvla_ros.datatypes import ActionChunk, Frame
 from worldvla_ros.errors import FrameError, InstructionError, WorldVLAError
@@ -58,10 +59,9 @@ class ChunkArrival:
 
 @dataclass(eq=False)
 class _Request:
-    """A request in flight: for the schedule (ticket) or for a service (callback)."""
+    """A request in flight."""
 
-    ticket: Ticket | None
-    callback: Callable[[Result], None] | None
+    ticket: Ticket | None  # None: not for the schedule, but for one of the chunk requests
     submitted_ns: int
 
 
@@ -87,6 +87,7 @@ class PolicyController:
         self.schedule = ChunkSchedule(control.schedule, control.replan_steps or info.horizon)
         self.estop = EStop(round(control.heartbeat_estop * 1e9) or None)
         self.latency = LatencyWindow(_LATENCY_WINDOW, warm_up=0)  # the backend warmed up itself
+        self.chunk_requests = ChunkRequests()
         self.instruction = ''
         self.paused = False
         self.conflict = False
@@ -96,8 +97,6 @@ class PolicyController:
         self._previous = Command.hold(_KEEP_GRIPPER)
         self._ee_position: np.ndarray | None = None
         self._requests: dict[int, _Request] = {}
-        self._services: deque[tuple[str, Callable[[Result], None]]] = deque()
-        self._service_was_last = False  # the loop and services take turns
         self._number = 0
         self._retry_ns = 0  # steady time before which no inference is tried again
         self._obstructed = True  # something forbade motion when it was looked at last
@@ -127,16 +126,8 @@ class PolicyController:
         self.instruction = self.check_instruction(text)
 
     def check_instruction(self, text: str) -> str:
-        """Return the instruction in single-spaced words. Raises InstructionError."""
-        instruction = ' '.join(text.split())
-        limit = self.settings.control.max_instruction_length
-        if len(instruction) > limit:
-            raise InstructionError(f'an instruction may have {limit} characters, got '
-                                   f'{len(instruction)}; the robot holds still')
-        if not instruction.isprintable():
-            raise InstructionError('an instruction must be plain text, got control characters; '
-                                   'the robot holds still')
-        return instruction
+        """Return the instruction as it would be followed. Raises InstructionError."""
+        return checked_instruction(text, self.settings.control.max_instruction_length)
 
     def set_paused(self, paused: bool) -> None:
         """Pause or go on; what was planned before is void."""
@@ -169,18 +160,7 @@ class PolicyController:
         instruction = self.check_instruction(instruction)
         if not instruction:
             raise InstructionError('there is no instruction: give one, or publish one')
-        self._services.append((instruction, callback))
-
-    def fail_services(self, why: str) -> None:
-        """Answer every open `request_chunk` with the reason why there will be no chunk."""
-        open_requests = [callback for _, callback in self._services]
-        self._services.clear()
-        for request in self._requests.values():
-            if request.callback is not None:
-                open_requests.append(request.callback)
-                request.callback = None
-        for callback in open_requests:
-            callback(Result(0, None, why))
+        self.chunk_requests.add(instruction, callback)
 
     # --- the loop ------------------------------------------------------------------------------
 
@@ -188,7 +168,7 @@ class PolicyController:
         """Collect what the backend answered and give it the next request."""
         for result in self.backend.poll():
             self._take(result, steady_ns)
-        self._serve_services(now_ns, steady_ns)
+        self._serve_request(now_ns, steady_ns)
 
     def tick(self, now_ns: int, steady_ns: int) -> Outgoing:
         """Return the command that is due now; there always is one."""
@@ -231,11 +211,6 @@ class PolicyController:
         return self._hold(obstacle or self._why_nothing_is_due())
 
     # --- what is asked from outside ------------------------------------------------------------
-
-    @property
-    def replans(self) -> int:
-        """Chunks accepted since the controller was made."""
-        return self.schedule.replans
 
     def observation_age(self, now_ns: int) -> float:
         """Age of the newest frame [s]; -1 without one."""
@@ -283,9 +258,9 @@ class PolicyController:
         """Ask for a chunk if one is wanted and the backend is free."""
         if self.backend.busy or not self._wants_chunk(steady_ns):
             return
-        self._service_was_last = False
+        self.chunk_requests.loop_had_its_turn()
         ticket = self.schedule.submitted(self.schedule.epoch)
-        self._submit(self.instruction, _Request(ticket, None, steady_ns), now_ns)
+        self._submit(self.instruction, _Request(ticket, steady_ns), now_ns)
 
     def _submit(self, instruction: str, request: _Request, now_ns: int) -> None:
         observation = self.history.observation(now_ns, instruction)
@@ -301,24 +276,22 @@ class PolicyController:
     def _wants_chunk(self, steady_ns: int) -> bool:
         return self.schedule.wants_chunk() and steady_ns >= self._retry_ns
 
-    def _serve_services(self, now_ns: int, steady_ns: int) -> None:
-        """Serve one request from outside, at most every other turn while the loop waits."""
+    def _serve_request(self, now_ns: int, steady_ns: int) -> None:
+        if self.backend.busy:
+            return
         loop_waits = (not self._obstructed and self._wants_chunk(steady_ns)
                       and (self._asked or not self.settings.lockstep))
-        if self._services and not self.backend.busy and not (
-                self._service_was_last and loop_waits):
-            self._service_was_last = True
-            instruction, callback = self._services.popleft()
-            self._submit(instruction, _Request(None, callback, steady_ns), now_ns)
+        instruction = self.chunk_requests.take(loop_waits)
+        if instruction is not None:
+            self._submit(instruction, _Request(None, steady_ns), now_ns)
 
     def _take(self, result: Result, steady_ns: int) -> None:
         """Hand a result to whoever asked for it."""
         request = self._requests.pop(result.request, None)
         if request is None:
             return
-        if request.callback is not None:
-            request.callback(result)
         if request.ticket is None:
+            self.chunk_requests.answer(result)
             return
         if result.chunk is None:
             if request.ticket.epoch != self.schedule.epoch:

@@ -115,7 +115,7 @@ class PolicyLoop:
             self._node.destroy_timer(timer)
         why = 'the node was deactivated'
         self._tasks.end(RunTask.Result.TERMINATION_DEACTIVATED, why)
-        self.controller.fail_services(why)
+        self.controller.chunk_requests.fail(why)
         self.controller.instruction = ''
         self._followed.publish(String())
         self._publish(self.controller.hold(reason))
@@ -197,7 +197,8 @@ class PolicyLoop:
         try:
             self.follow(message.data)
         except InstructionError as error:
-            self._node.get_logger().error(f'instruction refused: {error}')
+            self._node.get_logger().error(f'instruction refused: {error}; the robot '
+                                          f'holds still')
 
     def _on_estop(self, message: Bool) -> None:
         self.controller.set_estop(message.data, time.monotonic_ns())

@@ -3,6 +3,7 @@
 
 import json
 from pathlib import Path
+import signal
 import subprocess
 import sys
 
@@ -19,14 +20,18 @@ STEPS, TIMEOUT = 12, 200
 
 
 @pytest.fixture
-def demo(domain_id, tmp_path):
-    """Run the program; the completed process and the folder it writes to."""
+def command(tmp_path):
+    """Command line of the program; it writes to the folder `out` of the test."""
     program = Path(get_package_prefix('worldvla_ros')) / 'lib' / 'worldvla_ros' / 'demo'
+    return [str(program), '--tasks', '4', '--out', str(tmp_path / 'out')]
 
+
+@pytest.fixture
+def demo(domain_id, command, tmp_path):
+    """Run the program; the completed process and the folder it writes to."""
     def demo(*arguments):
-        return subprocess.run(
-            [str(program), '--tasks', '4', '--out', str(tmp_path / 'out'), *arguments],
-            capture_output=True, text=True, timeout=TIMEOUT, check=False), tmp_path / 'out'
+        return subprocess.run([*command, *arguments], capture_output=True, text=True,
+                              timeout=TIMEOUT, check=False), tmp_path / 'out'
     yield demo
     assert not programs_in(domain_id), 'no process is left'
 
@@ -65,3 +70,15 @@ def test_a_checkpoint_that_does_not_exist_fails_in_one_clear_line(demo):
     what, where = done.stderr.splitlines()
     assert what.startswith('the demo failed: ') and '/nowhere/at/all' in what
     assert where == f'logs: {out}/*.log'
+
+
+@pytest.mark.parametrize('number, status', [
+    (signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -signal.SIGKILL)])
+def test_nothing_is_left_when_the_demo_is_ended_by(number, status, command, domain_id, wait_for):
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                          start_new_session=True) as process:
+        wait_for(lambda: len(programs_in(domain_id)) == 4, TIMEOUT)  # worker and bridge, too
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == status and 'Traceback' not in errors
+    wait_for(lambda: not programs_in(domain_id))

@@ -30,7 +30,6 @@ class Batch:
     input_ids: Tensor  # int64 [B, S]
     labels: Tensor  # int64 [B, S], IGNORED where nothing is learned
     is_world: Tensor  # bool [B]: the world (or video) branch
-    mask: Tensor  # bool [B, S, S], True where a row may attend
 
     @property
     def label_is_world(self) -> Tensor:
@@ -41,7 +40,7 @@ class Batch:
     def to(self, device: torch.device | str) -> 'Batch':
         """Return the batch on a device."""
         return Batch(*(getattr(self, name).to(device, non_blocking=True)
-                       for name in ('input_ids', 'labels', 'is_world', 'mask')))
+                       for name in ('input_ids', 'labels', 'is_world')))
 
 
 class SampleTable:
@@ -94,12 +93,10 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> ND
     return order[position * batch_size:(position + 1) * batch_size]
 
 
-def collate(samples: Sequence[Sample], vocabulary: Vocabulary, length: int | None = None,
-            chunk_mask: bool = True) -> Batch:
+def collate(samples: Sequence[Sample], length: int | None = None) -> Batch:
     """Put samples into one batch.
 
     :param length: tokens of every row, for devices that want one shape; None: the longest sample.
-    :param chunk_mask: False hides no earlier action, for the ablation.
     Raises DatasetError for a sample that is longer; it is never cut.
     """
     longest = max(len(sample.ids) for sample in samples)
@@ -113,14 +110,15 @@ def collate(samples: Sequence[Sample], vocabulary: Vocabulary, length: int | Non
         ids[row, :len(tokens)] = tokens
         labels[row, :len(tokens)] = tokens.where(torch.from_numpy(sample.labelled), IGNORED)
     is_world = torch.tensor([sample.branch != 'action' for sample in samples])
-    return Batch(ids, labels, is_world, batch_mask(ids, vocabulary, chunk_mask))
+    return Batch(ids, labels, is_world)
 
 
 def batch_mask(ids: Tensor, vocabulary: Vocabulary, chunk_mask: bool = True) -> Tensor:
     """Return the published mask, bool [B, S, S], of complete sequences [B, S].
 
     Equal to `model.attention_mask.action_chunk_mask` of each row, which also takes sequences that
-    are cut within a block; here all rows are done at once.
+    are cut within a block; here all rows are done at once, on their device.
+    :param chunk_mask: False hides no earlier action, for the ablation.
     """
     position = torch.arange(ids.shape[1], device=ids.device)
     mask = (position <= position[:, None]).expand(len(ids), -1, -1)

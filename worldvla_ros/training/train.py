@@ -16,6 +16,7 @@ import torch.distributed as dist
 from worldvla_ros.config import load_yaml
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.failures import explain_os_error
 from worldvla_ros.training.run_folder import RunFolder
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.trainer import Trainer, pick_device
@@ -47,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
         result = train(config)
     except WorldVLAError as error:
         print(f'train: {error}', file=sys.stderr)
+        return 1
+    except OSError as error:  # metrics and curves; checkpoints report their own
+        print(f'train: {explain_os_error(error)}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('train: stopped; run the same command again to go on from the last checkpoint',

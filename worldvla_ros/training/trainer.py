@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from worldvla_ros.model.checkpoint import pick_dtype
 from worldvla_ros.model.transformer import MLP, Attention, Transformer
-from worldvla_ros.training.batches import Batch, SampleTable, batch_indices, collate
+from worldvla_ros.training.batches import Batch, SampleTable, batch_indices, batch_mask, collate
 from worldvla_ros.training.experiment import Experiment
 from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.losses import LossConfig, LossTerms, labelled_logits, loss_terms
@@ -37,18 +37,19 @@ TERMS = ('total', 'cross_entropy', 'z_loss', 'action', 'world', 'action_accuracy
 class LossOfBatch(nn.Module):
     """Network and loss as one module, which is what data parallelism wraps."""
 
-    def __init__(self, model: Transformer, config: LossConfig, dtype: torch.dtype) -> None:
+    def __init__(self, model: Transformer, config: LossConfig, dtype: torch.dtype,
+                 chunk_mask: bool = True) -> None:
         super().__init__()
-        self.model, self._config, self._dtype = model, config, dtype
+        self.model, self._config = model, config
+        self._dtype, self._chunk_mask = dtype, chunk_mask
 
     def forward(self, batch: Batch) -> LossTerms:
         """Return the loss of one batch; matrix products in the dtype, the loss in float32."""
-        device = self.model.device.type
+        device, vocabulary = self.model.device.type, self.model.config.vocabulary
+        mask = batch_mask(batch.input_ids, vocabulary, self._chunk_mask)
         with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
-            logits, labels = labelled_logits(self.model, batch.input_ids, batch.labels,
-                                             batch.mask)
-        return loss_terms(logits, labels, batch.label_is_world, self.model.config.vocabulary,
-                          self._config)
+            logits, labels = labelled_logits(self.model, batch.input_ids, batch.labels, mask)
+        return loss_terms(logits, labels, batch.label_is_world, vocabulary, self._config)
 
 
 class Trainer:
@@ -69,7 +70,8 @@ class Trainer:
         if config.model.activation_checkpointing:
             checkpoint_activations(model)
         self._loss_of_one = LossOfBatch(model, config.loss,
-                                        pick_dtype(config.run.dtype, self._device))
+                                        pick_dtype(config.run.dtype, self._device),
+                                        config.data.chunk_mask)
         self._loss: nn.Module = self._loss_of_one
         if self._processes > 1:
             self._loss = nn.parallel.DistributedDataParallel(self._loss_of_one)
@@ -158,10 +160,7 @@ class Trainer:
         return self._collate(table, indices[self._rank::self._processes].tolist())
 
     def _collate(self, table: SampleTable, indices: list[int]) -> Batch:
-        data = self._config.data
-        return collate([table[index] for index in indices],
-                       self._experiment.pretrained.model.config.vocabulary, data.length,
-                       data.chunk_mask)
+        return collate([table[index] for index in indices], self._config.data.length)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self._config.run.steps

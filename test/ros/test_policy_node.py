@@ -58,6 +58,8 @@ def test_unconfigured_and_inactive_nodes_publish_nothing_and_refuse_everything(s
     assert not response.result().success and 'not active' in response.result().message
     assert not client.send_goal().accepted
     assert not client.actions and not client.chunks
+    status = client.next(client.statuses)
+    assert status.state == PolicyStatus.STATE_INACTIVE and 'not active' in status.halt_text
     assert client.transition('activate')
     client.next_halt(DeltaAction.REASON_NO_INSTRUCTION)  # the instruction before did not count
 

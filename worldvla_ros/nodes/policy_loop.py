@@ -60,6 +60,8 @@ class PolicyLoop:
         self._reported = ''
         self._publish_to()
         self._listen()
+        self._reports = node.create_timer(1.0 / config.status_rate, self._report,
+                                          clock=self._steady)
 
     def _publish_to(self) -> None:
         create = self._node.create_publisher
@@ -101,8 +103,7 @@ class PolicyLoop:
         create = self._node.create_timer
         self._timers = [
             create(period, on_timer,
-                   clock=self._node.get_clock() if by_node_clock else self._steady),
-            create(1.0 / self._config.status_rate, self._report, clock=self._steady)]
+                   clock=self._node.get_clock() if by_node_clock else self._steady)]
         if by_node_clock:
             self._timers.append(create(period, self._watch_clock, clock=self._steady))
 
@@ -119,13 +120,12 @@ class PolicyLoop:
         self.controller.instruction = ''
         self._followed.publish(String())
         self._publish(self.controller.hold(reason))
-        self._status.publish(PolicyStatus(
-            header=self.header(), state=PolicyStatus.STATE_INACTIVE, halt_reason=int(reason),
-            policy=self.controller.info.description))
+        self._status.publish(self._reporter.inactive_status(self.header(), reason))
         self._actions.wait_for_all_acked(_FAREWELL)
 
     def destroy(self) -> None:
         """Take all topics away."""
+        self._node.destroy_timer(self._reports)
         for subscription in self._subscriptions:
             self._node.destroy_subscription(subscription)
         for publisher in (self._actions, self._twists, self._chunks, self._status,
@@ -245,6 +245,10 @@ class PolicyLoop:
 
     def _report(self) -> None:
         """Publish status, diagnostics and feedback; log what changed."""
+        if not self.active:  # a worker that dies meanwhile is replaced before it is needed
+            self.controller.poll(self.now_ns(), time.monotonic_ns())
+            self._status.publish(self._reporter.inactive_status(self.header(), Reason.INACTIVE))
+            return
         self.controller.conflict = self._node.count_publishers(self._actions.topic_name) > 1
         now_ns = self.now_ns()
         status = self._reporter.status(self.header(), now_ns, time.monotonic_ns())

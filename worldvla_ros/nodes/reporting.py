@@ -86,6 +86,17 @@ class Reporter:
             latency_p50=_or_minus_one(latency.p50), latency_p99=_or_minus_one(latency.p99),
             control_rate=self.commands.read(steady_ns))
 
+    def inactive_status(self, header: Header, reason: Reason) -> PolicyStatus:
+        """Describe the controller while it is not active."""
+        backend = self._controller.backend
+        failed = backend.health is Health.FAILED
+        return PolicyStatus(
+            header=header,
+            state=PolicyStatus.STATE_ERROR if failed else PolicyStatus.STATE_INACTIVE,
+            halt_reason=int(reason), halt_text=backend.fault or REASON_TEXT[reason],
+            policy=self._controller.info.description, worker_restarts=backend.restarts,
+            observation_age=-1.0, latency_p50=-1.0, latency_p99=-1.0)
+
     def diagnostics(self, header: Header, status: PolicyStatus, name: str) -> DiagnosticArray:
         """Describe camera, worker and control loop for the diagnostics aggregator."""
         backend, halt = self._controller.backend, self._controller.halt

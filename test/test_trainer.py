@@ -172,6 +172,15 @@ def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
         train(tiny_config(tmp_path, steps=2, horizon=4))
 
 
+def test_a_run_goes_on_longer_and_with_its_data_moved(tmp_path):
+    config = tiny_config(tmp_path, steps=2)
+    train(config)
+    (tmp_path / 'store').rename(tmp_path / 'moved')
+    train(replace(config, data=replace(config.data, store=str(tmp_path / 'moved')),
+                  run=replace(config.run, steps=4)))
+    assert RunFolder(config).latest().name == 'step-00000004'
+
+
 def test_a_run_is_not_resumed_on_other_data(tmp_path):
     config = tiny_config(tmp_path, steps=2)
     train(config)

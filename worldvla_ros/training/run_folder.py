@@ -62,8 +62,7 @@ class RunFolder:
         stored = flatten(load_yaml(found[-1] / CONFIG_FILE, TrainConfig))
         given = flatten(self._config)
         changed = [f'{name}: {stored[name]!r} -> {given[name]!r}' for name in given
-                   if given[name] != stored[name]
-                   and (not name.startswith('run.') or name == 'run.seed')]
+                   if given[name] != stored[name] and not _may_change(name)]
         if changed:
             raise ConfigError(f'{self.path} holds a run of another configuration '
                               f'({"; ".join(changed)}); give another run.output, or restore the '
@@ -106,6 +105,12 @@ class RunFolder:
             if draft is not None:
                 shutil.rmtree(draft, ignore_errors=True)
         return target
+
+
+def _may_change(name: str) -> bool:
+    """Say whether a run may go on with another value; moved data is known by fingerprint."""
+    where = ('data.store', 'data.tokenizer', 'model.init_from')
+    return name in where or (name.startswith('run.') and name != 'run.seed')
 
 
 def _copied(model: Transformer, dtype: torch.dtype) -> Transformer:

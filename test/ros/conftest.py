@@ -92,10 +92,16 @@ def executor(context):
     executor = SingleThreadedExecutor(context=context)
     thread = threading.Thread(target=executor.spin, daemon=True, name='test executor')
     thread.start()
+
+    def halt():
+        """Stop to spin; only then can a node be taken away without a race."""
+        if thread.is_alive():
+            executor.shutdown(timeout_sec=10)
+            thread.join(10)
+            assert not thread.is_alive(), 'a callback does not return'
+    executor.halt = halt
     yield executor
-    executor.shutdown(timeout_sec=10)
-    thread.join(10)
-    assert not thread.is_alive(), 'a callback does not return'
+    halt()
 
 
 @pytest.fixture
@@ -108,8 +114,8 @@ def spin(executor):
         executor.add_node(node)
         return node
     yield spin
+    executor.halt()
     for node in reversed(nodes):
-        executor.remove_node(node)
         if hasattr(node, 'close'):
             node.close()
         node.destroy_node()
@@ -135,26 +141,19 @@ def client(context, spin, wait_for):
 
 
 @pytest.fixture
-def start_policy(context, executor, client, wait_for):
+def start_policy(context, executor, spin, client):
     """Start a policy node with parameters and wait until it publishes."""
     from policy_client import overrides
 
     from worldvla_ros.nodes.policy_node import PolicyNode
-    nodes = []
 
     def start_policy(**values):
-        nodes.append(PolicyNode(executor, context=context,
-                                parameter_overrides=overrides(**values)))
-        executor.add_node(nodes[-1])
+        node = spin(PolicyNode(executor, context=context,
+                               parameter_overrides=overrides(**values)))
         if values.get('autostart', True):
             client.wait_until_active()
-        return nodes[-1]
-    yield start_policy
-    for node in nodes:
-        closed = executor.create_task(node.close)  # where its callbacks run
-        wait_for(closed.done)
-        executor.remove_node(node)
-        node.destroy_node()
+        return node
+    return start_policy
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ class EpisodePlayer:
 
         Whatever ran before is over: its observation can no longer be stepped.
         """
-        self.state, self.request, self.observation = EpisodeState.IDLE, None, None
+        self._forget()
         env = self._environment(request.suite, request.task)
         self.observation = env.reset(request.init_state, seed=request.seed,
                                      settle_steps=self._settings.settle_steps)
@@ -75,10 +75,15 @@ class EpisodePlayer:
             self.state = EpisodeState.TIMEOUT
 
     def close(self) -> None:
-        """Free the simulator; safe to repeat."""
+        """Free the simulator; safe to repeat. No episode runs then."""
+        self._forget()
         env, self._env = self._env, None
         if env is not None:
             env.close()
+
+    def _forget(self) -> None:
+        """Let no episode run, so that nothing is stepped any more."""
+        self.state, self.request, self.observation = EpisodeState.IDLE, None, None
 
     @property
     def running(self) -> bool:

@@ -24,6 +24,7 @@ from worldvla_ros.nodes.runtime import run_node, wait_for_clock
 from worldvla_ros.nodes.task_server import TaskServer
 from worldvla_ros.safety.limits import Reason
 
+_CLOCK_POLL = 0.5  # [s] between two looks for /clock after an activation without it
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
 
@@ -51,8 +52,19 @@ class PolicyNode(LifecycleNode):
         self._autostart = self.create_timer(0.0, self._start_up, clock=self._steady)
 
     def _start_up(self) -> None:
+        """Configure and activate without a lifecycle manager, and again once there is a clock."""
         self.destroy_timer(self._autostart)
-        if self.get_parameter('autostart').value and self.trigger_configure() is _SUCCESS:
+        if not self.get_parameter('autostart').value or self.trigger_configure() is not _SUCCESS:
+            return
+        if self.trigger_activate() is not _SUCCESS:
+            self._autostart = self.create_timer(_CLOCK_POLL, self._activate_with_clock,
+                                                clock=self._steady)
+
+    def _activate_with_clock(self) -> None:
+        if self._loop is None or self._loop.active:  # somebody else has taken the lifecycle over
+            self.destroy_timer(self._autostart)
+        elif self.get_clock().now().nanoseconds:
+            self.destroy_timer(self._autostart)
             self.trigger_activate()
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -9,12 +9,16 @@ import threading
 import time
 
 import rclpy
+from rclpy.exceptions import ParameterException
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 from rosgraph_msgs.msg import Clock
+
+from worldvla_ros.errors import WorldVLAError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_CALLBACKS = 20  # more than a node has goals and calls open at its end
@@ -51,7 +55,12 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
             node.interrupt()
         stop.set_result(None)
         executor.wake()
-    node = make_node(executor)
+    try:
+        node = make_node(executor)
+    except (WorldVLAError, ParameterException) as error:
+        get_logger('worldvla_ros').error(f'cannot start: {error}')
+        rclpy.try_shutdown()
+        return 1
     threading.Thread(target=wait_for_signal, daemon=True, name='signals').start()
     executor.add_node(node)
     gc.collect()

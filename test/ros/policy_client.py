@@ -33,9 +33,9 @@ def overrides(**values):
     return [Parameter(name.replace('__', '.'), value=value) for name, value in values.items()]
 
 
-def noise(number, height=64, width=64):
-    """Return a picture (height, width, 3) that differs from all others."""
-    return np.random.default_rng(number).integers(1, 255, (height, width, 3), np.uint8)
+def noise(number, shape=(64, 64, 3)):
+    """Return a picture of a shape (H, W, C) that differs from all others."""
+    return np.random.default_rng(number).integers(1, 255, shape, np.uint8)
 
 
 def picture(client, image, encoding='rgb8'):
@@ -91,10 +91,10 @@ class PolicyClient:
         """Stamp of now."""
         return self.node.get_clock().now().to_msg()
 
-    def camera_on(self, **size):
+    def camera_on(self):
         """Let the camera deliver noise."""
         self.shoot = lambda number: frame_to_image(
-            Frame(noise(number, **size), self.node.get_clock().now().nanoseconds), 'camera')
+            Frame(noise(number), self.node.get_clock().now().nanoseconds), 'camera')
 
     def _publish_image(self):
         if self.shoot is not None:

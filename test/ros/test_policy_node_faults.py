@@ -79,8 +79,7 @@ def test_a_frozen_camera_holds_until_the_picture_changes(start_policy, client):
 def test_common_encodings_are_understood(start_policy, client, encoding, channels):
     start_policy()
     client.shoot = lambda number: picture(
-        client, np.random.default_rng(number).integers(1, 255, (48, 64, channels), np.uint8),
-        encoding)  # not square: cropped
+        client, noise(number, (48, 64, channels)), encoding)  # not square: cropped
     client.instruct()
     client.next_motion()
 
@@ -92,8 +91,7 @@ def test_common_encodings_are_understood(start_policy, client, encoding, channel
 def test_an_image_that_cannot_be_used_is_refused_with_the_reason(
         start_policy, client, capfd, shape, encoding, settings, complaint):
     start_policy(**settings)
-    client.shoot = lambda number: picture(client, noise(number, 64, 64)[:, :1].repeat(64, 1)[
-        :shape[0], :, :1].repeat(shape[2], 2), encoding)
+    client.shoot = lambda number: picture(client, noise(number, shape), encoding)
     client.instruct()
     status = client.next_status(lambda status: complaint in status.halt_text)
     assert status.halt_reason == DeltaAction.REASON_NO_OBSERVATION

@@ -22,6 +22,7 @@ from worldvla_ros.errors import WorldVLAError
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LAST_CALLBACKS = 20  # more than a node has goals and calls open at its end
+_LAST_WAIT = 0.01  # [s] for each: a client may be asking for its result just now
 _CLOCK_POLL = 0.1  # [s] between two looks whether to give up waiting for /clock
 
 
@@ -71,7 +72,7 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
         if hasattr(node, 'close'):
             node.close()
         for _ in range(_LAST_CALLBACKS):  # what `close` answered still has to be sent
-            executor.spin_once(timeout_sec=0.0)
+            executor.spin_once(timeout_sec=_LAST_WAIT)
         executor.shutdown(timeout_sec=1.0)
         node.destroy_node()
         rclpy.try_shutdown()

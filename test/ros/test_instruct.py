@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`instruct`, the program, beside a policy node on the mock backend."""
 
+import contextlib
+import fcntl
 import os
 from pathlib import Path
 import pty
+import select
 import signal
 import subprocess
+import termios
 import threading
 
 from ament_index_python.packages import get_package_prefix
@@ -108,7 +112,28 @@ def test_the_robot_goes_on_after_the_end_when_asked_to(command, followed, wait_f
     assert followed == ['pick up the milk']
 
 
+def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_counts(command, followed, wait_for):
+    done = subprocess.run(command, input=b'pick \xff\npick up the milk\n', capture_output=True,
+                          timeout=TIMEOUT, check=False)
+    assert done.returncode == 0 and b'not UTF-8' in done.stderr
+    wait_for(lambda: followed == ['pick up the milk', ''])
+
+
+@pytest.mark.parametrize('arguments', [
+    ['--once', b'pick \xff'], ['--policy', 'a b'], ['--ros-args', '-r', 'nonsense']])
+def test_a_bad_argument_is_told_in_one_line(command, arguments):
+    done = subprocess.run([*command, *arguments], capture_output=True, timeout=TIMEOUT,
+                          stdin=subprocess.DEVNULL, check=False)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith(b'instruct: ')
+    assert b'Traceback' not in done.stderr
+
+
 # --- a terminal -------------------------------------------------------------------------------
+
+
+def _take_terminal():
+    """Make standard input the controlling terminal, so that closing it means SIGHUP."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 class Terminal:
@@ -117,9 +142,10 @@ class Terminal:
     def __init__(self, command):
         self._side, other = pty.openpty()
         self.process = subprocess.Popen(command, stdin=other, stdout=other, stderr=other,
-                                        start_new_session=True)
+                                        start_new_session=True, preexec_fn=_take_terminal)
         os.close(other)
         self.screen = ''
+        self._closing = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -127,20 +153,25 @@ class Terminal:
         """Type keys; a line ends with a carriage return."""
         os.write(self._side, text.encode())
 
+    def hang_up(self):
+        """Close the window: the program's terminal is gone, which the kernel tells by SIGHUP."""
+        if not self._closing.is_set():
+            self._closing.set()  # a read in progress would keep the terminal alive
+            self._reader.join(TIMEOUT)
+            os.close(self._side)
+
     def _read(self):
-        try:
-            while data := os.read(self._side, 4096):
-                self.screen += data.decode(errors='replace')
-        except OSError:
-            return  # the other side is closed
+        with contextlib.suppress(OSError):  # the other side is closed
+            while not self._closing.is_set():
+                if select.select([self._side], [], [], 0.05)[0]:
+                    self.screen += os.read(self._side, 4096).decode(errors='replace')
 
     def close(self):
         """End the program if it still runs."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
-        self._reader.join(TIMEOUT)
-        os.close(self._side)
+        self.hang_up()
 
 
 @pytest.fixture
@@ -166,14 +197,23 @@ def test_one_types_a_sentence_an_empty_line_and_an_earlier_line(terminal, follow
     assert terminal.process.wait(TIMEOUT) == 0
     wait_for(lambda: followed[-1:] == [''])
     assert followed == ['pick up the milk', '', 'pick up the milk', '']
-    assert "stopping 'pick up the milk'" in terminal.screen
+    assert "stopped 'pick up the milk'" in terminal.screen
     assert 'Traceback' not in terminal.screen
 
 
-def test_an_interrupt_stops_the_robot_too(terminal, followed, wait_for):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_end_stops_the_robot_too(terminal, followed, wait_for, number):
     terminal.type('pick up the milk\r')
     wait_for(lambda: followed)
-    terminal.process.send_signal(signal.SIGINT)
+    terminal.process.send_signal(number)
     assert terminal.process.wait(TIMEOUT) == 0
     wait_for(lambda: followed == ['pick up the milk', ''])
     assert 'Traceback' not in terminal.screen
+
+
+def test_closing_the_terminal_stops_the_robot(terminal, followed, wait_for):
+    terminal.type('pick up the milk\r')
+    wait_for(lambda: followed)
+    terminal.hang_up()
+    terminal.process.wait(TIMEOUT)
+    wait_for(lambda: followed == ['pick up the milk', ''])

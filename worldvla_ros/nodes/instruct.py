@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A terminal to instruct the policy as one would teleoperate: a sentence starts, Enter stops."""
+"""A terminal to instruct the policy as one would teleoperate: a sentence starts, Enter stops.
+
+Like a dead-man switch it stops the robot when it goes, also when its terminal is closed.
+"""
 
 import argparse
 import atexit
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import os
 from pathlib import Path
 import readline
+import signal
 import sys
 import threading
 
 import rclpy
 from rclpy.duration import Duration
+from rclpy.exceptions import NameValidationException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -31,6 +36,7 @@ _STATE_NAMES = {
     PolicyStatus.STATE_PAUSED: 'paused', PolicyStatus.STATE_ESTOPPED: 'e-stop',
     PolicyStatus.STATE_ERROR: 'ERROR'}
 _MATCH_POLL = 0.05  # [s]
+_LEAVE_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
 
 
 class Instructor(Node):
@@ -39,7 +45,7 @@ class Instructor(Node):
     def __init__(self, policy: str, show: bool) -> None:
         super().__init__('instruct')
         self._said = ''
-        self.active = ''
+        self._sent = self._echoed = ''
         self.quiet = sys.stdin.isatty()  # until the first prompt and after the last
         self.stopping = threading.Event()
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -59,8 +65,8 @@ class Instructor(Node):
             if waited >= timeout or self.stopping.wait(_MATCH_POLL):
                 return False
             waited += _MATCH_POLL
+        self._sent = text  # before: what may be on its way has to be stopped, too
         self._instructions.publish(String(data=text))
-        self.active = text
         return True
 
     def flush(self, timeout: float) -> bool:
@@ -72,8 +78,13 @@ class Instructor(Node):
         """Where the instructions go."""
         return self._instructions.topic_name
 
+    @property
+    def active(self) -> str:
+        """What the robot follows, or will as soon as it hears of it; empty: nothing."""
+        return self._sent or self._echoed
+
     def _on_active(self, message: String) -> None:
-        self.active = message.data
+        self._echoed = message.data
         self._say(f'following: {message.data!r}' if message.data else 'no instruction')
 
     def _on_status(self, message: PolicyStatus) -> None:
@@ -87,10 +98,12 @@ class Instructor(Node):
         """Print a line above the one that is being typed."""
         if self.quiet:
             return
-        if sys.stdin.isatty():
-            print(f'\r\033[K  [{text}]\n{PROMPT}{readline.get_line_buffer()}', end='', flush=True)
-        else:
-            print(f'[{text}]', flush=True)
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            if sys.stdin.isatty():
+                print(f'\r\033[K  [{text}]\n{PROMPT}{readline.get_line_buffer()}', end='',
+                      flush=True)
+            else:
+                print(f'[{text}]', flush=True)
 
 
 def keep_history() -> None:
@@ -119,9 +132,11 @@ def converse(node: Instructor, timeout: float) -> None:
     while True:
         try:
             line = input(PROMPT if terminal else '').strip()
-        except EOFError:
+        except (EOFError, OSError):  # the input ended, or its terminal has gone
             return
-        if not node.send(line, timeout):
+        if not is_text(line):
+            print('not sent: this line is not UTF-8', file=sys.stderr)
+        elif not node.send(line, timeout):
             print(f'nobody listens on {node.topic}; is the policy node active?', file=sys.stderr)
 
 
@@ -140,7 +155,10 @@ def run(options: argparse.Namespace) -> int:
                   f'node active?', file=sys.stderr)
             return 1
         with contextlib.suppress(KeyboardInterrupt):
-            converse(node, options.timeout)
+            try:
+                converse(node, options.timeout)
+            finally:  # input from a closed terminal may end before its SIGHUP comes
+                set_leave_handler(signal.SIG_IGN)
         node.quiet = True
         leave(node, options)
         return 0
@@ -155,12 +173,29 @@ def leave(node: Instructor, options: argparse.Namespace) -> None:
     """Stop the robot on leaving, or say that it goes on."""
     if not node.active:
         return
-    if options.keep_going:
-        print(f'\nleaving; the robot goes on with {node.active!r}')
-    else:
-        print(f'\nleaving; stopping {node.active!r}')
-        node.send('', options.timeout)
-        node.flush(options.timeout)
+    active, outcome = node.active, 'the robot goes on with'
+    if not options.keep_going:
+        stopped = node.send('', options.timeout) and node.flush(options.timeout)
+        outcome = 'stopped' if stopped else 'nobody listens any more who could stop'
+    with contextlib.suppress(OSError):  # only now, because the terminal may have gone
+        print(f'\nleaving; {outcome} {active!r}', flush=True)
+
+
+def set_leave_handler(handler: Callable[[int, object], None] | signal.Handlers) -> None:
+    """Set what happens when the program is told to end."""
+    for number in _LEAVE_SIGNALS:
+        signal.signal(number, handler)
+
+
+def interrupt_once(*_: object) -> None:
+    """Do what Ctrl-C does; what is told after that must not interrupt the last stop."""
+    set_leave_handler(signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def is_text(text: str) -> bool:
+    """Return whether a string has no bytes in it that were not UTF-8."""
+    return not any('\ud800' <= character <= '\udfff' for character in text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,11 +207,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--keep-going', action='store_true',
                         help='do not stop the robot on leaving')
     arguments = sys.argv[1:] if argv is None else list(argv)
-    options = parser.parse_args(rclpy.utilities.remove_ros_args(['instruct', *arguments])[1:])
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    if not all(map(is_text, arguments)):
+        parser.error('the arguments must be UTF-8')
+    set_leave_handler(interrupt_once)
+    try:
+        options = parser.parse_args(rclpy.utilities.remove_ros_args(['instruct', *arguments])[1:])
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # rclpy's errors about arguments have no public name
+        parser.error(str(error).splitlines()[0])
     try:
         return run(options)
     except KeyboardInterrupt:
         return 130
+    except NameValidationException as error:
+        print(f'instruct: {str(error).splitlines()[0]}', file=sys.stderr)
+        return 2
     finally:
         rclpy.try_shutdown()

@@ -156,19 +156,19 @@ class PolicyLoop:
             outgoing = self.controller.answer(self.now_ns(), time.monotonic_ns())
             if outgoing is not None:
                 self._last_tick_ns = time.monotonic_ns()
-                self._publish(outgoing)
+                # Not the time: when the answer to a repeated frame goes out, that may be the stamp
+                # of the next frame already, and the answer would be taken for that one's.
+                self._publish(outgoing, self.controller.newest_ns)
                 self._tasks.check(self.now_ns())
 
     def now_ns(self) -> int:
         """Time of the node's clock [ns]."""
         return self._node.get_clock().now().nanoseconds
 
-    def header(self) -> Header:
-        """Stamp of a command: now, and in lockstep never before the frame that it answers."""
-        now_ns = self.now_ns()
-        if self._config.lockstep:
-            now_ns = max(now_ns, self.controller.newest_ns)
-        return Header(stamp=conversions.to_time(now_ns), frame_id=self._config.base_frame)
+    def header(self, stamp_ns: int | None = None) -> Header:
+        """Stamp of what goes out: now; for an answer in lockstep, the frame that it answers."""
+        stamp_ns = self.now_ns() if stamp_ns is None else stamp_ns
+        return Header(stamp=conversions.to_time(stamp_ns), frame_id=self._config.base_frame)
 
     # --- inputs --------------------------------------------------------------------------------
 
@@ -228,8 +228,8 @@ class PolicyLoop:
             self._publish(self.controller.hold(Reason.CLOCK))
             self._tasks.check(self.now_ns())
 
-    def _publish(self, outgoing: Outgoing) -> None:
-        header = self.header()
+    def _publish(self, outgoing: Outgoing, stamp_ns: int | None = None) -> None:
+        header = self.header(stamp_ns)
         self._actions.publish(conversions.outgoing_to_action(outgoing, header))
         if self._twists is not None:
             self._twists.publish(conversions.command_to_twist(

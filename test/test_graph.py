@@ -3,6 +3,7 @@
 
 import pytest
 
+from worldvla_ros.errors import ConfigError
 from worldvla_ros.graph import (
     DEMO_ARGUMENTS,
     POLICY_ARGUMENTS,
@@ -29,10 +30,19 @@ def test_an_argument_that_is_not_given_is_left_to_parameter_file_and_node():
     assert policy.parameter_files == bridge.parameter_files == ()
 
 
-def test_a_given_argument_overrides_the_parameter_file():
-    spec, = policy_graph({'params_file': '/robot.yaml', 'checkpoint': '/weights'})
+def test_a_given_argument_overrides_the_parameter_file(tmp_path):
+    path = tmp_path / 'robot.yaml'
+    path.touch()
+    spec, = policy_graph({'params_file': str(path), 'checkpoint': '/weights'})
     arguments = spec.ros_arguments()
-    assert arguments.index('/robot.yaml') < arguments.index("checkpoint:='/weights'")
+    assert arguments.index(str(path)) < arguments.index("checkpoint:='/weights'")
+
+
+@pytest.mark.parametrize('graph', [policy_graph, sim_graph])
+def test_a_parameter_file_that_does_not_exist_is_refused(graph):
+    """Its limits would be silently missing."""
+    with pytest.raises(ConfigError, match=r'params_file.*/no/robot\.yaml'):
+        graph({'params_file': '/no/robot.yaml'})
 
 
 def test_the_camera_topic_is_remapped_raw_and_compressed():

@@ -6,7 +6,10 @@ No ROS is imported: a NodeSpec is plain data, which launch_ros or a subprocess c
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from worldvla_ros.errors import ConfigError
 
 PACKAGE = 'worldvla_ros'
 POLICY_NODE = 'worldvla_policy'
@@ -129,7 +132,12 @@ def _given(arguments: Mapping[str, str],
 
 
 def _files(arguments: Mapping[str, str]) -> tuple[str, ...]:
-    return (arguments['params_file'],) if arguments['params_file'] else ()
+    """Return the parameter file; ROS launch would pass over a missing one and its limits."""
+    path = arguments['params_file']
+    if path and not Path(path).is_file():
+        raise ConfigError(f'params_file: there is no file {path!r}; give the path of a YAML file '
+                          f'of parameters, or leave it out')
+    return (path,) if path else ()
 
 
 def _flag(text: str) -> bool:

@@ -302,8 +302,11 @@ class LiberoEnv:
     def _image(self, camera: str) -> np.ndarray:
         """Render one camera, rotated by 180 degrees from robosuite's upside-down image."""
         sim, size = self._libero.sim, self._image_size
-        sim._render_context_offscreen.gl_ctx.make_current()  # another environment may live beside
-        return sim.render(size, size, camera_name=camera)[::-1, ::-1].copy()
+        try:
+            sim._render_context_offscreen.gl_ctx.make_current()  # another one may live beside
+            return sim.render(size, size, camera_name=camera)[::-1, ::-1].copy()
+        except Exception as error:  # whatever the driver runs into
+            raise SimulationError(f'{self} cannot render {camera}: {error}') from error
 
     def privileged(self) -> Privileged:
         """Return the true poses of objects, fixtures and goal regions, and fixture joints."""

@@ -75,8 +75,9 @@ class Robot(Node):
 
     @property
     def newest_ns(self):
-        """Stamp of the newest frame; frames come last."""
-        return to_ns(self.images[-1].header.stamp) if self.images else 0
+        """Stamp of the newest state that is here whole: one topic may overtake another."""
+        topics = (self.images, self.joints, self.poses)
+        return min(to_ns(inbox[-1].header.stamp) if inbox else 0 for inbox in topics)
 
     @property
     def episode_ns(self):

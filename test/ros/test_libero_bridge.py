@@ -245,9 +245,12 @@ def test_an_error_of_the_simulator_is_reported_as_one_and_never_as_a_failure(
         raise RuntimeError('the physics is on fire')
     with monkeypatch.context() as patch:
         patch.setattr(bridge._player.env._env, 'step', fail)
-        robot.play(ACTIONS[:1])
+        frames = len(robot.images)
+        robot.send(ACTIONS[0])
+        wait_until(lambda: robot.episodes[-1].state == Episode.STATE_ERROR)
     last = robot.episodes[-1]
-    assert last.state == Episode.STATE_ERROR and 'the physics is on fire' in last.error
+    assert 'the physics is on fire' in last.error
+    assert len(robot.images) == frames  # no old picture under a new stamp
     assert not last.success and last.step == MAX_STEPS - 1
     assert any('counts as an error' in log.msg for log in robot.logs)
     robot.reset(**TASK)

@@ -67,6 +67,7 @@ class EpisodePlayer:
         except SimulationError as error:
             self.error = str(error)
             self.state = EpisodeState.ERROR
+            self.observation = None  # a broken simulator shows nothing, rather than an old picture
             return
         self.steps += 1
         if self.env.success:

@@ -162,8 +162,7 @@ class LiberoBridge(Node):
                 self._command = Command.hold(self._command.gripper)
             self._step(self._command)
             self._publish_episode()
-        if self._player.observation is not None:
-            self._publish_sensors()
+        self._publish_sensors()
         self._publish_clock()
 
     # --- outputs -------------------------------------------------------------------------------
@@ -194,6 +193,8 @@ class LiberoBridge(Node):
     def _publish_sensors(self) -> None:
         self._sent_at = time.monotonic()
         observation = self._player.observation
+        if observation is None:
+            return
         header = Header(stamp=to_time(self._now_ns), frame_id=self._config.base_frame)
         self._joints.publish(JointState(
             header=header, name=JOINT_NAMES,

@@ -10,6 +10,7 @@ mkdir -p log
 
 say()  { printf '\033[1m[setup]\033[0m %s\n' "$*"; }
 fail() { printf '\033[1;31m[setup] %s\033[0m\n' "$*" >&2; exit 1; }
+trap 'fail "interrupted; the same command goes on from here"' INT TERM  # not "pip failed"
 
 # --- what only the system can provide ------------------------------------------------------------
 if [ -n "${AMENT_PREFIX_PATH:-}" ] && [ -n "${ROS_DISTRO:-}" ]; then
@@ -22,7 +23,7 @@ fi
 missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
 if [ -z "$PYTHON" ] || ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
-  missing+=(python3.11 python3.11-venv)
+  missing+=(python3.11 python3.11-venv python3.11-dev)
 elif ! "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null; then
   missing+=("python$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv")
 elif ! "$PYTHON" -c 'import sysconfig, pathlib, sys; sys.exit(not (pathlib.Path(sysconfig.get_path("include")) / "Python.h").exists())'; then
@@ -53,13 +54,17 @@ if [ ${#missing[@]} -gt 0 ]; then
 fi
 
 # --- stages --------------------------------------------------------------------------------------
+if command -v flock >/dev/null; then  # `make demo` in one terminal and `make test` in another
+  exec 9> log/setup.lock
+  flock -n 9 || { say 'another set-up runs here; waiting for it'; flock 9; }
+fi
 hash_of() { cat "$@" | sha256sum | cut -c1-16; }
 done_already() { [ "$(cat "$STAMPS/$1" 2>/dev/null)" = "$2" ]; }
 mark_done() { mkdir -p "$STAMPS"; printf '%s' "$2" > "$STAMPS/$1.part"; mv "$STAMPS/$1.part" "$STAMPS/$1"; }
 
 python_id="$("$PYTHON" -c 'import sys; print(sys.version_info[:3], sys.base_prefix)') $ROS_SOURCE ${ROS_DISTRO:-}"
 if ! done_already venv "$python_id"; then
-  [ ! -d "$VENV" ] || say 'another Python or ROS than before: making the virtual environment anew'
+  [ ! -f "$STAMPS/venv" ] || say 'another Python or ROS than before: making the virtual environment anew'
   rm -rf "$VENV"
   say "virtual environment in .venv, with $("$PYTHON" --version), ROS 2 from $ROS_SOURCE"
   if [ "$ROS_SOURCE" = sourced ]; then

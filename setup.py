@@ -19,7 +19,7 @@ setup(
     version=ElementTree.parse(ROOT / 'package.xml').findtext('version'),
     description='Run, train and trust a WorldVLA policy and world model on a ROS 2 robot.',
     license='Apache-2.0',
-    python_requires='>=3.10',
+    python_requires='>=3.11',
     packages=[
         *find_namespace_packages('.', include=['worldvla_ros', 'worldvla_ros.*']),
         *find_namespace_packages('sim', include=['worldvla_sim', 'worldvla_sim.*']),

@@ -49,6 +49,10 @@ LARGE = TransformerConfig()  # Chameleon-7B
 FLOOR_MS = {(256, 5): 29.0, (256, 10): 29.1, (512, 5): 57.3, (512, 10): 57.4}
 FRAME_FLOOR_MS = {256: 880.0, 512: 3530.0}
 
+# Stated bound of bfloat16: a token may differ from float32 only where float32's best two logits
+# are closer than this.
+FLIP_MARGIN = 0.15
+
 Row = dict[str, Any]
 
 
@@ -64,7 +68,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     report: Row = {'machine': machine(), 'rows': []}
     table = [', '.join(f'{name} {value}' for name, value in report['machine'].items())]
-    for part in (counters, partial(ratios, arguments.repeats),
+    for part in (counters, flips, partial(ratios, arguments.repeats),
                  partial(policy_latency, arguments.chunks),
                  partial(large_model, arguments.repeats)):
         report['rows'] += (rows := part())
@@ -160,6 +164,28 @@ def counters() -> list[Row]:
             row('KV bytes read / bytes stored, per pass', read / once, '', K=num_actions,
                 target='= 1')]
     return rows
+
+
+def flips(prompts: int = 20, num_actions: int = 10) -> list[Row]:
+    """Compare the tokens of bfloat16 with those of float32 on the same random weights.
+
+    After a flip an action continues from another token, so only its first flip counts. Random
+    weights are the worst case: their best two logits lie closest together.
+    """
+    exact, coarse = (random_model(SMALL, dtype) for dtype in (torch.float32, torch.bfloat16))
+    margins = []
+    for seed in range(prompts):
+        prompt = prompt_of(SMALL.vocabulary, 256, 2, seed)
+        chunk, other = (decode_chunk(model, prompt, num_actions) for model in (exact, coarse))
+        for action in range(num_actions):
+            differing = (chunk.token_ids[action] != other.token_ids[action]).nonzero()
+            if len(differing):
+                margins.append(float(chunk.margin[action, differing[0, 0]]))
+    return [
+        row('actions with a bfloat16 flip, random weights', len(margins) / prompts / num_actions,
+            'of all', K=num_actions),
+        row('largest float32 margin at a flip', max(margins, default=0.0), 'logit',
+            K=num_actions, target=f'<= {FLIP_MARGIN}')]
 
 
 def ratios(repeats: int) -> list[Row]:

@@ -230,10 +230,6 @@ def test_the_constants_of_the_message_are_those_of_the_safety_stage(enumeration,
     assert constants(prefix) == {one.name: int(one) for one in enumeration}
 
 
-def test_a_reason_has_a_name_for_people():
-    assert conversions.reason_name(DeltaAction.REASON_WAITING_FOR_CHUNK) == 'waiting for chunk'
-
-
 @pytest.mark.parametrize('with_tokens', [True, False])
 def test_a_chunk_message_holds_the_chunk_row_by_row(with_tokens):
     chunk = new_chunk(with_tokens=with_tokens)

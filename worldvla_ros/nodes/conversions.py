@@ -17,7 +17,6 @@ from worldvla_ros.errors import FrameError
 from worldvla_ros.msg import ActionChunk as ActionChunkMsg
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.safety.command import ActionScale, Command
-from worldvla_ros.safety.limits import Reason
 
 # Where red, green and blue lie in a pixel of each encoding (sensor_msgs/image_encodings.hpp).
 _CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
@@ -142,11 +141,6 @@ def chunk_to_message(chunk: ActionChunk, header: Header) -> ActionChunkMsg:
         entropy=array('f', chunk.entropy.astype(np.float32).tobytes()),
         latency_encode=chunk.latency.encode, latency_prefill=chunk.latency.prefill,
         latency_decode=chunk.latency.decode, latency_total=chunk.latency.total)
-
-
-def reason_name(code: int) -> str:
-    """Name a reason code of a message, for people."""
-    return Reason(code).name.lower().replace('_', ' ')
 
 
 def _to_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:

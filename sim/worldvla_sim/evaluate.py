@@ -3,7 +3,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 import functools
 from pathlib import Path
 import re
@@ -18,7 +18,7 @@ from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
 from worldvla_sim.policies import EpisodePolicy, policy_factory
 from worldvla_sim.results import Results, summary_table
 from worldvla_sim.tasks import SUITES, initial_states, load_task, suite_tasks
-from worldvla_sim.workers import JobFailure, WorkerPool
+from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 EXIT_OK, EXIT_ERRORS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -35,6 +35,11 @@ class EvaluationSettings:
     image_size: int = 256  # [px] for policies that take any size
     seed: int = 0  # of fixture poses and of the policy's own sampling
     max_steps: int | None = None  # None: the suite's published limit
+    execute: int | None = None  # actions of a chunk before the next inference; None: all of it
+
+
+_DEFAULTS = {item.name: item.default for item in fields(EvaluationSettings)
+             if item.default is not MISSING}
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,15 @@ class EpisodeJob:
 
 
 class EpisodeRunner:
-    """Plays jobs in a worker process; keeps the environment while the task stays the same."""
+    """Plays jobs in a worker process; keeps the environment while the task stays the same.
 
-    def __init__(self, settings: EvaluationSettings) -> None:
+    :param threads: of torch.
+    """
+
+    def __init__(self, settings: EvaluationSettings, threads: int = 1) -> None:
         self._settings = settings
-        self._policy: EpisodePolicy = policy_factory(settings.policy)()
+        self._policy: EpisodePolicy = policy_factory(
+            settings.policy, execute=settings.execute, threads=threads)()
         self._env: LiberoEnv | None = None
 
     def __call__(self, job: EpisodeJob) -> EpisodeRecord:
@@ -84,7 +93,7 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
     done = {(record.task, record.init_state) for record in results.records}
     missing = [job for job in jobs if (job.task, job.init_state) not in done]
     pool: WorkerPool[EpisodeJob, EpisodeRecord] = WorkerPool(
-        functools.partial(EpisodeRunner, settings), workers)
+        functools.partial(EpisodeRunner, settings, threads_per_worker(workers)), workers)
     episodes = pool.run(missing)
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit='episode') as progress:
         try:
@@ -104,9 +113,9 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
 
 def _resumable_records(earlier: Results, settings: EvaluationSettings) -> list[EpisodeRecord]:
     """Return the earlier records that need not be played again."""
-    wanted = asdict(settings)
-    different = [f'{key}: {earlier.settings.get(key)!r} there, {value!r} now'
-                 for key, value in wanted.items() if earlier.settings.get(key) != value]
+    before = {**_DEFAULTS, **earlier.settings}  # the file may be older than a setting
+    different = [f'{key}: {before.get(key)!r} there, {value!r} now'
+                 for key, value in asdict(settings).items() if before.get(key) != value]
     if different:
         raise ConfigError(f'cannot resume with other settings ({"; ".join(different)}); '
                           f'name another result file')
@@ -181,6 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--image-size', type=int, default=256, help='[px] (default: 256)')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--max-steps', type=int, help='default: the published limit of the suite')
+    parser.add_argument('--execute', type=int, metavar='N',
+                        help='actions of a chunk before the next inference (default: all)')
     parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     parser.add_argument('--json', type=Path, help='result file, saved after every episode')
     parser.add_argument('--resume', action='store_true',
@@ -192,11 +203,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when every episode ran, 1 with errors, 2 for bad input, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
-        policy_factory(options.policy)
+        policy_factory(options.policy, execute=options.execute)
         jobs = make_jobs(options.suite, options.tasks, options.init_states)
         settings = EvaluationSettings(
             options.policy, options.suite, resolve_assets(options.assets).kind, options.robot,
-            options.msaa, options.image_size, options.seed, options.max_steps)
+            options.msaa, options.image_size, options.seed, options.max_steps,
+            options.execute)
         results = evaluate(settings, jobs, workers=options.workers, path=options.json,
                            resume=options.resume)
     except WorldVLAError as error:

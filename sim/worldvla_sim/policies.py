@@ -11,6 +11,7 @@ import numpy as np
 
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.libero_env import NO_OP, LiberoEnv, SimObservation
 
 
@@ -46,13 +47,22 @@ class CheckpointPolicy:
 
     The history holds the frames before each executed action, so they are one control period
     apart; an episode starts with a single frame.
+
+    :param path: folder of the checkpoint
+    :param execute: actions of a chunk that are executed before the next inference, the policy
+        node's `control.replan_steps`; None: the whole chunk
+    :param threads: of torch; more than one only where no other worker wants the same cores
     """
 
     needs_images = True
 
-    def __init__(self, path: str) -> None:
-        from worldvla_ros.policy.policy import WorldVLAPolicy  # imports torch
+    def __init__(self, path: str, *, execute: int | None = None, threads: int = 1) -> None:
+        import torch
+
+        from worldvla_ros.policy.policy import WorldVLAPolicy
+        torch.set_num_threads(threads)
         self._policy = WorldVLAPolicy.from_pretrained(path)
+        self._execute = execute
         self.image_size: int | None = self._policy.image_size
         self._frames: deque[Frame] = deque(maxlen=self._policy.history_length)
         self._actions: deque[np.ndarray] = deque()
@@ -70,7 +80,7 @@ class CheckpointPolicy:
         if not self._actions:
             chunk = self._policy.predict_chunk(Observation(tuple(self._frames),
                                                            self._instruction))
-            self._actions.extend(chunk.actions)
+            self._actions.extend(chunk.actions[:self._execute])
         return self._actions.popleft()
 
 
@@ -83,14 +93,25 @@ POLICIES: dict[str, Callable[[], EpisodePolicy]] = {'expert': _expert, 'hold': H
 """Policies by name. A factory runs in the worker process that plays the episodes."""
 
 
-def policy_factory(name: str) -> Callable[[], EpisodePolicy]:
+def policy_factory(name: str, *, execute: int | None = None,
+                   threads: int = 1) -> Callable[[], EpisodePolicy]:
     """Return what builds a policy: by its name, or from a checkpoint folder.
 
-    :raises ConfigError: neither a known name nor a folder; lists the names.
+    :param execute: see CheckpointPolicy.
+    :param threads: see CheckpointPolicy.
+    :raises ConfigError: neither a known name nor a folder; lists the names. Or `execute` is not a
+        number of actions that the policy's chunks have.
     """
     if name in POLICIES:
+        if execute is not None:
+            raise ConfigError(f'--execute {execute} is for the chunks of a checkpoint; {name} has '
+                              f'none, leave it out')
         return POLICIES[name]
     if Path(name).is_dir():
-        return functools.partial(CheckpointPolicy, name)
+        horizon = PolicySettings.load(Path(name) / POLICY_FILE).horizon
+        if execute is not None and not 1 <= execute <= horizon:
+            raise ConfigError(f'--execute must be from 1 to {horizon}, the actions in a chunk of '
+                              f'{name}, got {execute}')
+        return functools.partial(CheckpointPolicy, name, execute=execute, threads=threads)
     raise ConfigError(f'unknown policy {name!r}: neither one of {", ".join(POLICIES)} nor the '
                       f'folder of a checkpoint')

@@ -29,6 +29,12 @@ _THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS
 _STOP_TIMEOUT = 5.0
 
 
+def threads_per_worker(workers: int) -> int:
+    """Return the threads of torch in each worker: one, but for OMP_NUM_THREADS of a single one."""
+    wanted = os.environ.get('OMP_NUM_THREADS', '')
+    return int(wanted) if workers == 1 and wanted.isdigit() and int(wanted) > 0 else 1
+
+
 @dataclass(frozen=True)
 class JobFailure:
     """Why a job has no result."""

@@ -15,11 +15,12 @@ import pytest
 
 from worldvla_ros.datatypes import ActionChunk
 from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim import evaluate, policies
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.results import Results, summary_table, wilson_interval
-from worldvla_sim.workers import JobFailure, WorkerPool
+from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = ['--policy', 'hold', '--suite', 'libero_object', '--tasks', '1', '--assets', 'builtin']
@@ -185,10 +186,57 @@ class StubPolicy:
                            observation.instruction, tuple(self.seen[-1]))
 
 
-def test_checkpoint_executes_whole_chunks_and_sees_frames_one_period_apart(monkeypatch):
+@pytest.fixture
+def stub(monkeypatch):
     from worldvla_ros.policy.policy import WorldVLAPolicy
     stub = StubPolicy()
     monkeypatch.setattr(WorldVLAPolicy, 'from_pretrained', lambda path: stub)
+    return stub
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A folder of which only policy.json is read: five actions per chunk."""
+    (tmp_path / 'checkpoint').mkdir()
+    PolicySettings('stub', False).save(tmp_path / 'checkpoint' / POLICY_FILE)
+    return str(tmp_path / 'checkpoint')
+
+
+@pytest.mark.parametrize(('execute', 'expected'), [
+    (1, [0.1, 0.2, 0.3, 0.4]), (2, [0.1, 0.1, 0.2, 0.2]), (None, [0.1, 0.1, 0.1, 0.2])])
+def test_execute_says_how_many_actions_run_before_the_next_inference(execute, expected, stub):
+    policy = policies.CheckpointPolicy('anywhere', execute=execute)
+    with LiberoEnv('libero_object', 0, image_size=policy.image_size) as env:
+        observation = env.reset(0, settle_steps=0)
+        policy.start(env, observation)
+        taken = [round(float(policy.act(observation)[0]), 1) for _ in range(4)]
+    assert taken == expected
+
+
+@pytest.mark.parametrize('execute', [0, 6, -1])
+def test_execute_outside_the_chunk_is_refused(execute, checkpoint):
+    policies.policy_factory(checkpoint, execute=5)
+    with pytest.raises(ConfigError, match='from 1 to 5'):
+        policies.policy_factory(checkpoint, execute=execute)
+    with pytest.raises(ConfigError, match='hold has none'):
+        policies.policy_factory('hold', execute=2)
+
+
+def test_torch_has_one_thread_in_each_of_several_workers(stub, monkeypatch):
+    import torch
+    before = torch.get_num_threads()
+    monkeypatch.setenv('OMP_NUM_THREADS', '3')
+    try:
+        for workers, threads in ((1, 3), (2, 1)):
+            policies.CheckpointPolicy('anywhere', threads=threads_per_worker(workers))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    assert threads_per_worker(1) == 1
+
+
+def test_checkpoint_executes_whole_chunks_and_sees_frames_one_period_apart(stub):
     policy = policies.CheckpointPolicy('anywhere')
     with LiberoEnv('libero_object', 0, image_size=policy.image_size) as env:
         observation = env.reset(0, settle_steps=0)

@@ -11,6 +11,7 @@ from worldvla_ros.model.attention_mask import action_chunk_mask
 from worldvla_ros.model.generate import (
     chunk_capacity,
     decode_chunk,
+    decode_chunk_in_order,
     decode_image,
     generate_chunk,
     generate_free,
@@ -27,8 +28,8 @@ SHAPES = [(1, 1, (1, 1)), (1, 4, (1, 2)), (5, 1, (2, 1)), (5, 2, (1, 1)), (5, 2,
 PROMPTS_PER_SHAPE = 100
 
 
-def sequential_chunks(model: Transformer, prompts: torch.Tensor, num_actions: int
-                      ) -> torch.Tensor:
+def sequential_chunks(model: Transformer, prompts: torch.Tensor, num_actions: int,
+                      chunk_mask: bool = True) -> torch.Tensor:
     """Return [B, K, 7]: one token after the other, whole forwards under the published mask."""
     ids = prompts
     bins = slice(VOCABULARY.bins.start, VOCABULARY.bins.stop)
@@ -40,7 +41,8 @@ def sequential_chunks(model: Transformer, prompts: torch.Tensor, num_actions: in
     for _ in range(num_actions):
         ids = append(VOCABULARY.boa)
         for _ in range(7):
-            mask = action_chunk_mask(ids[0], VOCABULARY)  # equal layout in the whole batch
+            # equal layout in the whole batch
+            mask = action_chunk_mask(ids[0], VOCABULARY) if chunk_mask else None
             hidden = model.rows(ids, mask=mask, keep_last=1)[:, -1]
             chosen.append(model.logits(hidden)[:, bins].argmax(-1) + VOCABULARY.bin_start)
             ids = append(chosen[-1])
@@ -59,6 +61,25 @@ def test_parallel_decoding_equals_sequential(num_actions, num_images, grid):
     for prompt, chunk in zip(prompts, expected, strict=True):
         torch.testing.assert_close(generate_chunk(model, prompt, num_actions), chunk,
                                    rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_decoding_in_order_shows_each_action_those_before_it():
+    rng = np.random.default_rng(11)
+    model = tiny_model(seed=7)
+    cache = model.new_cache(chunk_capacity(len(action_prompt(rng, 2, (1, 1))), 5))
+    differ = 0
+    for _ in range(20):
+        prompt = action_prompt(rng, 2, (1, 1))
+        expected = sequential_chunks(model, torch.from_numpy(prompt)[None], 5, chunk_mask=False)[0]
+        for _ in range(2):  # the second time the prompt is in the cache
+            decoded = decode_chunk_in_order(model, prompt, 5, cache=cache)
+            torch.testing.assert_close(decoded.token_ids, expected, rtol=0, atol=0)
+        assert decoded.rows == 1 + 5 * 7 + 4 * 2 - 1  # BOA, values but the last, EOA and BOA
+        parallel = decode_chunk(model, prompt, 5)
+        torch.testing.assert_close(decoded.log_probs[0], parallel.log_probs[0])
+        differ += bool((decoded.token_ids[1:] != parallel.token_ids[1:]).any())
+    assert differ > 5, 'whether earlier actions are seen makes no difference: no evidence'
 
 
 def test_at_least_a_thousand_prompts_are_compared():

@@ -15,7 +15,7 @@ import yaml
 
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import CheckpointError, FrameError, InferenceError, InstructionError
-from worldvla_ros.model.generate import generate_chunk
+from worldvla_ros.model.generate import decode_chunk_in_order, generate_chunk
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
 from worldvla_ros.policy.settings import PolicySettings
@@ -222,6 +222,17 @@ def test_settings_of_released_checkpoints_are_the_published_ones(file):
     assert settings.horizon == (10 if 'libero_10' in file.stem else 5)
     assert settings.image_size == (512 if '512' in file.stem else 256)
     assert (settings.action_minimum, settings.action_maximum) == (LIBERO_MINIMUM, LIBERO_MAXIMUM)
+
+
+def test_a_checkpoint_trained_without_the_chunk_mask_is_decoded_without_it(policy):
+    settings = replace(policy.pretrained.settings, chunk_mask=False)
+    unmasked = WorldVLAPolicy(replace(policy.pretrained, settings=settings))
+    frames = (frame(3), frame(4))
+    codes = [policy.pretrained.encode(one.image) for one in frames]
+    prompt = policy.pretrained.prompts.action(TASK, codes)
+    expected = decode_chunk_in_order(policy.pretrained.model, prompt, 5).token_ids.numpy()
+    chunk = unmasked.predict_chunk(Observation(frames, TASK))
+    np.testing.assert_array_equal(chunk.token_ids, expected)
 
 
 def test_broken_weights_are_reported_not_sent_to_the_robot(policy):

@@ -125,6 +125,17 @@ def test_held_out_episodes_are_measured_without_dropout(tmp_path):
     assert values['action'] > 0 and values['world'] > 0
 
 
+@pytest.mark.parametrize('start', ['', 'run'])
+def test_the_checkpoint_says_whether_it_was_trained_with_the_chunk_mask(tmp_path, start):
+    masked = build_experiment(tiny_config(tmp_path)).pretrained
+    assert masked.settings.chunk_mask
+    config = tiny_config(tmp_path, output='unmasked', chunk_mask=False)
+    if start:
+        first = str(train(tiny_config(tmp_path, steps=2)))
+        config = replace(config, model=replace(TINY, init_from=first))
+    assert not build_experiment(config).pretrained.settings.chunk_mask
+
+
 def test_world_pre_training_is_a_stage_that_the_next_run_starts_from(tmp_path):
     first = train(tiny_config(tmp_path, steps=2, output='world', branches=('world',)))
     config = tiny_config(tmp_path, steps=2, output='both')

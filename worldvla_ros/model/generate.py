@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding: a chunk of actions in parallel, a world-model frame, or the public greedy loop.
+"""Decoding: a chunk of actions in parallel or in order, a world-model frame, or the public loop.
 
 A chunk of K actions takes 7 passes. The prefill runs over the prompt and K BOA tokens packed
 behind it and gives the first value of every action; six passes of K rows give the others. This
@@ -109,6 +109,40 @@ def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
         token_ids=torch.stack(tokens, dim=1), **_statistics(torch.stack(logits, dim=1)),
         violations=violations, prefill_s=prefill_s,
         rows=len(prompt) - cached + num_actions * (VALUES_PER_ACTION + 2 * certify))
+
+
+@torch.inference_mode()
+def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int, *,
+                          cache: KVCache | None = None) -> DecodedChunk:
+    """Decode K actions one after the other, each seeing those before it, in 7 K passes.
+
+    For networks that were trained without the action-chunk mask. The grammar is forced as in
+    `decode_chunk`, and the result means the same.
+    """
+    vocabulary = model.config.vocabulary
+    prompt = _checked(prompt_ids, vocabulary)
+    if num_actions < 1:
+        raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
+    started = time.perf_counter()
+    if cache is None:
+        cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
+    cached = cache.rewind_to_common_prefix(prompt)
+    waiting = [*prompt[cached:], vocabulary.boa]
+    logits: list[Tensor] = []
+    rows, prefill_s = 0, 0.0
+    for _ in range(num_actions):
+        for _ in range(VALUES_PER_ACTION):
+            hidden = model.rows(torch.tensor(waiting, device=model.device)[None], cache=cache,
+                                keep_last=1)
+            rows += len(waiting)
+            logits.append(model.logits(hidden[0, -1], vocabulary.bins))
+            waiting = [int(logits[-1].argmax()) + vocabulary.bin_start]
+            prefill_s = prefill_s or time.perf_counter() - started
+        waiting += [vocabulary.eoa, vocabulary.boa]
+    cache.keep_prefix(prompt)
+    stacked = torch.stack(logits).unflatten(0, (num_actions, VALUES_PER_ACTION))
+    return DecodedChunk(token_ids=stacked.argmax(-1) + vocabulary.bin_start,
+                        **_statistics(stacked), violations=None, prefill_s=prefill_s, rows=rows)
 
 
 def _prefill_with_boas(model: Transformer, prompt: list[int], boa_positions: Tensor,

@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import ActionChunk, Frame, LatencySplit, Observation
 from worldvla_ros.errors import FrameError, InferenceError
-from worldvla_ros.model.generate import chunk_capacity, decode_chunk, prefill
+from worldvla_ros.model.generate import (
+    chunk_capacity,
+    decode_chunk,
+    decode_chunk_in_order,
+    prefill,
+)
 from worldvla_ros.policy.pretrained import Pretrained
 
 MAX_TEXT_TOKENS = 192  # room for the instruction in the KV cache; longer ones are refused
@@ -57,7 +62,8 @@ class WorldVLAPolicy:
         images = [self._codes(frame) for frame in observation.frames]
         encoded = time.perf_counter()
         prompt_ids = self._prompts.action(observation.instruction, images)
-        decoded = decode_chunk(self._model, prompt_ids, self.horizon, cache=self._cache)
+        decode = decode_chunk if self.pretrained.settings.chunk_mask else decode_chunk_in_order
+        decoded = decode(self._model, prompt_ids, self.horizon, cache=self._cache)
         token_ids, entropy = decoded.token_ids.cpu().numpy(), decoded.entropy.cpu().numpy()
         if not np.isfinite(entropy).all():
             raise InferenceError('the network computed NaN; the weights are broken')

@@ -25,6 +25,7 @@ class PolicySettings:
     action_maximum: tuple[float, ...] = LIBERO_MAXIMUM  # (7,) controller input
     action_prompt: str = ACTION_PROMPT
     world_prompt: str = WORLD_PROMPT
+    chunk_mask: bool = True  # trained so that no action sees an earlier one of its chunk
     notes: str = ''  # data, licence and limits of the weights, for people
 
     def __post_init__(self) -> None:
@@ -51,6 +52,8 @@ class PolicySettings:
         except (OSError, ValueError) as error:
             raise CheckpointError(f'cannot read {path}: {error}') from error
         known = {field.name for field in fields(cls)}
+        if isinstance(entries, dict):
+            entries.setdefault('chunk_mask', True)  # as in files older than the entry
         if not isinstance(entries, dict) or set(entries) != known:
             raise CheckpointError(f'{path}: expected an object with the keys {sorted(known)}, '
                                   f'got {sorted(entries)}')

@@ -108,7 +108,8 @@ def _loaded(folder: str, config: TrainConfig, store: TokenStore) -> Pretrained:
     given.model.requires_grad_(True)
     return replace(given, settings=replace(
         given.settings, name=config.run.name, trained=True, notes=_notes(store),
-        history_length=config.data.history_length, horizon=config.data.horizon))
+        history_length=config.data.history_length, horizon=config.data.horizon,
+        chunk_mask=config.data.chunk_mask))
 
 
 def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
@@ -119,7 +120,8 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
     return PolicySettings(
         name=config.run.name, trained=True, image_size=store.header.image_size,
         history_length=config.data.history_length, horizon=config.data.horizon,
-        action_minimum=low, action_maximum=high, notes=_notes(store))
+        chunk_mask=config.data.chunk_mask, action_minimum=low, action_maximum=high,
+        notes=_notes(store))
 
 
 def _notes(store: TokenStore) -> str:

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far imagined videos are from real ones: PSNR, SSIM, LPIPS and FVD.
+
+Frames are uint8 RGB (T, H, W, 3) throughout. Constants are those of the published evaluation,
+which takes PSNR and SSIM from `piqa`. LPIPS and FVD judge by networks whose weights are not part
+of this package: both take the TorchScript file that the field passes around.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import torch
+from torch import Tensor
+import torch.nn.functional as F
+
+from worldvla_ros.errors import CheckpointError
+
+Video = NDArray[np.uint8]  # (T, H, W, 3) RGB
+
+PSNR_EPSILON = 1e-8  # added to the squared error: equal frames have 80 dB, not infinity
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5  # [px] (Wang 2004)
+SSIM_K1, SSIM_K2 = 0.01, 0.03  # (Wang 2004)
+MIN_FVD_FRAMES = 10  # I3D halves time three times and then averages over two
+MIN_FVD_VIDEOS = 2  # one video has no covariance
+
+
+def squared_errors(frames: Video, real: Video) -> NDArray[np.float64]:
+    """Return the squared error of each pixel (T, H, W), mean over channels, of range 1."""
+    errors: NDArray[np.float64] = np.square((frames.astype(np.float64) - real) / 255).mean(-1)
+    return errors
+
+
+def decibels(mean_squared_error: NDArray[np.float64] | float) -> NDArray[np.float64]:
+    """Return the PSNR [dB] of mean squared errors of range 1; NaN stays NaN."""
+    return np.asarray(-10 * np.log10(np.asarray(mean_squared_error) + PSNR_EPSILON))
+
+
+def ssim(frames: Video, real: Video) -> NDArray[np.float64]:
+    """Return the structural similarity (T,) of frames of at least 11 x 11 px (Wang 2004).
+
+    Per colour channel, over the places where the whole Gaussian window fits; 1 for equal frames.
+    """
+    window = torch.exp(-(torch.arange(SSIM_WINDOW) - SSIM_WINDOW // 2).double().square()
+                       / (2 * SSIM_SIGMA ** 2))
+    kernel = (window / window.sum()).float().view(1, 1, 1, -1)
+    return np.array([_ssim_of_pair(_planes(np.stack(pair)) / 255, kernel)
+                     for pair in zip(frames, real, strict=True)])
+
+
+def _ssim_of_pair(pixels: Tensor, kernel: Tensor) -> float:
+    """Return the mean similarity of two frames float32 [2, 3, H, W] in [0, 1]."""
+    x, y = pixels[:, :, None]  # [3, 1, H, W] each: every channel for itself
+    moments = torch.cat((x, y, x * x, y * y, x * y))
+    moments = F.conv2d(F.conv2d(moments, kernel), kernel.transpose(2, 3))
+    mean_x, mean_y, xx, yy, xy = moments.chunk(5)
+    variances = xx - mean_x.square() + yy - mean_y.square()
+    covariance = xy - mean_x * mean_y
+    luminance = ((2 * mean_x * mean_y + SSIM_K1 ** 2)
+                 / (mean_x.square() + mean_y.square() + SSIM_K1 ** 2))
+    return float((luminance * (2 * covariance + SSIM_K2 ** 2)
+                  / (variances + SSIM_K2 ** 2)).double().mean())
+
+
+class PerceptualDistance:
+    """LPIPS with VGG-16 (Zhang 2018), smaller is more alike.
+
+    The file is the `vgg16.pt` published with the metrics of StyleGAN2-ADA: a TorchScript module
+    `(pixels [N, 3, H, W] in [0, 255], resize_images, return_lpips)` whose features [N, D] are
+    scaled so that LPIPS is their squared distance.
+    """
+
+    def __init__(self, path: Path, device: str = 'cpu') -> None:
+        self._network = _Script(path, device, 'vgg16.pt of the StyleGAN2-ADA metrics',
+                                resize_images=False, return_lpips=True)
+
+    def __call__(self, frames: Video, real: Video) -> NDArray[np.float64]:
+        """Return the distance (T,) of each pair of frames."""
+        features = (self._network(_planes(np.stack(pair)))
+                    for pair in zip(frames, real, strict=True))  # 30 MB each at 256 px
+        return np.array([float((one - other).square().sum()) for one, other in features])
+
+
+class VideoFeatures:
+    """What FVD compares (Unterthiner 2018): one feature of a whole video by I3D.
+
+    The file is the `i3d_torchscript.pt` of the FVD comparison (Skorokhodov 2022): a TorchScript
+    module `(video [N, 3, T, H, W] in [0, 255], rescale, resize, return_features)` to [N, 400].
+    """
+
+    def __init__(self, path: Path, device: str = 'cpu') -> None:
+        self._network = _Script(path, device, 'i3d_torchscript.pt', rescale=True, resize=True,
+                                return_features=True)
+
+    def __call__(self, video: Video) -> NDArray[np.float64]:
+        """Return the feature (D,) of a video of MIN_FVD_FRAMES frames or more."""
+        pixels = _planes(video).transpose(0, 1)[None]
+        features: NDArray[np.float64] = self._network(pixels)[0].double().cpu().numpy()
+        return features
+
+
+def frechet_distance(features: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Return the Frechet distance of the normal distributions that fit two samples [N, D].
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson 1982), NaN below two samples. With
+    centred samples A and B, C1 = A'A and C2 = B'B, so that last trace is the sum of the singular
+    values of AB'. This is exact with fewer samples than dimensions, where the usual matrix root
+    needs an epsilon.
+    """
+    if min(len(features), len(other)) < MIN_FVD_VIDEOS:
+        return math.nan
+    means = [sample.mean(0) for sample in (features, other)]
+    a, b = ((sample - mean) / math.sqrt(len(sample) - 1)
+            for sample, mean in zip((features, other), means, strict=True))
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    spread = np.square(a).sum() + np.square(b).sum() - 2 * cross
+    return float(np.square(means[0] - means[1]).sum() + spread)
+
+
+class _Script:
+    """A TorchScript module from a file, with the options it is always called with."""
+
+    def __init__(self, path: Path, device: str, expected: str, **options: bool) -> None:
+        self._path, self._device, self._expected = path, device, expected
+        self._options: dict[str, Any] = options
+        try:
+            self._module = torch.jit.load(  # type: ignore[no-untyped-call]
+                str(path), map_location=device).eval()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f'{path} is no TorchScript file: {_first_line(error)}; '
+                                  f'expected {expected}') from error
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        try:
+            features: Tensor = self._module(pixels.to(self._device), **self._options)
+        except (RuntimeError, TypeError) as error:
+            raise CheckpointError(
+                f'{self._path} does not take {tuple(pixels.shape)} with '
+                f'{sorted(self._options)}: {_first_line(error)}; expected {self._expected}'
+            ) from error
+        if features.ndim != 2 or len(features) != len(pixels):
+            raise CheckpointError(f'{self._path}: expected features [{len(pixels)}, D], got '
+                                  f'{tuple(features.shape)}; expected {self._expected}')
+        return features
+
+
+def _planes(frames: Video) -> Tensor:
+    """Return pixels float32 [N, 3, H, W] in [0, 255]."""
+    return torch.tensor(frames).permute(0, 3, 1, 2).float()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

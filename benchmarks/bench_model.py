@@ -29,9 +29,9 @@ from worldvla_ros.model.generate import (
     decode_chunk,
     generate_chunk,
     generate_free,
-    generate_image,
     prefill,
 )
+from worldvla_ros.model.image_decoding import generate_image
 from worldvla_ros.model.kv_cache import KVCache
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
 from worldvla_ros.policy.policy import WorldVLAPolicy

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from tiny_models import VOCABULARY, action_prompt, tiny_model, world_prompt
+from tiny_models import VOCABULARY, action_prompt, tiny_model
 import torch
 
 from worldvla_ros.errors import InferenceError, TokenError
@@ -12,14 +12,11 @@ from worldvla_ros.model.generate import (
     chunk_capacity,
     decode_chunk,
     decode_chunk_in_order,
-    decode_image,
     generate_chunk,
     generate_free,
-    generate_image,
     prefill,
 )
 from worldvla_ros.model.transformer import Transformer
-from worldvla_ros.tokens.sequence import parse_image_block
 
 # (actions, images, grid): with 100 prompts each, every K and M and both shapes of image occur.
 SHAPES = [(1, 1, (1, 1)), (1, 4, (1, 2)), (5, 1, (2, 1)), (5, 2, (1, 1)), (5, 2, (1, 2)),
@@ -189,37 +186,6 @@ def test_free_decoding_equals_whole_forwards():
                 break
         free = generate_free(model, prompt, 12, attention='causal')
         torch.testing.assert_close(free, ids[len(prompt):])
-
-
-@pytest.mark.parametrize('grid', [(1, 1), (1, 2), (3, 2)])
-@torch.inference_mode()
-def test_image_decoding_equals_one_token_at_a_time(grid):
-    rng = np.random.default_rng(4)
-    height, width = grid
-    codes_range = slice(VOCABULARY.codes.start, VOCABULARY.codes.stop)
-    for seed in range(4):
-        model = tiny_model(seed=seed)
-        prompt = world_prompt(rng, grid)
-        ids = [*prompt, VOCABULARY.boi, VOCABULARY.grid_token(height),
-               VOCABULARY.grid_token(width)]
-        for _ in range(2 * height):
-            for _ in range(2 * width):
-                logits = model(torch.tensor(ids)[None])[0, -1, codes_range]
-                ids.append(int(logits.argmax()) + VOCABULARY.code_start)
-            ids.append(VOCABULARY.new_line)
-        ids.append(VOCABULARY.eoi)
-        expected = parse_image_block(ids[len(prompt):], VOCABULARY)
-        np.testing.assert_array_equal(generate_image(model, prompt, grid).numpy(), expected)
-
-
-def test_an_image_takes_one_pass_per_code(monkeypatch):
-    model = tiny_model()
-    passes = []
-    rows = model.rows
-    monkeypatch.setattr(model, 'rows', lambda *a, **k: passes.append(a) or rows(*a, **k))
-    decoded = decode_image(model, world_prompt(np.random.default_rng(0), (2, 3)), (2, 3))
-    assert len(passes) == decoded.codes.numel() == 24
-    assert decoded.entropy.shape == decoded.codes.shape == (4, 6)
 
 
 def test_bfloat16_differs_from_float32_only_at_small_margins():

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from worldvla_ros.model.attention_mask import action_chunk_mask
 from worldvla_ros.model.checkpoint import load_model
-from worldvla_ros.model.generate import decode_chunk, generate_chunk, generate_free, generate_image
+from worldvla_ros.model.generate import decode_chunk, generate_chunk, generate_free
+from worldvla_ros.model.image_decoding import decode_image, generate_image
 from worldvla_ros.model.image_preprocessing import choose_crop, crop_sizes, resize_to_cover, whiten
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
@@ -117,8 +118,11 @@ def test_image_decoding_emits_the_published_frame(model):
     data = case('w01_64px_mask')
     grid = tuple(int(side) for side in data['grid_hw'])
     codes = generate_image(model, torch.from_numpy(data['input_ids']), grid_hw=grid)
-    np.testing.assert_array_equal(codes.numpy(),
-                                  parse_image_block(data['forced_ids'], Vocabulary()))
+    expected = parse_image_block(data['forced_ids'], Vocabulary())
+    np.testing.assert_array_equal(codes.numpy(), expected)
+    for draft in (data['image_codes'][0], expected):
+        drafted = decode_image(model, data['input_ids'], grid, draft=draft)
+        np.testing.assert_array_equal(drafted.codes.numpy(), expected)
 
 
 @pytest.mark.parametrize('name', CASES)

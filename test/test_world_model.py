@@ -10,7 +10,7 @@ import torch
 
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import CheckpointError, FrameError, InferenceError, TokenError
-from worldvla_ros.model.generate import generate_image
+from worldvla_ros.model.image_decoding import decode_image, generate_image
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
@@ -82,6 +82,19 @@ def test_the_same_actions_give_the_same_rollout(pretrained):
         world.reset(frame(3))
         rollouts.append([world.step(np.full(7, value)).codes for value in (0.1, -0.3, 0.3)])
     np.testing.assert_array_equal(*rollouts)
+
+
+def test_the_frame_before_is_the_draft_of_the_next(pretrained):
+    world = WorldModel(pretrained, reencode=False)
+    world.reset(frame())
+    passes = []
+    for _ in range(8):
+        before, after = world.step(ACTION), world.step(ACTION)
+        prompt = pretrained.prompts.world(before.codes, pretrained.action_tokenizer.encode(ACTION))
+        drafted = decode_image(pretrained.model, prompt, (2, 2), draft=before.codes)
+        passes.append(after.passes)
+        assert after.passes == drafted.passes
+    assert min(passes) < 16, 'some code stays the same in a frame of 16'
 
 
 def test_the_action_enters_the_prompt(pretrained):

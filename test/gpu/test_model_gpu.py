@@ -6,7 +6,8 @@ import pytest
 from tiny_models import action_prompt, tiny_model, world_prompt
 import torch
 
-from worldvla_ros.model.generate import decode_chunk, generate_chunk, generate_image, prefill
+from worldvla_ros.model.generate import decode_chunk, generate_chunk, prefill
+from worldvla_ros.model.image_decoding import generate_image
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
                                                   reason='needs a CUDA device')]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding: a chunk of actions in parallel or in order, a world-model frame, or the public loop.
+"""Decoding of a chunk of actions: in parallel, in order, or by the public greedy loop.
 
 A chunk of K actions takes 7 passes. The prefill runs over the prompt and K BOA tokens packed
 behind it and gives the first value of every action; six passes of K rows give the others. This
@@ -8,12 +8,9 @@ P + 9 i, as if the actions before it had been written out. EOA is never computed
 forced, and `certify` counts where the free model would have left it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 import time
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,24 +21,10 @@ from worldvla_ros.model.attention_mask import (
     packed_decode_mask,
     packed_prefill_mask,
 )
+from worldvla_ros.model.decoded import DecodedChunk, Ids, checked_ids, token_statistics
 from worldvla_ros.model.kv_cache import KVCache
 from worldvla_ros.model.transformer import Transformer
-from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION, Vocabulary
-
-Ids = Tensor | np.ndarray | Sequence[int]
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedChunk:
-    """The tokens of one chunk with what the model thought of them."""
-
-    token_ids: Tensor  # [K, 7] int64 vocabulary ids
-    log_probs: Tensor  # [K, 7] float32 [nat], among the action bins
-    entropy: Tensor  # [K, 7] float32 [nat], over the action bins
-    margin: Tensor  # [K, 7] float32, best logit minus second best
-    violations: Tensor | None  # int64 []: tokens at which the free model differs; None: not asked
-    prefill_s: float  # host time of the prefill [s]; on a GPU the work may still be under way
-    rows: int  # rows that went through the network, all passes together
+from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION
 
 
 def chunk_capacity(prompt_length: int, num_actions: int) -> int:
@@ -58,7 +41,7 @@ def generate_chunk(model: Transformer, prompt_ids: Ids, num_actions: int,
 @torch.inference_mode()
 def prefill(model: Transformer, prefix_ids: Ids, cache: KVCache) -> int:
     """Put a prefix of a later prompt into the cache ahead of time; return the rows computed."""
-    prefix = _checked(prefix_ids, model.config.vocabulary)
+    prefix = checked_ids(prefix_ids, model.config.vocabulary)
     cached = cache.rewind_to_common_prefix(prefix)
     if cached < len(prefix):
         ids = torch.tensor(prefix[cached:], device=model.device)[None]
@@ -78,7 +61,7 @@ def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
         takes one pass more (values and EOA of all actions) and the full head in every pass.
     """
     vocabulary = model.config.vocabulary
-    prompt = _checked(prompt_ids, vocabulary)
+    prompt = checked_ids(prompt_ids, vocabulary)
     if num_actions < 1:
         raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
     started = time.perf_counter()
@@ -106,7 +89,7 @@ def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
         violations = _violations(model, torch.stack(tokens), states)
     cache.keep_prefix(prompt)
     return DecodedChunk(
-        token_ids=torch.stack(tokens, dim=1), **_statistics(torch.stack(logits, dim=1)),
+        token_ids=torch.stack(tokens, dim=1), **token_statistics(torch.stack(logits, dim=1)),
         violations=violations, prefill_s=prefill_s,
         rows=len(prompt) - cached + num_actions * (VALUES_PER_ACTION + 2 * certify))
 
@@ -120,7 +103,7 @@ def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int,
     `decode_chunk`, and the result means the same.
     """
     vocabulary = model.config.vocabulary
-    prompt = _checked(prompt_ids, vocabulary)
+    prompt = checked_ids(prompt_ids, vocabulary)
     if num_actions < 1:
         raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
     started = time.perf_counter()
@@ -142,7 +125,8 @@ def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int,
     cache.keep_prefix(prompt)
     stacked = torch.stack(logits).unflatten(0, (num_actions, VALUES_PER_ACTION))
     return DecodedChunk(token_ids=stacked.argmax(-1) + vocabulary.bin_start,
-                        **_statistics(stacked), violations=None, prefill_s=prefill_s, rows=rows)
+                        **token_statistics(stacked), violations=None, prefill_s=prefill_s,
+                        rows=rows)
 
 
 def _prefill_with_boas(model: Transformer, prompt: list[int], boa_positions: Tensor,
@@ -185,15 +169,6 @@ def _violations(model: Transformer, values: Tensor, states: list[Tensor]) -> Ten
     return (chosen_freely != forced).sum()
 
 
-def _statistics(logits: Tensor) -> dict[str, Tensor]:
-    """Return log-probability of the choice, entropy and top-2 margin of logits [..., bins]."""
-    log_probs = logits.log_softmax(-1)
-    best = logits.topk(2, dim=-1).values
-    return {'log_probs': log_probs.amax(-1),
-            'entropy': -(log_probs.exp() * log_probs).sum(-1),
-            'margin': best[..., 0] - best[..., 1]}
-
-
 @torch.inference_mode()
 def generate_free(model: Transformer, prompt_ids: Ids, max_new_tokens: int,
                   attention: Literal['action_chunk', 'causal'] = 'action_chunk') -> Tensor:
@@ -204,7 +179,7 @@ def generate_free(model: Transformer, prompt_ids: Ids, max_new_tokens: int,
     whose blocks cannot be paired is kept (BlockMismatchError).
     """
     vocabulary = model.config.vocabulary
-    ids = _checked(prompt_ids, vocabulary)
+    ids = checked_ids(prompt_ids, vocabulary)
     if attention not in ('action_chunk', 'causal'):
         raise TokenError(f"attention must be 'action_chunk' or 'causal', got {attention!r}")
     cache = model.new_cache(len(ids) + max_new_tokens)
@@ -220,65 +195,3 @@ def generate_free(model: Transformer, prompt_ids: Ids, max_new_tokens: int,
         if ids[-1] == vocabulary.separator:
             break
     return torch.tensor(ids[start:])
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedImage:
-    """The codes of one imagined frame with what the model thought of them."""
-
-    codes: Tensor  # [2h, 2w] int64 code indices
-    log_probs: Tensor  # [2h, 2w] float32 [nat], among the image codes
-    entropy: Tensor  # [2h, 2w] float32 [nat], over the image codes
-    margin: Tensor  # [2h, 2w] float32, best logit minus second best
-
-
-def generate_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int],
-                   cache: KVCache | None = None) -> Tensor:
-    """Return the greedy code indices int64 [2h, 2w] of the image after prompt ids [P]."""
-    return decode_image(model, prompt_ids, grid_hw, cache=cache).codes
-
-
-@torch.inference_mode()
-def decode_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int], *,
-                 cache: KVCache | None = None) -> DecodedImage:
-    """Decode one image block, forcing its structure tokens; one pass per code.
-
-    BOI and the grid tokens ride with the prompt, each row end with the first pass of the next
-    row, so that no pass is spent on a token that is known. The target is the last image of the
-    sequence, so the action-chunk mask hides nothing and attention is causal.
-    """
-    vocabulary = model.config.vocabulary
-    prompt = _checked(prompt_ids, vocabulary)
-    height, width = grid_hw
-    ids = [*prompt, vocabulary.boi, vocabulary.grid_token(height), vocabulary.grid_token(width)]
-    if cache is None:
-        cache = model.new_cache(len(ids) + 2 * height * (2 * width + 1))
-    cached = cache.rewind_to_common_prefix(prompt)
-    hidden = model.rows(torch.tensor(ids[cached:], device=model.device)[None], cache=cache,
-                        keep_last=1)
-    new_line = torch.tensor([vocabulary.new_line], device=model.device)
-    logits = [model.logits(hidden[0, -1], vocabulary.codes)]
-    codes = [logits[-1].argmax(-1, keepdim=True)]
-    while len(codes) < 4 * height * width:
-        step = codes[-1] + vocabulary.code_start
-        if len(codes) % (2 * width) == 0:
-            step = torch.cat((step, new_line))
-        hidden = model.rows(step[None], cache=cache, keep_last=1)
-        logits.append(model.logits(hidden[0, -1], vocabulary.codes))
-        codes.append(logits[-1].argmax(-1, keepdim=True))
-    cache.keep_prefix(prompt)
-    shape = (2 * height, 2 * width)
-    statistics = _statistics(torch.stack(logits).unflatten(0, shape))
-    return DecodedImage(codes=torch.cat(codes).view(shape), **statistics)
-
-
-def _checked(token_ids: Ids, vocabulary: Vocabulary) -> list[int]:
-    """Return prompt ids [P] as a list; raises TokenError for another shape or a foreign id."""
-    ids = token_ids.cpu().numpy() if isinstance(token_ids, Tensor) else np.asarray(token_ids)
-    if ids.ndim != 1 or ids.size == 0 or not np.issubdtype(ids.dtype, np.integer):
-        raise TokenError(f'expected prompt ids int64 [P], got shape {ids.shape} {ids.dtype}')
-    if ids.min() < 0 or ids.max() >= vocabulary.size:
-        raise TokenError(f'prompt ids must lie in [0, {vocabulary.size}), got '
-                         f'{ids.min()} to {ids.max()}')
-    listed: list[int] = ids.tolist()
-    return listed

@@ -60,6 +60,13 @@ class KVCache:
         """Count the rows that every layer has just written as in use."""
         self._length += rows
 
+    def truncate(self, length: int) -> None:
+        """Drop the rows from `length` on, which were decoded after the prefix."""
+        if not len(self._token_ids) <= length <= self._length:
+            raise InferenceError(f'expected to keep {len(self._token_ids)} to {self._length} rows '
+                                 f'of the KV cache, got {length}')
+        self._length = length
+
     def keep_prefix(self, token_ids: Sequence[int]) -> None:
         """Rewind to a prefix that has just been computed and remember which tokens it holds."""
         self._length = len(token_ids)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import InferenceError
-from worldvla_ros.model.generate import decode_image
+from worldvla_ros.model.image_decoding import decode_image
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.policy.pretrained import Pretrained
 
@@ -24,6 +24,7 @@ class ImaginedFrame:
     entropy: NDArray[np.float32]  # (2h, 2w) [nat] over the image codes
     log_probs: NDArray[np.float32]  # (2h, 2w) [nat] of the chosen codes
     latency_s: float  # [s]
+    passes: int  # forward passes; one per code where the frame before was no good draft
 
 
 class WorldModel:
@@ -70,10 +71,12 @@ class WorldModel:
             raise InferenceError('the world model has no frame yet; call reset(frame) first')
         started = time.perf_counter()
         prompt_ids = self._prompts.world(self._codes, self._action_tokenizer.encode(action))
-        decoded = decode_image(self._pretrained.model, prompt_ids, self._pretrained.grid_hw)
+        decoded = decode_image(self._pretrained.model, prompt_ids, self._pretrained.grid_hw,
+                               draft=self._codes)
         image = self._pretrained.image_tokenizer.decode(decoded.codes[None])[0].cpu().numpy()
         codes = decoded.codes.cpu().numpy()
         self._codes = self._pretrained.encode(image) if self._reencode else codes
         self._stamp_ns += self._period_ns
         return ImaginedFrame(Frame(image, self._stamp_ns), codes, decoded.entropy.cpu().numpy(),
-                             decoded.log_probs.cpu().numpy(), time.perf_counter() - started)
+                             decoded.log_probs.cpu().numpy(), time.perf_counter() - started,
+                             decoded.passes)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record demonstrations of the expert: `python -m worldvla_sim.collect --help`.
 
-Every episode starts from a random reset, never from an official initial state. An episode is
+With `--policy` a policy and the expert take turns (see `dagger`). Every episode starts from a random reset, never from an official initial state. An episode is
 written to a file of its own as soon as it succeeds, and the files of a task are joined into
 `<task>_demo.hdf5` at the end, so a killed run loses at most the episodes it was playing.
 """
@@ -14,10 +14,12 @@ import json
 from pathlib import Path
 import shutil
 import sys
+from typing import Any
 
 from tqdm import tqdm
 
 from worldvla_ros.errors import ConfigError, SimulationError, WorldVLAError
+from worldvla_sim.dagger import LearnerSettings, learner_settings, record_turns
 from worldvla_sim.demonstrations import (
     DemonstrationRecorder,
     demonstration_names,
@@ -29,9 +31,9 @@ from worldvla_sim.evaluate import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, parse_i
 from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.policies import policy_factory
+from worldvla_sim.policies import EpisodePolicy, policy_factory
 from worldvla_sim.tasks import SUITES, load_task, suite_tasks
-from worldvla_sim.workers import JobFailure, WorkerPool
+from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 _MAX_ATTEMPTS_PER_DEMO = 4
 
@@ -48,6 +50,16 @@ class CollectionSettings:
     wrist: bool = False
     noise: float = 0.1  # standard deviation of the executed translation, controller input
     seed: int = 0
+    learner: LearnerSettings | None = None  # takes turns with the expert; None: plain ones
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> 'CollectionSettings':
+        """Undo `asdict`, also of JSON and of a folder that is older than a setting."""
+        learner = values.get('learner')
+        if learner is not None:
+            learner = LearnerSettings(**{key: tuple(value) if isinstance(value, list) else value
+                                         for key, value in learner.items()})
+        return cls(**{**values, 'learner': learner})
 
 
 @dataclass(frozen=True)
@@ -128,9 +140,13 @@ class AttemptFolder:
 class AttemptRunner:
     """Plays attempts in a worker process and writes each success to its own file."""
 
-    def __init__(self, settings: CollectionSettings, out: Path, per_task: int) -> None:
+    def __init__(self, settings: CollectionSettings, out: Path, per_task: int,
+                 threads: int = 1) -> None:
         self._settings, self._out, self._per_task = settings, out, per_task
         self._env: LiberoEnv | None = None
+        self._expert = policy_factory('expert')()
+        self._learner = None if settings.learner is None else policy_factory(
+            settings.learner.name, threads=threads)()
 
     def __call__(self, attempt: Attempt) -> bool:
         """Play one attempt; True if a demonstration was written."""
@@ -143,7 +159,7 @@ class AttemptRunner:
                 settings.suite, attempt.task, assets=settings.assets, robot=settings.robot,
                 msaa=settings.msaa, image_size=settings.image_size, wrist=settings.wrist)
         seed = 100_000 * settings.seed + attempt.number
-        recorder = record_episode(self._env, seed, settings.noise)
+        recorder = self._record(self._env, seed)
         if recorder is None:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.failure_marker(attempt.number).touch()
@@ -153,12 +169,19 @@ class AttemptRunner:
             write_demonstration(file.create_group('data'), 'demo_0', demo)
         return True
 
+    def _record(self, env: LiberoEnv, seed: int) -> DemonstrationRecorder | None:
+        settings = self._settings
+        if self._learner is None or settings.learner is None:
+            return record_episode(env, self._expert, seed, settings.noise)
+        return record_turns(env, self._expert, self._learner, settings.learner, seed,
+                            settings.noise)
 
-def record_episode(env: LiberoEnv, seed: int, noise: float) -> DemonstrationRecorder | None:
+
+def record_episode(env: LiberoEnv, expert: EpisodePolicy, seed: int, noise: float
+                   ) -> DemonstrationRecorder | None:
     """Let the expert play a random reset; None when it did not succeed in the step limit."""
     observation = env.reset(None, seed=seed)
     recorder, disturbance = DemonstrationRecorder(env), ActionNoise(noise, seed)
-    expert = policy_factory('expert')()
     expert.start(env, observation)
     while not env.success and env.steps < env.max_steps:
         action = expert.act(observation)
@@ -195,7 +218,8 @@ def collect(settings: CollectionSettings, tasks: Sequence[int], per_task: int, o
 def _run_attempts(attempts: Sequence[Attempt], settings: CollectionSettings, out: Path,
                   per_task: int, workers: int, progress: tqdm) -> None:
     pool: WorkerPool[Attempt, bool] = WorkerPool(
-        functools.partial(AttemptRunner, settings, out, per_task), workers)
+        functools.partial(AttemptRunner, settings, out, per_task, threads_per_worker(workers)),
+        workers)
     answers = pool.run(attempts)
     try:
         for attempt, answer in answers:
@@ -212,11 +236,12 @@ def _check_settings(out: Path, settings: CollectionSettings) -> None:
     path = out / 'collection.json'
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if path.exists() and (earlier := json.loads(path.read_text())) != asdict(settings):
+        earlier = json.loads(path.read_text()) if path.exists() else asdict(settings)
+        if CollectionSettings.from_dict(earlier) != settings:
             raise ConfigError(f'{out} holds demonstrations made with other settings ({earlier}); '
                               f'name another folder')
         path.write_text(json.dumps(asdict(settings)) + '\n')
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f'cannot use the folder {out}: {error}') from error
 
 
@@ -229,6 +254,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--per-task', type=int, default=50)
     parser.add_argument('--noise', type=float, default=0.1,
                         help='standard deviation of the executed motion (default: 0.1)')
+    parser.add_argument('--policy', metavar='NAME|FOLDER',
+                        help='a policy or checkpoint that takes turns with the expert (DAgger)')
     parser.add_argument('--workers', type=int, default=1)
     parser.add_argument('--image-size', type=int, default=256, help='[px] (default: 256)')
     parser.add_argument('--wrist', action='store_true', help='record the wrist camera too')
@@ -246,7 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = CollectionSettings(
             options.suite, resolve_assets(options.assets).kind, options.robot, options.msaa,
-            options.image_size, options.wrist, options.noise, options.seed)
+            options.image_size, options.wrist, options.noise, options.seed,
+            learner_settings(options.policy) if options.policy is not None else None)
         tasks = options.tasks or range(len(suite_tasks(options.suite)))
         failed = collect(settings, tasks, options.per_task, options.out, workers=options.workers)
     except WorldVLAError as error:

@@ -33,6 +33,7 @@ class Demonstration:
     instruction: str
     actions: np.ndarray  # (T, 7) float64 clean expert actions: the labels
     executed_actions: np.ndarray  # (T, 7) float64 what was executed, noise included
+    expert_acted: np.ndarray  # (T,) bool; False where a policy did, see `dagger`
     states: np.ndarray  # (T, 1 + nq + nv) float64 before each action
     agentview: np.ndarray  # (T, H, W, 3) uint8 RGB before each action, rotated as policies see it
     wrist: np.ndarray | None  # likewise, if it was recorded
@@ -54,13 +55,16 @@ class DemonstrationRecorder:
         self._observations: list[SimObservation] = []
         self._actions: list[np.ndarray] = []
         self._executed: list[np.ndarray] = []
+        self._expert_acted: list[bool] = []
         self._states: list[np.ndarray] = []
 
-    def add(self, observation: SimObservation, action: np.ndarray, executed: np.ndarray) -> None:
+    def add(self, observation: SimObservation, action: np.ndarray, executed: np.ndarray, *,
+            expert_acted: bool = True) -> None:
         """Note what was seen, what the expert would do, and what is about to be executed."""
         self._observations.append(observation)
         self._actions.append(action)
         self._executed.append(executed)
+        self._expert_acted.append(expert_acted)
         self._states.append(self._env.state())
 
     def finish(self, **attributes: Any) -> Demonstration:
@@ -70,6 +74,7 @@ class DemonstrationRecorder:
         return Demonstration(
             suite=self._env.suite, task=self._env.task, instruction=self._env.instruction,
             actions=np.stack(self._actions), executed_actions=np.stack(self._executed),
+            expert_acted=np.array(self._expert_acted, dtype=bool),
             states=np.stack(self._states), wrist=wrist,
             agentview=np.stack([view.agentview for view in seen]),
             joint_positions=np.stack([view.joint_positions for view in seen]),
@@ -109,6 +114,7 @@ def write_demonstration(parent: h5py.Group, name: str, demo: Demonstration) -> N
     rotation_vectors = Rotation.from_quat(demo.ee_quaternions).as_rotvec()
     arrays = {
         'actions': demo.actions, 'executed_actions': demo.executed_actions,
+        'expert_acted': demo.expert_acted.astype(np.uint8),
         'states': demo.states, 'dones': last, 'rewards': last,
         'robot_states': np.hstack([demo.gripper_positions, demo.ee_positions,
                                    demo.ee_quaternions]),
@@ -142,6 +148,8 @@ def read_demonstration(group: h5py.Group) -> Demonstration:
         suite=info.get('suite', ''), task=info.get('task', -1),
         instruction=info.get('language_instruction', ''), actions=actions,
         executed_actions=group['executed_actions'][:] if 'executed_actions' in group else actions,
+        expert_acted=(group['expert_acted'][:].astype(bool) if 'expert_acted' in group
+                      else np.ones(len(actions), dtype=bool)),
         states=group['states'][:], agentview=images('agentview_rgb'),
         wrist=images('eye_in_hand_rgb'), joint_positions=obs['joint_states'][:],
         gripper_positions=states[:, :2], ee_positions=states[:, 2:5],

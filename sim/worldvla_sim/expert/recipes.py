@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from worldvla_ros.errors import SimulationError
 from worldvla_sim.expert.fixtures import close_door, pull_drawer, push_drawer, turn_knob
+from worldvla_sim.expert.picking import put
 from worldvla_sim.expert.placing import lay_on_rack, put_in_microwave, slide
 from worldvla_sim.expert.robot import Robot
-from worldvla_sim.expert.skills import Motion, put
+from worldvla_sim.expert.skills import Motion
 
 Recipe = Callable[[Robot], Motion]
 Step = Callable[[Robot], Motion]

@@ -5,6 +5,8 @@ The gripper frame is robosuite's grip site: x is the axis along which the finger
 out of the hand. At rest x is the world's +y and z its -z.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -42,7 +44,13 @@ class Robot:
         self.scene = scene
         self.rotation = DOWNWARD  # wanted axes, (3, 3)
         self.gripper = OPEN  # wanted opening
-        self._site = scene.model.site('gripper0_grip_site').id
+        model = scene.model
+        self._site = model.site('gripper0_grip_site').id
+        joints = [model.joint(f'gripper0_finger_joint{i}') for i in (1, 2)]
+        self._finger_qpos = [joint.qposadr[0] for joint in joints]
+        self._finger_qvel = [joint.dofadr[0] for joint in joints]
+        self._finger_actuators = [model.actuator(f'gripper0_gripper_finger_joint{i}').id
+                                  for i in (1, 2)]
 
     @property
     def position(self) -> np.ndarray:
@@ -57,7 +65,28 @@ class Robot:
     @property
     def opening(self) -> float:
         """Distance between the finger pads [m]."""
-        return float(np.ptp([self.scene.joint(f'gripper0_finger_joint{i}') for i in (1, 2)]))
+        return float(self._fingers(self.scene.data.qpos, self._finger_qpos).sum())
+
+    def finger_speeds(self) -> np.ndarray:
+        """How fast each finger opens, (2,) [m/s]; negative when it closes."""
+        return self._fingers(self.scene.data.qvel, self._finger_qvel)
+
+    def finger_targets(self) -> np.ndarray:
+        """Where each finger is sent, (2,) [m] from closed."""
+        return self._fingers(self.scene.data.ctrl, self._finger_actuators)
+
+    def finger_gaps(self) -> np.ndarray:
+        """How far each finger is held off where it is sent when closing, (2,) [m]: its force."""
+        return self._fingers(self.scene.data.qpos, self._finger_qpos) - self.finger_targets()
+
+    def speed(self) -> float:
+        """Speed of the grip site [m/s]."""
+        return self.scene.site_speed(self._site)
+
+    @staticmethod
+    def _fingers(values: np.ndarray, indices: Sequence[int]) -> np.ndarray:
+        """Pick both fingers' values; the right finger's axis is the other way round."""
+        return values[list(indices)] * [1.0, -1.0]
 
     def turn_to(self, rotation: np.ndarray) -> None:
         """Ask for these axes, or for the half turn about z that closes the same way.
@@ -68,14 +97,14 @@ class Robot:
         self.rotation = min((rotation, half_turn), key=self._turning_cost)
 
     def _turning_cost(self, rotation: np.ndarray) -> float:
-        error = _rotation_error(rotation, self.axes)
+        error = rotation_error(rotation, self.axes)
         last_joint = self.scene.joint('robot0_joint7') + error @ self.axes[:, 2]
         beyond = max(0.0, abs(last_joint) - _LAST_JOINT_RANGE)
         return float(np.linalg.norm(error)) + 0.1 * abs(last_joint) + 10.0 * beyond
 
     def turn_error(self) -> float:
         """Angle to the wanted axes [rad]."""
-        return float(np.linalg.norm(_rotation_error(self.rotation, self.axes)))
+        return float(np.linalg.norm(rotation_error(self.rotation, self.axes)))
 
     def towards(self, position: np.ndarray, speed: float = 1.0) -> np.ndarray:
         """Return the action that moves to `position` and the wanted axes, (7,).
@@ -84,7 +113,7 @@ class Robot:
         """
         limit = MAX_TRANSLATION * speed
         move = _shortened(GAIN * (position - self.position) / POSITION_SCALE, limit)
-        turn = _shortened(GAIN * _rotation_error(self.rotation, self.axes) / ROTATION_SCALE,
+        turn = _shortened(GAIN * rotation_error(self.rotation, self.axes) / ROTATION_SCALE,
                           MAX_ROTATION)
         motion = np.concatenate([move, turn])
         if np.linalg.norm(motion) < _MIN_MOTION:
@@ -92,7 +121,7 @@ class Robot:
         return np.append(motion, self.gripper)
 
 
-def _rotation_error(wanted: np.ndarray, axes: np.ndarray) -> np.ndarray:
+def rotation_error(wanted: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Rotation vector about the world's axes from `axes` to `wanted`, (3,) [rad]."""
     return Rotation.from_matrix(wanted @ axes.T).as_rotvec()
 

@@ -14,6 +14,8 @@ _MAX_POINTS_PER_AXIS = 24
 _FURNITURE_RADIUS = 0.35  # [m] bounding radius from which a shape is a table, floor or wall
 _BEHIND = 0.02  # [m] ahead of a path's start, up to which an obstacle is not in the way
 _ROBOT_BODIES = ('robot', 'gripper', 'mount')
+_FINGER_BODIES = (('gripper0_leftfinger', 'gripper0_finger_joint1_tip'),
+                  ('gripper0_rightfinger', 'gripper0_finger_joint2_tip'))
 
 
 def category(name: str) -> str:
@@ -31,6 +33,8 @@ class Scene:
         self.goal = env.goal
         self._body_ids = dict(env._libero.obj_body_id)
         self._body_ids['robot'] = self.model.body('robot0_base').id
+        self._owners = [self._owner(geom) for geom in range(self.model.ngeom)]
+        self._fingers = [self._shapes_of_bodies(bodies) for bodies in _FINGER_BODIES]
         self._samples = self._sample_shapes()
 
     def position(self, name: str) -> np.ndarray:
@@ -57,14 +61,36 @@ class Scene:
         """Whether one predicate of the goal is true now."""
         return bool(self._env._libero._eval_predicate(predicate))
 
+    def speed(self, name: str) -> float:
+        """Speed of an object's origin [m/s]."""
+        return self._speed('mjOBJ_BODY', self._body_ids[name])
+
+    def site_speed(self, site: int) -> float:
+        """Speed of a site [m/s], by its index."""
+        return self._speed('mjOBJ_SITE', site)
+
+    def _speed(self, kind: str, index: int) -> float:
+        import mujoco  # not at the top: see `libero_setup.has_diverged`
+        velocity = np.zeros(6)
+        mujoco.mj_objectVelocity(self.model, self.data, getattr(mujoco.mjtObj, kind), index,
+                                 velocity, 0)
+        return float(np.linalg.norm(velocity[3:]))
+
     def touching(self, name: str, other: str) -> bool:
         """Whether two objects, or an object and the 'gripper', are in contact."""
-        mine, theirs = self._geoms_of(name), self._geoms_of(other)
-        return any((a in mine and b in theirs) or (a in theirs and b in mine)
+        return any({self._owners[a], self._owners[b]} == {name, other}
                    for a, b in self.data.contact.geom)
 
-    def _geoms_of(self, name: str) -> set[int]:
-        return {geom for geom in range(self.model.ngeom) if self._owner(geom) == name}
+    def pinched(self, name: str) -> bool:
+        """Whether both fingers touch an object."""
+        contacts = [(a, b) for a, b in self.data.contact.geom
+                    if name in (self._owners[a], self._owners[b])]
+        return all(any(a in finger or b in finger for a, b in contacts)
+                   for finger in self._fingers)
+
+    def _shapes_of_bodies(self, names: Iterable[str]) -> set[int]:
+        bodies = {self.model.body(name).id for name in names}
+        return {geom for geom in range(self.model.ngeom) if self.model.geom_bodyid[geom] in bodies}
 
     def _owner(self, geom: int) -> str:
         """Return which object, fixture, 'gripper', 'robot' or '' (furniture) a shape is of."""
@@ -79,7 +105,7 @@ class Scene:
         import mujoco  # not at the top: see `libero_setup.has_diverged`
         samples = []
         for geom in range(self.model.ngeom):
-            owner = self._owner(geom)
+            owner = self._owners[geom]
             collides = self.model.geom_contype[geom] or self.model.geom_conaffinity[geom]
             furniture = (self.model.geom_type[geom] == mujoco.mjtGeom.mjGEOM_PLANE
                          or self.model.geom_rbound[geom] > _FURNITURE_RADIUS)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
-from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp, way_out
+from worldvla_sim.expert.grasps import Grasp, plan_grasp, way_out
 from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
 
 Motion = Generator[np.ndarray, None, bool]
@@ -50,16 +50,22 @@ def grip(robot: Robot, command: float, steps: int = CLOSING_STEPS) -> Motion:
     return (yield from stay(robot, steps))
 
 
-def travel(robot: Robot, target: np.ndarray, *, held: Sequence[str] = (),
-           tolerance: float = 0.02) -> Motion:
-    """Go above everything in between to a point; end at the target's height or higher."""
+def cruising_height(robot: Robot, target: np.ndarray, *, held: Sequence[str] = (),
+                    lowest: float = -np.inf) -> float:
+    """Height [m] from which the gripper may go straight to above a point, at least its own."""
     scene, start = robot.scene, robot.position
     bottoms = [scene.points(only=name)[:, 2].min() for name in held]
     hanging = start[2] - min([start[2] - 0.0125, *bottoms])
-    height = max(
+    return float(max(
         scene.highest(start, target, _HELD_HALF_WIDTH, without=held) + hanging + CLEARANCE,
         scene.highest(start, target, _HAND_HALF_WIDTH, without=held) - _HAND_HEIGHT + CLEARANCE,
-        target[2])
+        target[2], lowest))
+
+
+def travel(robot: Robot, target: np.ndarray, *, held: Sequence[str] = (),
+           tolerance: float = 0.02) -> Motion:
+    """Go above everything in between to a point; end at the target's height or higher."""
+    start, height = robot.position, cruising_height(robot, target, held=held)
     if start[2] < height - 0.01:
         yield from reach(robot, np.array([*start[:2], height]), tolerance=0.02,
                          turn_tolerance=np.inf)
@@ -106,40 +112,7 @@ def destination(robot: Robot, name: str, goal: np.ndarray) -> np.ndarray:
     return goal + robot.position - robot.scene.position(name)
 
 
-def carry(robot: Robot, name: str, goal: Callable[[], np.ndarray]) -> Motion:
-    """Bring a held object's origin above a point, whatever way it hangs, then down to it."""
-    place = destination(robot, name, goal())
-    above = max(place[2], robot.position[2])
-    yield from travel(robot, np.array([*place[:2], above]), held=[name], tolerance=0.03)
-    height = robot.position[2]
-    yield from reach(robot, lambda: np.array([*destination(robot, name, goal())[:2], height]),
-                     tolerance=0.006, patience=25)
-    return (yield from reach(robot, lambda: destination(robot, name, goal()), tolerance=0.006,
-                             speed=0.7, patience=40))
-
-
 def release(robot: Robot) -> Motion:
     """Open the fingers and leave upwards."""
     yield from grip(robot, OPEN, 8)
     return (yield from rise(robot, 0.07))
-
-
-def put(robot: Robot, name: str, target: str, *, offset: Sequence[float] = (0, 0, 0.012),
-        fingers: Sequence[float] | None = None, attempts: int = 4) -> Motion:
-    """Take an object and set it down so that its origin is `offset` from the target's origin.
-
-    :param offset: in the world frame [m]; its z is the height from which the object drops.
-    :param fingers: direction along which the fingers close when the object is set down; None
-        leaves the object turned as it was taken.
-    """
-    scene = robot.scene
-    wanted = [predicate for predicate in scene.goal if predicate[1] == name]
-    for _ in range(attempts):
-        if (yield from take(robot, name)):
-            if fingers is not None:
-                robot.turn_to(aligned(np.asarray(fingers, dtype=float), -_UP))
-            yield from carry(robot, name, lambda: scene.position(target) + offset)
-        yield from release(robot)
-        if wanted and all(scene.holds(predicate) for predicate in wanted):
-            return True
-    return False

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Let a policy and the expert take turns, with the expert's label at every step.
+
+As in DAgger (Ross et al. 2011), labels are what the expert would do in the states that the policy
+visits. As in HG-DAgger (Kelly et al. 2019), whoever has the arm keeps it for a while, so that the
+policy gets far enough to make its own mistakes and the expert shows how to get out of them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from worldvla_ros.errors import ConfigError
+from worldvla_sim.demonstrations import DemonstrationRecorder
+from worldvla_sim.expert.noise import ActionNoise
+from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.policies import EpisodePolicy, policy_factory
+
+POLICY_STEPS, EXPERT_STEPS = (10, 60), (15, 50)  # shortest and longest turn of each
+EXPERT_FINISHES = 0.6  # of the suite's step limit, from where only the expert acts
+STEP_LIMIT = 1.5  # times the suite's: what the policy spoiled takes time to put right
+
+
+@dataclass(frozen=True)
+class LearnerSettings:
+    """Who takes turns with the expert, and for how long; all that decides its episodes."""
+
+    name: str  # of the registry, or a checkpoint's folder
+    weights: str | None  # fingerprint of the checkpoint; None for a policy of the registry
+    policy_steps: tuple[int, int] = POLICY_STEPS
+    expert_steps: tuple[int, int] = EXPERT_STEPS
+    expert_finishes: float = EXPERT_FINISHES
+    step_limit: float = STEP_LIMIT
+
+
+def learner_settings(name: str) -> LearnerSettings:
+    """Describe the policy of a name or folder.
+
+    :raises ConfigError: neither a known name nor a folder, or it is the expert itself.
+    :raises CheckpointError: the folder holds no checkpoint.
+    """
+    policy_factory(name)
+    if name == 'expert':
+        raise ConfigError('the expert cannot take turns with itself; leave --policy out for plain '
+                          'demonstrations, or name a checkpoint')
+    if not Path(name).is_dir():
+        return LearnerSettings(name, None)
+    from worldvla_ros.model.checkpoint import fingerprint  # imports torch
+    return LearnerSettings(str(Path(name).resolve()), fingerprint(Path(name)))
+
+
+class Turns:
+    """Who acts at each step of an episode, drawn from a seed.
+
+    :param steps: of the suite's limit.
+    """
+
+    def __init__(self, settings: LearnerSettings, steps: int, seed: int) -> None:
+        random = np.random.default_rng((seed, 1))  # another stream than the noise's
+        last = round(settings.expert_finishes * steps)
+        self._expert_acts = np.ones(last, dtype=bool)
+        start, policy_acts = 0, bool(random.integers(2))
+        while start < last:
+            shortest, longest = settings.policy_steps if policy_acts else settings.expert_steps
+            end = start + int(random.integers(shortest, longest + 1))
+            self._expert_acts[start:end] = not policy_acts
+            start, policy_acts = end, not policy_acts
+
+    def expert_acts(self, step: int) -> bool:
+        """Whether it is the expert's turn."""
+        return step >= len(self._expert_acts) or bool(self._expert_acts[step])
+
+
+def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
+                 settings: LearnerSettings, seed: int, noise: float
+                 ) -> DemonstrationRecorder | None:
+    """Play a random reset in turns; None when it did not succeed in time.
+
+    :param noise: standard deviation of what is added to the expert's own motion.
+    :raises ConfigError: the policy needs images of another size than the environment renders.
+    """
+    observation = env.reset(None, seed=seed)
+    size = observation.agentview.shape[0]
+    if learner.image_size not in (None, size):
+        raise ConfigError(f'{settings.name} needs images of {learner.image_size} px, but {size} px '
+                          f'are recorded; give --image-size {learner.image_size}')
+    recorder, disturbance = DemonstrationRecorder(env), ActionNoise(noise, seed)
+    turns = Turns(settings, env.max_steps, seed)
+    expert.start(env, observation)
+    expert_acted = True
+    while not env.success and env.steps < settings.step_limit * env.max_steps:
+        label, expert_acts = expert.act(observation), turns.expert_acts(env.steps)
+        if expert_acts:
+            executed = disturbance.perturb(label)
+        else:
+            if expert_acted:
+                learner.start(env, observation)  # its history ended when the expert took over
+            executed = np.asarray(learner.act(observation), dtype=np.float64)
+        recorder.add(observation, label, executed, expert_acted=expert_acts)
+        observation, expert_acted = env.step(executed), expert_acts
+    return recorder if env.success else None

@@ -113,3 +113,27 @@ def test_the_z_loss_pulls_the_partition_towards_one():
     log_partition = np.log(COMPACT.size)
     assert with_z.total.item() - plain.total.item() == pytest.approx(1e-2 * log_partition ** 2,
                                                                      rel=1e-4)
+
+
+def test_smoothed_targets_make_a_near_bin_better_than_a_far_one():
+    label = torch.tensor([COMPACT.bins.start + 100])
+    one = torch.zeros(1, dtype=torch.bool)
+
+    def loss(peak, smoothing):
+        logits = torch.zeros(1, COMPACT.size)
+        logits[0, COMPACT.bins.start + peak] = 5.0
+        return loss_terms(logits, label, one, COMPACT, LossConfig(
+            bin_smoothing=smoothing, z_loss_weight=0.0)).total.item()
+
+    assert loss(101, 0.0) == pytest.approx(loss(150, 0.0))
+    assert loss(100, 2.0) < loss(101, 2.0) < loss(104, 2.0) < loss(150, 2.0)
+    assert loss(100, 1e-3) == pytest.approx(loss(100, 0.0), rel=1e-5)
+
+
+def test_smoothing_leaves_other_tokens_alone():
+    logits, labels = torch.randn(3, COMPACT.size), torch.tensor([COMPACT.eoa, COMPACT.separator,
+                                                                 COMPACT.codes.start])
+    is_world = torch.tensor([False, False, True])
+    plain, smooth = (loss_terms(logits, labels, is_world, COMPACT, LossConfig(bin_smoothing=s))
+                     for s in (0.0, 2.0))
+    assert smooth.total.item() == pytest.approx(plain.total.item())

@@ -21,7 +21,13 @@ from worldvla_ros.tokens.sequence import PromptBuilder
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training import store as store_module
-from worldvla_ros.training.batches import SampleTable, batch_indices, batch_mask, collate
+from worldvla_ros.training.batches import (
+    SampleTable,
+    batch_indices,
+    batch_mask,
+    collate,
+    collate_by_branch,
+)
 from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.losses import IGNORED
 from worldvla_ros.training.samples import BRANCHES, SampleBuilder
@@ -214,3 +220,24 @@ def test_the_command_makes_a_store_and_tells_errors_in_a_sentence(tmp_path, caps
     assert len(TokenStore.open(tmp_path / 'store').episodes) == 2
     assert main(arguments) == 1
     assert 'exists' in capsys.readouterr().err
+
+
+def test_a_share_of_the_batch_is_taken_from_the_other_branches(store):
+    samples = table(store, ('action', 'world'))
+    chosen = [samples.batch(8, 0.25, 0, step) for step in range(4)]
+    branches = [[samples[i].branch for i in indices] for indices in chosen]
+    assert branches == [['action'] * 6 + ['world'] * 2] * 4
+    assert len({tuple(sorted(indices)) for indices in chosen}) == 4
+    np.testing.assert_array_equal(samples.batch(8, 0.25, 0, 3), chosen[3])
+    np.testing.assert_array_equal(samples.batch(8, None, 5, 1),
+                                  batch_indices(len(samples), 8, 5, 1))
+    assert {samples[i].branch for i in samples.batch(8, 0.0, 0, 0)} == {'action'}
+
+
+def test_branches_are_padded_apart(store):
+    samples = table(store, ('action', 'world'))
+    chosen = [samples[i] for i in samples.batch(8, 0.25, 0, 0)]
+    action, world = collate_by_branch(chosen)
+    assert (len(action.input_ids), len(world.input_ids)) == (6, 2)
+    assert action.input_ids.shape[1] == max(len(sample.ids) for sample in chosen[:6])
+    assert world.is_world.all() and not action.is_world.any()

@@ -232,8 +232,32 @@ def test_dropout_and_bfloat16_are_used_in_training(tmp_path):
     config = tiny_config(tmp_path)
     config = replace(config, run=replace(config.run, dtype='bfloat16'))
     trainer = Trainer(build_experiment(config))
-    batch, trainer._loss = trainer._batch(0), trainer._loss.train()
+    batch, trainer._loss = trainer._batches(0), trainer._loss.train()
     torch.manual_seed(0)
     losses = {trainer._loss(batch).total.item() for _ in range(2)}
     assert len(losses) == 2 and all(np.isfinite(list(losses)))
     assert len({trainer._loss.eval()(batch).total.item() for _ in range(2)}) == 1
+
+
+def test_codes_that_look_alike_start_alike(tmp_path):
+    pretrained = build_experiment(tiny_config(tmp_path)).pretrained
+    codebook = pretrained.image_tokenizer.quantize.embedding.weight.detach()
+    codes = pretrained.model.config.vocabulary.codes
+    rows = pretrained.model.model.embed_tokens.weight[codes.start:codes.stop]
+    centred = torch.nn.functional.normalize(codebook - codebook.mean(0), dim=-1)
+    agreement = np.corrcoef((centred @ centred.T).flatten().numpy(),
+                            (rows @ rows.T).detach().flatten().numpy())[0, 1]
+    assert agreement > 0.8
+
+
+@pytest.mark.slow  # half a minute of compilation
+def test_compiled_layers_learn_the_same_and_keep_their_names(tmp_path):
+    plain = tiny_config(tmp_path, steps=2, output='plain')
+    plain = replace(plain, model=replace(TINY, dropout=0.0))
+    compiled = replace(plain, run=replace(plain.run, output=str(tmp_path / 'compiled'),
+                                          compile=True))
+    losses = [columns(read_metrics(folder), 'total') for folder in
+              (tmp_path / 'plain', tmp_path / 'compiled') if train(
+                  plain if folder.name == 'plain' else compiled)]
+    np.testing.assert_allclose(np.array(losses[0], float), np.array(losses[1], float), rtol=1e-4)
+    assert set(weights(tmp_path / 'plain/final')) == set(weights(tmp_path / 'compiled/final'))

@@ -44,11 +44,7 @@ class Batch:
 
 
 class SampleTable:
-    """All samples of some episodes; each is built when it is asked for.
-
-    The branches are simply concatenated, as in the public implementation: about one world sample
-    per action sample.
-    """
+    """All samples of some episodes, branch after branch; each is built when it is asked for."""
 
     def __init__(self, store: TokenStore, episodes: Sequence[StoredEpisode],
                  branches: Sequence[str], builder: SampleBuilder,
@@ -70,6 +66,20 @@ class SampleTable:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def batch(self, size: int, world_share: float | None, seed: int, step: int
+              ) -> NDArray[np.int64]:
+        """Return the samples of the batch of this step; a function of the arguments alone.
+
+        :param world_share: of the batch that is not of the first branch. None mixes all samples
+            alike, as in the public implementation: about one of the world per action sample.
+        """
+        first = int((self._rows[:, 0] == 0).sum())
+        others = 0 if world_share is None else round(world_share * size)
+        if world_share is None or first == len(self):
+            return batch_indices(len(self), size, seed, step)
+        return np.concatenate([batch_indices(first, size - others, seed, step),
+                               first + batch_indices(len(self) - first, others, seed, step)])
+
     def __getitem__(self, index: int) -> Sample:
         """Build one sample."""
         branch_index, episode_index, start = self._rows[index]
@@ -84,6 +94,8 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> ND
 
     Raises DatasetError when there are fewer samples than a batch takes.
     """
+    if batch_size == 0:
+        return np.zeros(0, np.int64)
     per_epoch = num_samples // batch_size
     if per_epoch == 0:
         raise DatasetError(f'{num_samples} samples do not fill one batch of {batch_size}; lower '
@@ -111,6 +123,13 @@ def collate(samples: Sequence[Sample], length: int | None = None) -> Batch:
         labels[row, :len(tokens)] = tokens.where(torch.from_numpy(sample.labelled), IGNORED)
     is_world = torch.tensor([sample.branch != 'action' for sample in samples])
     return Batch(ids, labels, is_world)
+
+
+def collate_by_branch(samples: Sequence[Sample]) -> tuple[Batch, ...]:
+    """Put samples into one batch per branch: a world sample has more tokens, all to be padded."""
+    branches = dict.fromkeys(sample.branch for sample in samples)
+    return tuple(collate([sample for sample in samples if sample.branch == branch])
+                 for branch in branches)
 
 
 def batch_mask(ids: Tensor, vocabulary: Vocabulary, chunk_mask: bool = True) -> Tensor:

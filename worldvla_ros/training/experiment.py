@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+import torch.nn.functional as F
 
 from worldvla_ros.errors import CheckpointError
 from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
@@ -72,6 +73,22 @@ def initialise(model: Transformer) -> None:
             nn.init.normal_(parameter, std=INIT_STD / depth ** 0.5 if adds else INIT_STD)
 
 
+@torch.no_grad()
+def embed_codebook(model: Transformer, codebook: Tensor) -> None:
+    """Start the rows of the image codes from their code vectors [num_codes, C], projected.
+
+    Codes that look alike then begin alike, in the input and in the output layer, and what is
+    learned of a frequent code serves the rare ones beside it. Ours: the public implementation
+    starts from Chameleon, which knows its codes.
+    """
+    centred = codebook - codebook.mean(0)
+    projection = torch.randn(codebook.shape[1], model.config.hidden_size)
+    rows = INIT_STD * F.normalize(centred, dim=-1) @ projection
+    codes = model.config.vocabulary.codes
+    for table in (model.model.embed_tokens, model.lm_head):
+        table.weight[codes.start:codes.stop] = rows
+
+
 def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
          image_tokenizer: ImageTokenizer) -> Pretrained:
     settings = _settings(config, store, train)
@@ -87,6 +104,8 @@ def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
         num_layers=shape.num_layers, num_heads=shape.num_heads,
         tie_word_embeddings=shape.tie_word_embeddings, vocabulary=vocabulary))
     initialise(model)
+    if shape.image_embeddings == 'codebook':
+        embed_codebook(model, image_tokenizer.quantize.embedding.weight)
     return Pretrained(model, image_tokenizer, text_tokenizer, settings)
 
 

@@ -33,6 +33,9 @@ class LossConfig:
         doc='mean per branch; the public class weights in one mean; or all tokens alike')
     world_weight: float = bounded(
         0.04, minimum=0.0, doc='weight of the world branch, or of image codes (paper: alpha)')
+    bin_smoothing: float = bounded(
+        0.0, minimum=0.0, unit='bin',
+        doc='standard deviation of the target over neighbouring action bins; 0: one bin')
     z_loss_weight: float = bounded(1e-5, minimum=0.0, doc='of mean squared log-partition')
 
 
@@ -71,7 +74,7 @@ def loss_terms(logits: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Voc
     :param is_world: bool [N].
     """
     log_partition = logits.logsumexp(-1)
-    nll = log_partition - logits.gather(-1, labels[:, None])[:, 0]
+    nll = log_partition - _target_logits(logits, labels, vocabulary, config.bin_smoothing)
     z_loss = log_partition.square().mean()
     cross_entropy = _weighted_mean(nll, labels, is_world, vocabulary, config)
     with torch.no_grad():
@@ -81,6 +84,25 @@ def loss_terms(logits: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Voc
         z_loss=z_loss.detach(), action=nll.detach()[~is_world].mean(),
         world=nll.detach()[is_world].mean(), action_accuracy=correct[~is_world].mean(),
         world_accuracy=correct[is_world].mean())
+
+
+def _target_logits(logits: Tensor, labels: Tensor, vocabulary: Vocabulary, smoothing: float
+                   ) -> Tensor:
+    """Return the logit of each label [N], for action bins as a mean over their neighbours.
+
+    Bins are ordered, and a miss by one is no miss for the robot. Cross entropy with a target q is
+    logsumexp(z) - sum(q z); q is a Gaussian over the bins, cut at the ends.
+    """
+    chosen = logits.gather(-1, labels[:, None])[:, 0]
+    if smoothing == 0:
+        return chosen
+    bins = vocabulary.bins
+    distance = torch.arange(len(bins), device=logits.device).float()
+    targets = (-(distance - distance[:, None]).square() / (2 * smoothing ** 2)).softmax(-1)
+    is_bin = (labels >= bins.start) & (labels < bins.stop)
+    target = targets[torch.where(is_bin, labels - bins.start, 0)]
+    smoothed = (target * logits[:, bins.start:bins.stop]).sum(-1)
+    return torch.where(is_bin, smoothed, chosen)
 
 
 def class_weights(vocabulary: Vocabulary, image_weight: float) -> Tensor:

@@ -24,6 +24,9 @@ class DataConfig:
     action_range: str = bounded('data', choices=('data', 'libero'),
                                 doc='extremes of the training episodes, or the published ones')
     batch_size: int = bounded(32, minimum=1, unit='sample', doc='of all processes together')
+    world_share: float | None = bounded(
+        None, minimum=0.0, maximum=1.0,
+        doc='of a batch that is not of the first branch; null: as the data has it, about half')
     length: int | None = bounded(None, minimum=1, unit='token',
                                  doc='pad every batch to it; null: to its longest sample')
     chunk_mask: bool = bounded(True, doc='hide earlier actions of the chunk; false: ablation')
@@ -39,6 +42,8 @@ class ModelConfig:
     num_layers: int = bounded(6, minimum=1)
     num_heads: int = bounded(4, minimum=1)
     tie_word_embeddings: bool = bounded(False)
+    image_embeddings: str = bounded('codebook', choices=('codebook', 'random'),
+                                    doc='where a new model starts: alike for codes that look alike')
     text_tokens: int = bounded(512, minimum=300, doc='most ids of the text tokenizer')
     dropout: float = bounded(0.05, minimum=0.0, maximum=0.9,
                              doc='after attention and feed-forward (public implementation)')
@@ -71,6 +76,7 @@ class RunConfig:
     device: str = bounded('auto', choices=('auto', 'cpu', 'cuda'))
     dtype: str = bounded('auto', choices=('auto', 'float32', 'bfloat16'),
                          doc='of the matrix products; weights are float32')
+    compile: bool = bounded(False, doc='fuse the layers with torch.compile: slower to start')
     threads: int = bounded(1, minimum=1, doc='of torch on the CPU')
     save_every: int = bounded(500, minimum=1, unit='step')
     log_every: int = bounded(20, minimum=1, unit='step')

@@ -6,6 +6,7 @@ step; weights and optimizer are all that has to be saved. Several processes (tor
 batch and average their gradients.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 import math
@@ -23,7 +24,13 @@ from tqdm import tqdm
 
 from worldvla_ros.model.checkpoint import pick_dtype
 from worldvla_ros.model.transformer import MLP, Attention, Transformer
-from worldvla_ros.training.batches import Batch, SampleTable, batch_indices, batch_mask, collate
+from worldvla_ros.training.batches import (
+    Batch,
+    SampleTable,
+    batch_mask,
+    collate,
+    collate_by_branch,
+)
 from worldvla_ros.training.experiment import Experiment
 from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.losses import LossConfig, LossTerms, labelled_logits, loss_terms
@@ -43,13 +50,22 @@ class LossOfBatch(nn.Module):
         self.model, self._config = model, config
         self._dtype, self._chunk_mask = dtype, chunk_mask
 
-    def forward(self, batch: Batch) -> LossTerms:
-        """Return the loss of one batch; matrix products in the dtype, the loss in float32."""
-        device, vocabulary = self.model.device.type, self.model.config.vocabulary
-        mask = batch_mask(batch.input_ids, vocabulary, self._chunk_mask)
-        with torch.autocast(device, self._dtype, enabled=self._dtype != torch.float32):
-            logits, labels = labelled_logits(self.model, batch.input_ids, batch.labels, mask)
-        return loss_terms(logits, labels, batch.label_is_world, vocabulary, self._config)
+    def forward(self, batches: Sequence[Batch]) -> LossTerms:
+        """Return the loss of these batches as if they were one, each padded to its own length.
+
+        Matrix products in the dtype, the loss in float32.
+        """
+        vocabulary = self.model.config.vocabulary
+        parts = [self._labelled(batch) for batch in batches]
+        logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        is_world = torch.cat([batch.label_is_world for batch in batches])
+        return loss_terms(logits, labels, is_world, vocabulary, self._config)
+
+    def _labelled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        mask = batch_mask(batch.input_ids, self.model.config.vocabulary, self._chunk_mask)
+        with torch.autocast(self.model.device.type, self._dtype,
+                            enabled=self._dtype != torch.float32):
+            return labelled_logits(self.model, batch.input_ids, batch.labels, mask)
 
 
 class Trainer:
@@ -69,6 +85,9 @@ class Trainer:
         add_dropout(model, config.model.dropout)
         if config.model.activation_checkpointing:
             checkpoint_activations(model)
+        if config.run.compile:
+            for layer in model.model.layers:
+                layer.compile()
         self._loss_of_one = LossOfBatch(model, config.loss,
                                         pick_dtype(config.run.dtype, self._device),
                                         config.data.chunk_mask)
@@ -95,14 +114,14 @@ class Trainer:
                    smoothing=0.05, mininterval=1.0 if sys.stderr.isatty() else 30.0,
                    dynamic_ncols=True)
         with ThreadPoolExecutor(1) as pool, bar:
-            upcoming = pool.submit(self._batch, self.step)
+            upcoming = pool.submit(self._batches, self.step)
             recent: list[list[float]] = []
             since, tokens = time.perf_counter(), 0
             while self.step < steps:
-                batch = upcoming.result()
-                upcoming = pool.submit(self._batch, self.step + 1)
-                recent.append(self.train_step(batch.to(self._device)))
-                tokens += batch.input_ids.numel() * self._processes
+                batches = upcoming.result()
+                upcoming = pool.submit(self._batches, self.step + 1)
+                recent.append(self.train_step([batch.to(self._device) for batch in batches]))
+                tokens += sum(batch.input_ids.numel() for batch in batches) * self._processes
                 bar.update()
                 if self._due(self._config.run.log_every):
                     rate = tokens / (time.perf_counter() - since)
@@ -117,7 +136,7 @@ class Trainer:
         plot_metrics(self._folder.path)
         return self._folder.export(self._experiment.pretrained)
 
-    def train_step(self, batch: Batch) -> list[float]:
+    def train_step(self, batches: Sequence[Batch]) -> list[float]:
         """Do one optimizer step; return TERMS, gradient norm and learning rate."""
         rate = learning_rate(self.step, self._config.optimizer, self._config.run.steps)
         for group in self._optimizer.param_groups:
@@ -125,7 +144,7 @@ class Trainer:
         # Dropout differs by step and process, and is the same when the step is done again.
         torch.manual_seed(hash((self._config.run.seed, self.step, self._rank)))
         self._loss.train()
-        terms: LossTerms = self._loss(batch)
+        terms: LossTerms = self._loss(batches)
         self._optimizer.zero_grad()
         terms.total.backward()
         norm = nn.utils.clip_grad_norm_(self._loss.parameters(), self._config.optimizer.clip_norm)
@@ -149,18 +168,24 @@ class Trainer:
         self._loss.eval()
         rows = []
         for i in range(min(run.evaluation_batches, len(table) // size)):
-            batch = self._collate(table, batch_indices(len(table), size, 0, i).tolist())
-            terms = self._loss_of_one(batch.to(self._device))
+            indices = table.batch(size, self._config.data.world_share, 0, i)
+            batches = self._collate(table, indices.tolist())
+            terms = self._loss_of_one([batch.to(self._device) for batch in batches])
             rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
         return dict(zip(TERMS, torch.stack(rows).nanmean(0).tolist(), strict=True))
 
-    def _batch(self, step: int) -> Batch:
-        table, data = self._experiment.train, self._config.data
-        indices = batch_indices(len(table), data.batch_size, self._config.run.seed, step)
-        return self._collate(table, indices[self._rank::self._processes].tolist())
+    def _batches(self, step: int) -> tuple[Batch, ...]:
+        data = self._config.data
+        indices = self._experiment.train.batch(data.batch_size, data.world_share,
+                                               self._config.run.seed, step)
+        return self._collate(self._experiment.train,
+                             indices[self._rank::self._processes].tolist())
 
-    def _collate(self, table: SampleTable, indices: list[int]) -> Batch:
-        return collate([table[index] for index in indices], self._config.data.length)
+    def _collate(self, table: SampleTable, indices: list[int]) -> tuple[Batch, ...]:
+        samples = [table[index] for index in indices]
+        if self._config.data.length is None:
+            return collate_by_branch(samples)
+        return (collate(samples, self._config.data.length),)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self._config.run.steps

@@ -27,6 +27,8 @@ LIFT = 0.06  # [m] that a taken object rises before it moves sideways
 _FUNNEL = 0.010  # [m] beside the approach, from which the gripper goes straight to the grasp
 _NEAR = 0.03  # [m] beside the approach, from which it is corrected at the present height
 _CLEAR = 0.055  # [m] before a grasp where the finger tips are above what they will hold
+_AHEAD = 0.025  # [m] on the approach: near enough that it is not left before it is corrected
+_CORRECTION = 0.005  # [m] towards the grasp while the fingers close; what blocks it is not pushed
 _OPENED = 0.068  # [m] between the pads; fully open is 0.078 to 0.080
 _SQUEEZE = 0.014  # [m] from a finger to where it is sent: 14 N, more than closing freely takes
 _FAST = 0.05  # [m/s] of an object that falls, rolls or is dragged
@@ -214,15 +216,17 @@ class Placing:
         if pinched and (distance < 0.02 or robot.opening < 0.065):
             return self._go(robot.position, CLOSED)
         if turned < 0.2 and self._shall_close(distance):
-            return self._go(robot.position, CLOSED)
+            correction = np.clip(position - robot.position, -_CORRECTION, _CORRECTION)
+            return self._go(robot.position + correction, CLOSED)
         if robot.opening < 0.06 and self._scene.touching(self._name, 'gripper'):
             return self._go(robot.position, OPEN)
-        if (lateral < _FUNNEL and turned < (0.12 if before > _CLEAR else 0.2)
-                and before < HOVER + 0.015 and robot.opening > _OPENED):
-            return self._go(position, OPEN, 0.8)
+        width, turn = (_FUNNEL, 0.12) if before > _CLEAR else (1.5 * _FUNNEL, 0.2)
+        if (lateral < width and turned < turn and before < HOVER + 0.015
+                and robot.opening > _OPENED):
+            return self._go(grasp.before(max(0.0, before - _AHEAD)), OPEN, 0.8)
         if lateral < _NEAR and before > _CLEAR:
             return self._go(grasp.before(np.clip(before, _CLEAR + 0.005, HOVER)), OPEN)
-        if robot.axes[:, 2] @ rotation[:, 2] < np.cos(0.3) and distance > HOVER:
+        if robot.axes[:, 2] @ rotation[:, 2] < np.cos(0.5) and distance > HOVER:
             # Tilting sweeps the fingers sideways: do it here, not beside what is to be taken.
             return self._go(robot.position, OPEN)
         hover = grasp.before(HOVER)
@@ -238,7 +242,8 @@ class Placing:
         if robot.opening < 0.01:
             return False  # closed on nothing
         stopped = robot.opening > _OPENED and robot.speed() < 0.02 and distance < 0.02
-        closing = robot.opening < 0.075 and distance < 0.012
+        closing = distance < 0.015 and (robot.opening < 0.07
+                                        or robot.finger_speeds().max() < -0.01)
         return distance < 0.005 or stopped or closing
 
 

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sum up what was measured of a world model, in numbers, words and pictures.
+
+Means follow the published evaluation: over the frames of a clip first, then over clips. Pixels
+that move (those that differ from the frame before, see `frames.FrameSet.moving`) are few and not
+the same number in each frame, so their squared errors are summed over all clips first.
+
+Read the two together. On all pixels a still background favours copying, which loses nothing to the
+image tokenizer. On pixels that move copying is at its worst: untrained weights, which imagine
+noise, are 1 dB better there after 10 steps, and 7 dB worse on all pixels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import csv
+from dataclasses import asdict, dataclass
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from worldvla_ros.training.video_metrics import (
+    MIN_FVD_FRAMES,
+    MIN_FVD_VIDEOS,
+    Video,
+    decibels,
+    frechet_distance,
+)
+
+MODEL, COPY, CEILING = 'world model', 'copy last frame', 'tokenizer ceiling'
+TILE_PX, HEADER_PX, LABEL_PX = 128, 18, 110  # of the strip picture
+MAX_COLUMNS = 8
+ERROR_GAIN = 3  # so that a small difference can be seen
+
+
+@dataclass(frozen=True, eq=False)
+class ClipMeasures:
+    """How far T frames of one clip are from the real ones."""
+
+    error: NDArray[np.float64]  # (T,) mean squared error, range 1
+    moving_error: NDArray[np.float64]  # (T,) sum of squared errors over pixels that move
+    moving_pixels: NDArray[np.int64]  # (T,)
+    ssim: NDArray[np.float64]  # (T,)
+    lpips: NDArray[np.float64] | None  # (T,)
+    features: dict[int, NDArray[np.float64]]  # (D,) of the first N frames, by N
+    real_features: dict[int, NDArray[np.float64]]  # (D,) of the real ones
+
+
+@dataclass(frozen=True, eq=False)
+class StripRow:
+    """One clip to be drawn."""
+
+    title: str
+    real: Video  # (T + 1, S, S, 3), the frame of the start first
+    imagined: Video  # (T, S, S, 3)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; NaN where there is nothing to measure or no weights to do it."""
+
+    frames: str  # which predictor
+    steps: int
+    psnr: float  # [dB] mean over steps 1 to `steps`
+    psnr_at: float  # [dB] at the last of them
+    moving_psnr: float  # [dB] likewise, pixels that move
+    moving_psnr_at: float  # [dB]
+    ssim: float  # times 100, as published
+    lpips: float  # times 100, as published
+    fvd: float
+    beats_copy: int  # clips nearer the truth than the copy on pixels that move, at the last step
+    moving_clips: int  # of so many in which pixels move at that step
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, on what, and how."""
+
+    checkpoint: str
+    demonstrations: str
+    clips: list[str]
+    held_out_episodes: int
+    too_short_episodes: int
+    image_size: int  # [px], also of the frames compared
+    reencode: bool
+    split: str
+    drop_no_ops: bool
+    horizons: tuple[int, ...]
+    measures: dict[str, list[ClipMeasures]]  # by predictor, clip by clip
+
+    def rows(self) -> list[Row]:
+        """Return the table, horizon by horizon."""
+        return [self._row(name, steps) for steps in self.horizons for name in self.measures]
+
+    def _row(self, name: str, steps: int) -> Row:
+        clips, last = self.measures[name], slice(steps - 1, steps)
+        moving = [(clip.moving_error[steps - 1], copied.moving_error[steps - 1])
+                  for clip, copied in zip(clips, self.measures[COPY], strict=True)
+                  if clip.moving_pixels[steps - 1]]
+        lpips = [clip.lpips[:steps].mean() for clip in clips if clip.lpips is not None]
+        return Row(
+            name, steps, _psnr(clips, slice(steps)), _psnr(clips, last),
+            _moving_psnr(clips, slice(steps)), _moving_psnr(clips, last),
+            100 * float(np.mean([clip.ssim[:steps].mean() for clip in clips])),
+            100 * float(np.mean(lpips)) if lpips else math.nan, _fvd(clips, steps),
+            sum(bool(error < copied) for error, copied in moving), len(moving))
+
+    def curve(self, name: str) -> dict[str, list[float]]:
+        """Return PSNR [dB] of each step, over all pixels and over those that move."""
+        clips, steps = self.measures[name], range(max(self.horizons))
+        return {'psnr': [_psnr(clips, slice(step, step + 1)) for step in steps],
+                'moving_psnr': [_moving_psnr(clips, slice(step, step + 1)) for step in steps]}
+
+    def skipped(self) -> dict[str, str]:
+        """Return which metrics were not measured, and why."""
+        clips = self.measures[MODEL]
+        reasons = {}
+        if clips[0].lpips is None:
+            reasons['lpips'] = ('needs weights that cannot be had offline: --lpips-weights '
+                                'vgg16.pt (TorchScript, StyleGAN2-ADA metrics)')
+        if max(self.horizons) < MIN_FVD_FRAMES or len(clips) < MIN_FVD_VIDEOS:
+            reasons['fvd'] = (f'needs {MIN_FVD_FRAMES} frames and {MIN_FVD_VIDEOS} clips or '
+                              'more: raise --horizons or --clips')
+        elif not clips[0].features:
+            reasons['fvd'] = ('needs weights that cannot be had offline: --i3d-weights '
+                              'i3d_torchscript.pt')
+        return reasons
+
+    def in_words(self) -> str:
+        """Return table, verdict on moving pixels, and what was skipped, for the terminal."""
+        return '\n'.join([
+            self.checkpoint,
+            f'{len(self.clips)} clips of {self.held_out_episodes} held-out episodes '
+            f'({self.too_short_episodes} too short) of {self.demonstrations}, '
+            f'{self.image_size} px, imagined codes '
+            f'{"re-encoded" if self.reencode else "reused"}', '', *self._table(), '',
+            *self._verdicts(),
+            *(f'{name.upper()} skipped: {why}' for name, why in self.skipped().items())])
+
+    def _table(self) -> Iterator[str]:
+        yield (f'{"steps":>5} {"":<18}{"PSNR":>7}{"at end":>8}{"moving":>8}{"at end":>8}'
+               f'{"SSIM":>8}{"LPIPS":>9}{"FVD":>9}')
+        for row in self.rows():
+            numbers = (row.psnr, row.psnr_at, row.moving_psnr, row.moving_psnr_at, row.ssim)
+            cells = [f'{value:8.2f}' for value in numbers]
+            for name, value in (('lpips', row.lpips), ('fvd', row.fvd)):
+                missing = 'skipped' if name in self.skipped() else '-'  # of too few frames
+                cells.append(f'{value:9.2f}' if math.isfinite(value) else f'{missing:>9}')
+            yield f'{row.steps:5} {row.frames:<17}{"".join(cells)}'
+
+    def _verdicts(self) -> Iterator[str]:
+        rows = {(row.frames, row.steps): row for row in self.rows()}
+        for steps in self.horizons:
+            model, copied = rows[MODEL, steps], rows[COPY, steps]
+            moving = _against_copy(model.moving_psnr_at, copied.moving_psnr_at)
+            yield (f'step {steps}, world model against copying: {moving} on pixels that move '
+                   f'(better in {model.beats_copy} of {model.moving_clips} clips), '
+                   f'{_against_copy(model.psnr_at, copied.psnr_at)} on all')
+
+
+def _against_copy(model: float, copied: float) -> str:
+    """Return the gain of one PSNR [dB] over another in words."""
+    gain = model - copied
+    if math.isnan(gain):
+        return 'nothing to compare'
+    return f'{abs(gain):.2f} dB {"better" if gain > 0 else "worse"}'
+
+
+def _psnr(clips: Sequence[ClipMeasures], steps: slice) -> float:
+    return float(np.mean([decibels(clip.error[steps]).mean() for clip in clips]))
+
+
+def _moving_psnr(clips: Sequence[ClipMeasures], steps: slice) -> float:
+    pixels = sum(int(clip.moving_pixels[steps].sum()) for clip in clips)
+    error = sum(float(clip.moving_error[steps].sum()) for clip in clips)
+    return float(decibels(error / pixels)) if pixels else math.nan
+
+
+def _fvd(clips: Sequence[ClipMeasures], steps: int) -> float:
+    if steps not in clips[0].features:
+        return math.nan
+    return frechet_distance(np.stack([clip.features[steps] for clip in clips]),
+                            np.stack([clip.real_features[steps] for clip in clips]))
+
+
+def write_report(report: Report, strips: Sequence[StripRow], folder: Path) -> None:
+    """Write metrics.json, metrics.csv, curve.png and strip.png; OSError where it cannot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [asdict(row) for row in report.rows()]
+    settings = {name: value for name, value in vars(report).items() if name != 'measures'}
+    content = {**settings, 'skipped': report.skipped(),
+               'rows': [{name: _plain(value) for name, value in row.items()} for row in rows],
+               'curves': {name: {metric: [_plain(value) for value in values]
+                                 for metric, values in report.curve(name).items()}
+                          for name in report.measures}}
+    write_whole(folder / 'metrics.json', lambda draft: draft.write_text(
+        json.dumps(content, indent=1, allow_nan=False) + '\n'))
+
+    def write_csv(draft: Path) -> None:
+        with draft.open('w', newline='') as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows({name: '' if _plain(value) is None else value
+                              for name, value in row.items()} for row in rows)
+    write_whole(folder / 'metrics.csv', write_csv)
+    write_whole(folder / 'curve.png', lambda draft: _draw_curve(report, draft))
+    write_whole(folder / 'strip.png', lambda draft: draw_strips(strips).save(draft))
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file beside the target and rename it, so that nobody reads half of it."""
+    draft = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    try:
+        write(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def draw_strips(strips: Sequence[StripRow]) -> Image.Image:
+    """Return imagined beside real frames at some steps, with the errors of model and copy."""
+    font = ImageFont.load_default(11)
+    columns = _columns(len(strips[0].imagined))
+    height = 2 * HEADER_PX + 4 * TILE_PX
+    picture = Image.new('RGB', (LABEL_PX + len(columns) * TILE_PX, height * len(strips)), 'white')
+    draw = ImageDraw.Draw(picture)
+    for number, strip in enumerate(strips):
+        top = number * height
+        draw.text((4, top + 3), strip.title, 'black', font)
+        copied = np.repeat(strip.real[:1], len(strip.imagined), axis=0)
+        for line, (label, video) in enumerate((
+                ('real', strip.real[1:]), ('imagined', strip.imagined),
+                (f'error x {ERROR_GAIN}', _error(strip.imagined, strip.real[1:])),
+                (f'copy error x {ERROR_GAIN}', _error(copied, strip.real[1:])))):
+            y = top + 2 * HEADER_PX + line * TILE_PX
+            draw.text((4, y + TILE_PX // 2), label, 'black', font)
+            for column, step in enumerate(columns):
+                x = LABEL_PX + column * TILE_PX
+                if line == 0:
+                    draw.text((x + 4, y - HEADER_PX + 3), f'step {step}', 'black', font)
+                tile = Image.fromarray(video[step - 1])
+                picture.paste(tile.resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR), (x, y))
+    return picture
+
+
+def _columns(steps: int) -> list[int]:
+    """Return steps from 1 to the last, denser at the start, where quality falls."""
+    return sorted({round(step) for step in np.geomspace(1, steps, min(steps, MAX_COLUMNS))})
+
+
+def _error(video: Video, real: Video) -> Video:
+    difference = np.abs(video.astype(np.int16) - real) * ERROR_GAIN
+    shown: Video = np.minimum(difference, 255).astype(np.uint8)
+    return shown
+
+
+def _draw_curve(report: Report, path: Path) -> None:
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(10, 4), layout='constrained')
+    axes = figure.subplots(1, 2, sharey=True)
+    steps = np.arange(1, max(report.horizons) + 1)
+    for axis, metric, title in ((axes[0], 'psnr', 'all pixels'),
+                                (axes[1], 'moving_psnr', 'pixels that move')):
+        for name in report.measures:
+            axis.plot(steps, report.curve(name)[metric], marker='.', label=name)
+        axis.set(xlabel='steps since the real frame', ylabel='PSNR [dB]', title=title)
+        axis.legend()
+    figure.savefig(path, dpi=100)
+
+
+def _plain(value: Any) -> Any:
+    """Return None for NaN, which JSON and tables have no number for."""
+    return None if isinstance(value, float) and math.isnan(value) else value

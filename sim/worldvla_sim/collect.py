@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record demonstrations of the expert: `python -m worldvla_sim.collect --help`.
 
-With `--policy` a policy and the expert take turns (see `dagger`). Every episode starts from a random reset, never from an official initial state. An episode is
-written to a file of its own as soon as it succeeds, and the files of a task are joined into
-`<task>_demo.hdf5` at the end, so a killed run loses at most the episodes it was playing.
+With `--policy` a policy and the expert take turns, see `dagger`. Every episode starts from a random
+reset, never from an official initial state. It is written to a file of its own as soon as it
+succeeds, and the files of a task are joined into `<task>_demo.hdf5` at the end, so a killed run
+loses at most the episodes it was playing.
 """
 
 import argparse
@@ -57,8 +58,8 @@ class CollectionSettings:
         """Undo `asdict`, also of JSON and of a folder that is older than a setting."""
         learner = values.get('learner')
         if learner is not None:
-            learner = LearnerSettings(**{key: tuple(value) if isinstance(value, list) else value
-                                         for key, value in learner.items()})
+            turns = {key: tuple(learner[key]) for key in ('policy_steps', 'expert_steps')}
+            learner = LearnerSettings(**{**learner, **turns})
         return cls(**{**values, 'learner': learner})
 
 

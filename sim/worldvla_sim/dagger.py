@@ -81,9 +81,9 @@ def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
     :raises ConfigError: the policy needs images of another size than the environment renders.
     """
     observation = env.reset(None, seed=seed)
-    size = observation.agentview.shape[0]
+    size = len(observation.agentview) if observation.agentview is not None else None
     if learner.image_size not in (None, size):
-        raise ConfigError(f'{settings.name} needs images of {learner.image_size} px, but {size} px '
+        raise ConfigError(f'{settings.name} needs images of {learner.image_size} px, but {size} '
                           f'are recorded; give --image-size {learner.image_size}')
     recorder, disturbance = DemonstrationRecorder(env), ActionNoise(noise, seed)
     turns = Turns(settings, env.max_steps, seed)

@@ -128,7 +128,7 @@ class Placing:
 
     def _carry(self) -> np.ndarray:
         """Lift what is held, bring it above its place, and lower it."""
-        robot, scene, position = self._robot, self._scene, self._robot.position
+        robot, position = self._robot, self._robot.position
         place = self._place()
         robot.rotation = self._kept_rotation()
         if (move := self._way_out()) is not None:

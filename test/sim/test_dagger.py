@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns of a policy and the expert end in success, with labels that do not contradict."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from worldvla_ros.errors import ConfigError
+from worldvla_sim import collect
+from worldvla_sim.dagger import LearnerSettings, Turns, learner_settings, record_turns
+from worldvla_sim.expert.policy import ExpertPolicy
+from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.policies import HoldPolicy
+
+SETTINGS = LearnerSettings('hold', None)
+TASK = 1
+
+
+class WanderingPolicy:
+    """Drifts about and opens and closes at random: wrong in every way."""
+
+    needs_images, image_size = False, None
+
+    def start(self, env, observation):
+        self._random, self._motion, self._gripper = np.random.default_rng(0), np.zeros(6), 1.0
+
+    def act(self, observation):
+        share = np.array([1, 1, 1, 0.12, 0.12, 0.12])
+        self._motion = 0.9 * self._motion + 0.3 * share * self._random.normal(size=6)
+        if self._random.random() < 0.1:
+            self._gripper = -self._gripper
+        return np.clip(np.append(self._motion, self._gripper), -1, 1)
+
+
+@pytest.fixture(scope='module')
+def env():
+    with LiberoEnv('libero_object', TASK, image_size=16, assets='builtin') as env:
+        yield env
+
+
+@pytest.mark.parametrize('learner', [HoldPolicy(), WanderingPolicy()])
+def test_the_expert_puts_right_what_a_policy_spoiled(env, learner):
+    recorder = record_turns(env, ExpertPolicy(), learner, SETTINGS, seed=1, noise=0.1)
+    assert recorder is not None
+    demo = recorder.finish()
+    assert 0.2 < demo.expert_acted.mean() < 0.9
+    noise = (demo.executed_actions - demo.actions)[demo.expert_acted]
+    assert np.abs(noise[:, :6]).max() < 0.6
+    assert (noise[:, 6] == 0).all()
+    assert np.abs((demo.executed_actions - demo.actions)[~demo.expert_acted]).max() > 0.5
+    turned = np.flatnonzero(np.diff(demo.actions[:, 6]))
+    assert len(turned) <= 12, f'the label of the gripper wavers: {turned}'
+
+
+def test_labels_do_not_depend_on_when_the_expert_looked_first(env):
+    observation = env.reset(None, seed=2)
+    watching = ExpertPolicy()
+    watching.start(env, observation)
+    for step in range(70):
+        action = watching.act(observation)
+        if step % 7 == 0:
+            fresh = ExpertPolicy()
+            fresh.start(env, observation)
+            if action[6] < 0:  # while it holds, a fresh one knows no planned height to lift to
+                np.testing.assert_allclose(fresh.act(observation), action, atol=0.1)
+        observation = env.step(action)
+
+
+def test_turns_repeat_with_their_seed_and_end_with_the_expert():
+    first, second = Turns(SETTINGS, 280, seed=3), Turns(SETTINGS, 280, seed=3)
+    acts = [first.expert_acts(step) for step in range(280)]
+    assert acts == [second.expert_acts(step) for step in range(280)]
+    assert acts != [Turns(SETTINGS, 280, seed=4).expert_acts(step) for step in range(280)]
+    assert all(acts[168:])
+    changes = np.flatnonzero(np.diff(acts))
+    assert 2 <= len(changes) <= 14
+
+
+def test_a_policy_that_is_not_there_or_is_the_expert_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match='unknown policy'):
+        learner_settings(str(tmp_path / 'missing'))
+    with pytest.raises(ConfigError, match='itself'):
+        learner_settings('expert')
+    assert learner_settings('hold') == SETTINGS
+
+
+def test_images_of_another_size_are_refused(env):
+    policy = HoldPolicy()
+    policy.image_size = 256
+    with pytest.raises(ConfigError, match='--image-size 256'):
+        record_turns(env, ExpertPolicy(), policy, SETTINGS, seed=0, noise=0.0)
+
+
+def test_settings_survive_json_and_are_not_mixed(tmp_path):
+    turns = collect.CollectionSettings('libero_object', 'builtin', learner=SETTINGS)
+    plain = dataclasses.replace(turns, learner=None)
+    collect._check_settings(tmp_path, turns)
+    collect._check_settings(tmp_path, turns)
+    with pytest.raises(ConfigError, match='other settings'):
+        collect._check_settings(tmp_path, plain)
+
+
+def test_a_folder_from_before_there_were_learners_goes_on(tmp_path):
+    (tmp_path / 'collection.json').write_text('{"suite": "libero_object", "assets": "builtin"}')
+    collect._check_settings(tmp_path, collect.CollectionSettings('libero_object', 'builtin'))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record demonstrations of the expert: `python -m worldvla_sim.collect --help`.
 
-With `--policy` a policy and the expert take turns, see `dagger`. Every episode starts from a random
-reset, never from an official initial state. It is written to a file of its own as soon as it
-succeeds, and the files of a task are joined into `<task>_demo.hdf5` at the end, so a killed run
+With `--policy` a policy and the expert take turns, see `dagger`. Every episode starts from a
+random reset, never from an official initial state. It is written to a file of its own as soon as
+it succeeds, and the files of a task are joined into `<task>_demo.hdf5` at the end, so a killed run
 loses at most the episodes it was playing.
 """
 

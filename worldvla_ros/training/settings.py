@@ -43,7 +43,7 @@ class ModelConfig:
     num_heads: int = bounded(4, minimum=1)
     tie_word_embeddings: bool = bounded(False)
     image_embeddings: str = bounded('codebook', choices=('codebook', 'random'),
-                                    doc='where a new model starts: alike for codes that look alike')
+                                    doc='of a new model: alike for codes that look alike')
     text_tokens: int = bounded(512, minimum=300, doc='most ids of the text tokenizer')
     dropout: float = bounded(0.05, minimum=0.0, maximum=0.9,
                              doc='after attention and feed-forward (public implementation)')

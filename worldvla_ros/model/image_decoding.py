@@ -46,7 +46,7 @@ class ImageRows(Protocol):
 class EagerImageRows:
     """ImageRows by plain passes of the network over a growing KV cache."""
 
-    free_rows = 4
+    free_rows = 8
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         """Take a cache with room for the prompt and the whole image block."""

@@ -74,11 +74,17 @@ class KVCache:
 
     def rewind_to_common_prefix(self, token_ids: Sequence[int]) -> int:
         """Drop all rows that do not belong to these tokens; return how many are left."""
-        common = 0
-        for cached, wanted in zip(self._token_ids, token_ids, strict=False):
-            if cached != wanted:
-                break
-            common += 1
+        common = common_prefix_length(self._token_ids, token_ids)
         self._length = common
         self._token_ids = self._token_ids[:common]
         return common
+
+
+def common_prefix_length(cached: Sequence[int], wanted: Sequence[int]) -> int:
+    """Return how many tokens two sequences share from the start."""
+    common = 0
+    for one, other in zip(cached, wanted, strict=False):
+        if one != other:
+            break
+        common += 1
+    return common

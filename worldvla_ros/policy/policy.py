@@ -2,7 +2,7 @@
 """From camera frames and an instruction to a chunk of robot actions. Start reading here.
 
     frames --image tokenizer--> code indices --prompt builder--> prompt ids
-           --decode_chunk--> action tokens --action tokenizer--> ActionChunk
+           --chunk decoder--> action tokens --action tokenizer--> ActionChunk
 
 The robot's limits are not known here: what a chunk may do is the safety stage's decision.
 """
@@ -15,15 +15,11 @@ from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import ActionChunk, Frame, LatencySplit, Observation
 from worldvla_ros.errors import FrameError, InferenceError
-from worldvla_ros.model.generate import (
-    chunk_capacity,
-    decode_chunk,
-    decode_chunk_in_order,
-    prefill,
-)
+from worldvla_ros.model.chunk_decoder import ChunkDecoder, chunk_decoder
 from worldvla_ros.policy.pretrained import Pretrained
 
 MAX_TEXT_TOKENS = 192  # room for the instruction in the KV cache; longer ones are refused
+USUAL_TEXT_TOKENS = 48  # instructions up to this length take a smaller shape on a GPU
 
 
 class WorldVLAPolicy:
@@ -35,13 +31,10 @@ class WorldVLAPolicy:
     def __init__(self, pretrained: Pretrained) -> None:
         """Take a checkpoint in memory; `from_pretrained` reads one."""
         self.pretrained = pretrained
-        self._model = pretrained.model
         self._prompts = pretrained.prompts
         self._action_tokenizer = pretrained.action_tokenizer
         self._recent_codes: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
-        blank = np.zeros([2 * side for side in pretrained.grid_hw], dtype=np.int64)
-        longest = MAX_TEXT_TOKENS + len(self._prompts.action('?', [blank] * self.history_length))
-        self._cache = self._model.new_cache(chunk_capacity(longest, self.horizon))
+        self._decoder = self._new_decoder()
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, subfolder: str | None = None,
@@ -62,8 +55,7 @@ class WorldVLAPolicy:
         images = [self._codes(frame) for frame in observation.frames]
         encoded = time.perf_counter()
         prompt_ids = self._prompts.action(observation.instruction, images)
-        decode = decode_chunk if self.pretrained.settings.chunk_mask else decode_chunk_in_order
-        decoded = decode(self._model, prompt_ids, self.horizon, cache=self._cache)
+        decoded = self._decoder.decode(prompt_ids)
         token_ids, entropy = decoded.token_ids.cpu().numpy(), decoded.entropy.cpu().numpy()
         if not np.isfinite(entropy).all():
             raise InferenceError('the network computed NaN; the weights are broken')
@@ -91,10 +83,11 @@ class WorldVLAPolicy:
         frames = (*older, frame)
         first = max(0, len(frames) - (self.history_length - 1))  # the newest is yet to come
         images = [self._codes(frame) for frame in frames[first:]]
-        prefill(self._model, self._prompts.action_prefix(instruction, images), self._cache)
+        self._decoder.prefill(self._prompts.action_prefix(instruction, images))
 
     def warm_up(self) -> None:
         """Run every prompt shape once, so that the first real chunk is not slower."""
+        self._decoder.warm_up()
         blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
         frames = [Frame(blank + np.uint8(i), i) for i in range(self.history_length)]
         for seen in (frames[-1:], frames):
@@ -121,6 +114,18 @@ class WorldVLAPolicy:
     def description(self) -> str:
         """One line for logs: name, size, state of training, number format, fingerprint."""
         return self.pretrained.description
+
+    def _new_decoder(self) -> ChunkDecoder:
+        """Return a decoder for all prompts up to a full history and the longest instruction."""
+        blank = np.zeros([2 * side for side in self.pretrained.grid_hw], dtype=np.int64)
+        history = [blank] * self.history_length
+        older = len(self._prompts.action_prefix('?', history[:-1]))
+        full = len(self._prompts.action('?', history))
+        return chunk_decoder(
+            self.pretrained.model, self.horizon, newest_rows=full - older,
+            prompt_lengths=(older + USUAL_TEXT_TOKENS, full + USUAL_TEXT_TOKENS,
+                            full + MAX_TEXT_TOKENS),
+            chunk_mask=self.pretrained.settings.chunk_mask)
 
     def _check_number_of_frames(self, observation: Observation) -> None:
         if not 1 <= len(observation.frames) <= self.history_length:

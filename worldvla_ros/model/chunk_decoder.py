@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The policy's way to a chunk: plain passes on a CPU, replayed graphs on a CUDA device."""
+
+from typing import Protocol
+
+from worldvla_ros.model.decoded import DecodedChunk, Ids
+from worldvla_ros.model.engine.chunk import StaticChunkDecoder
+from worldvla_ros.model.generate import (
+    chunk_capacity,
+    decode_chunk,
+    decode_chunk_in_order,
+    prefill,
+)
+from worldvla_ros.model.transformer import Transformer
+
+
+class ChunkDecoder(Protocol):
+    """Decodes chunks and remembers, between calls, the keys and values of what it has seen."""
+
+    def prefill(self, prefix_ids: Ids) -> int:
+        """Compute the beginning of a later prompt ahead of time; return the rows computed."""
+
+    def decode(self, prompt_ids: Ids) -> DecodedChunk:
+        """Return the chunk after prompt ids [P]."""
+
+    def warm_up(self) -> None:
+        """Do what only the first call of each shape needs."""
+
+
+class EagerChunkDecoder:
+    """Plain passes over a growing KV cache, with the action-chunk mask or without."""
+
+    def __init__(self, model: Transformer, num_actions: int, longest_prompt: int,
+                 chunk_mask: bool = True) -> None:
+        """Allocate the cache.
+
+        :param chunk_mask: False for a network that was trained to see earlier actions.
+        """
+        self._model, self._num_actions = model, num_actions
+        self._decode = decode_chunk if chunk_mask else decode_chunk_in_order
+        self._cache = model.new_cache(chunk_capacity(longest_prompt, num_actions))
+
+    def prefill(self, prefix_ids: Ids) -> int:
+        """Compute the beginning of a later prompt ahead of time; return the rows computed."""
+        return prefill(self._model, prefix_ids, self._cache)
+
+    def decode(self, prompt_ids: Ids) -> DecodedChunk:
+        """Return the chunk after prompt ids [P]."""
+        return self._decode(self._model, prompt_ids, self._num_actions, cache=self._cache)
+
+    def warm_up(self) -> None:
+        """Do nothing: plain passes have no shapes to prepare."""
+
+
+def chunk_decoder(model: Transformer, num_actions: int, *, prompt_lengths: tuple[int, ...],
+                  newest_rows: int, chunk_mask: bool = True) -> ChunkDecoder:
+    """Return the fastest decoder for the device that the model is on.
+
+    :param prompt_lengths: lengths that prompts come in, the longest among them.
+    :param newest_rows: rows left to compute once all but the newest frame was prefilled.
+    :param chunk_mask: False for a network that was trained without it.
+    """
+    if model.device.type == 'cuda' and chunk_mask:
+        return StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
+                                  newest_rows=newest_rows)
+    return EagerChunkDecoder(model, num_actions, max(prompt_lengths), chunk_mask)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`decode_chunk` as one graph: prefill with BOAs, six passes of K rows, choices and statistics.
+
+The cache has fixed columns. The prompt fills those of a bucket from the left, as far as it goes;
+behind the bucket each pass has K columns of its own, one per action:
+
+    | prompt ............ padding | BOA x K | value 1 x K | ... | value 6 x K |
+
+Padding costs rows and columns, and nobody sees it: prompt rows see earlier columns only, and the
+rows of actions are told how long the prompt is. That length, and where the rows of a pass start,
+lie in a tensor on the device, so one graph serves all prompts of a bucket.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+import time
+
+import torch
+from torch import Tensor
+
+from worldvla_ros.errors import InferenceError, TokenError
+from worldvla_ros.model.decoded import DecodedChunk, Ids, checked_ids, token_statistics
+from worldvla_ros.model.engine.graphs import Graphs
+from worldvla_ros.model.engine.layers import bias_of
+from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
+from worldvla_ros.model.kv_cache import common_prefix_length
+from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION
+
+_START, _LENGTH, _HEADER = 0, 1, 2  # of the tensor that goes to the device before a graph
+
+
+class StaticChunkDecoder:
+    """Decodes chunks of K actions in fixed shapes; on a CUDA device each is one graph replay.
+
+    A prompt whose beginning is in the cache takes the short graph, over `newest_rows` rows; any
+    other is computed whole.
+    """
+
+    def __init__(self, model: Transformer, num_actions: int, *, prompt_buckets: Sequence[int],
+                 newest_rows: int, weights: Weights = 'dense', compiled: bool | None = None
+                 ) -> None:
+        """Build the engine for a model in evaluation mode.
+
+        :param prompt_buckets: prompt lengths to build graphs for; a prompt takes the next larger.
+        :param newest_rows: rows of the prompt that are left to compute after `prefill`: newest
+            image and separator.
+        :param weights: see `StaticNetwork`.
+        """
+        if num_actions < 1:
+            raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
+        self._vocabulary, self._num_actions = model.config.vocabulary, num_actions
+        self._buckets = sorted({round_up(length) for length in prompt_buckets})
+        self._newest_rows = round_up(newest_rows)
+        longest = self._buckets[-1]
+        self._network = StaticNetwork(
+            model, self._width(longest), weights=weights, compiled=compiled,
+            num_positions=longest + max(self._newest_rows, num_actions * ACTION_BLOCK_LENGTH))
+        self._graphs = Graphs(model.device)
+        self._inputs = torch.zeros(_HEADER + longest, dtype=torch.int64, device=model.device)
+        self._cached: list[int] = []
+
+    @property
+    def captures(self) -> int:
+        """Graphs captured so far; after every path was run once it stays the same."""
+        return self._graphs.captures
+
+    @torch.no_grad()
+    def prefill(self, prefix_ids: Ids) -> int:
+        """Compute the beginning of a later prompt ahead of time; return the rows computed."""
+        prefix = checked_ids(prefix_ids, self._vocabulary)
+        if prefix == self._cached[:len(prefix)]:
+            return 0
+        bucket = self._bucket(len(prefix))
+        self._load(prefix, start=0, rows=bucket)
+        self._graphs.run(('prefix', bucket), partial(self._prefix_pass, bucket))
+        self._cached = prefix
+        return bucket
+
+    @torch.no_grad()
+    def decode(self, prompt_ids: Ids) -> DecodedChunk:
+        """Return what `decode_chunk` returns for prompt ids [P]; `rows` counts the padding too."""
+        started = time.perf_counter()
+        prompt = checked_ids(prompt_ids, self._vocabulary)
+        bucket = self._bucket(len(prompt))
+        # The separator's row is always computed, as in `decode_chunk`.
+        start = common_prefix_length(self._cached, prompt[:-1])
+        rows = self._newest_rows
+        if len(prompt) - start > rows or bucket <= rows:
+            start, rows = 0, bucket
+        self._load(prompt[start:], start, rows)
+        key = ('chunk', bucket, 'whole' if rows == bucket else 'newest frame')
+        token_ids, log_probs, entropy, margin = (
+            output.clone() for output in
+            self._graphs.run(key, partial(self._chunk, bucket, rows)))
+        self._cached = prompt
+        return DecodedChunk(token_ids=token_ids, log_probs=log_probs, entropy=entropy,
+                            margin=margin, violations=None,
+                            prefill_s=time.perf_counter() - started,
+                            rows=rows + VALUES_PER_ACTION * self._num_actions)
+
+    def warm_up(self) -> None:
+        """Capture every graph, so that no later call has to."""
+        shortest = 1
+        for bucket in self._buckets:
+            for length in {shortest, bucket}:  # both have this bucket
+                prompt = [self._vocabulary.bos] * length
+                for prefix in (prompt, [self._vocabulary.eoi, *prompt[1:]]):
+                    self._cached = []
+                    self.prefill(prefix)
+                    self.decode(prompt)
+            shortest = bucket + 1
+        self._cached = []
+
+    def _bucket(self, length: int) -> int:
+        """Return the smallest bucket that holds a prompt."""
+        for bucket in self._buckets:
+            if length <= bucket:
+                return bucket
+        raise InferenceError(f'the prompt has {length} tokens, the engine was built for '
+                             f'{self._buckets[-1]}; use a shorter instruction or build it for '
+                             f'longer prompts')
+
+    def _width(self, bucket: int) -> int:
+        """Return the columns of a prompt's bucket and of all passes after it."""
+        return round_up(bucket + VALUES_PER_ACTION * self._num_actions)
+
+    def _load(self, ids: list[int], start: int, rows: int) -> None:
+        """Send ids, padded to a pass of so many rows, to the device without waiting for it."""
+        padding = [self._vocabulary.bos] * (rows - len(ids))
+        header = [start, start + len(ids)]
+        sent = torch.tensor(header + ids + padding)
+        self._inputs[:len(sent)].copy_(sent, non_blocking=True)
+
+    def _prompt_rows(self, bucket: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Rows]:
+        """Return ids, positions and columns [rows] of the prompt's pass, and what they see."""
+        start, length = self._inputs[_START], self._inputs[_LENGTH]
+        place = torch.arange(rows, device=self._inputs.device)
+        ids = self._inputs[_HEADER:_HEADER + rows]
+        if rows == bucket:  # the whole prompt: `start` is 0, padding stays in the bucket
+            return ids, place, place, Rows(slice(0, rows), None)
+        positions = start + place
+        columns = torch.where(positions < length, positions, self._network.bin_column)
+        return ids, positions, columns, Rows(
+            slice(0, rows), self._network.causal_bias(rows, bucket, start))
+
+    def _prefix_pass(self, bucket: int) -> tuple[Tensor, ...]:
+        """Store keys and values of a prefix; no row is asked what comes next."""
+        ids, positions, columns, seen = self._prompt_rows(bucket, bucket)
+        self._network.rows(ids, positions, columns, [seen], needed=Rows(slice(0, 0), None))
+        return ()
+
+    def _chunk(self, bucket: int, rows: int) -> tuple[Tensor, ...]:
+        """Return token ids [K, 7], and their log-probabilities, entropies and margins."""
+        network, vocabulary = self._network, self._vocabulary
+        action = torch.arange(self._num_actions, device=self._inputs.device)
+        first_position = self._inputs[_LENGTH] + ACTION_BLOCK_LENGTH * action
+        biases = self._action_biases(bucket, action)
+
+        ids, positions, columns, prompt = self._prompt_rows(bucket, rows)
+        boas = Rows(slice(rows, rows + self._num_actions), biases[0])
+        hidden = network.rows(
+            torch.cat((ids, torch.full_like(action, vocabulary.boa))),
+            torch.cat((positions, first_position)), torch.cat((columns, bucket + action)),
+            [prompt, boas], needed=boas)
+        logits = [network.logits(hidden, vocabulary.bins)]
+        for step in range(1, VALUES_PER_ACTION):
+            tokens = logits[-1].argmax(-1) + vocabulary.bin_start
+            hidden = network.rows(tokens, first_position + step,
+                                  bucket + step * self._num_actions + action,
+                                  [Rows(slice(None), biases[step])])
+            logits.append(network.logits(hidden, vocabulary.bins))
+        chunk = torch.stack(logits, dim=1)
+        return (chunk.argmax(-1) + vocabulary.bin_start, *token_statistics(chunk).values())
+
+    def _action_biases(self, bucket: int, action: Tensor) -> Tensor:
+        """Return [7, K, columns]: at each step an action sees the prompt and its own tokens."""
+        column = torch.arange(self._width(bucket), device=action.device)
+        step = torch.arange(VALUES_PER_ACTION, device=action.device)[:, None, None]
+        behind = column - bucket
+        own = ((behind >= 0) & (behind % self._num_actions == action[:, None])
+               & (behind // self._num_actions <= step))
+        return bias_of((column < self._inputs[_LENGTH]) | own, self._network.dtype)

@@ -30,6 +30,7 @@ _CLEAR = 0.055  # [m] before a grasp where the finger tips are above what they w
 _AHEAD = 0.025  # [m] on the approach: near enough that it is not left before it is corrected
 _CORRECTION = 0.005  # [m] towards the grasp while the fingers close; what blocks it is not pushed
 _OPENED = 0.068  # [m] between the pads; fully open is 0.078 to 0.080
+_EMPTY = 0.005  # [m] between the pads that closed on nothing; a bowl's wall keeps 7 mm
 _SQUEEZE = 0.014  # [m] from a finger to where it is sent: 14 N, more than closing freely takes
 _FAST = 0.05  # [m/s] of an object that falls, rolls or is dragged
 _PUSHED, _TURNED = 0.015, 0.25  # [m], [rad] that make a planned grasp void
@@ -190,7 +191,7 @@ class Placing:
     def _is_closing(self, plan: _Plan) -> bool:
         """Whether the fingers are about to close on the object, which may move it."""
         return bool(np.linalg.norm(self._robot.position - self._tracked(plan)) < 0.015
-                    and 0.01 < self._robot.opening < _OPENED
+                    and _EMPTY < self._robot.opening < _OPENED
                     and self._robot.finger_speeds().max() < -0.01)
 
     def _tracked(self, plan: _Plan) -> np.ndarray:
@@ -239,7 +240,7 @@ class Placing:
     def _shall_close(self, distance: float) -> bool:
         """Whether the gripper is where it closes: there, stopped there, or closing there."""
         robot = self._robot
-        if robot.opening < 0.01:
+        if robot.opening < _EMPTY:
             return False  # closed on nothing
         stopped = robot.opening > _OPENED and robot.speed() < 0.02 and distance < 0.02
         closing = distance < 0.015 and (robot.opening < 0.07

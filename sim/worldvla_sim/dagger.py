@@ -46,7 +46,7 @@ def learner_settings(name: str) -> LearnerSettings:
                           'demonstrations, or name a checkpoint')
     if not Path(name).is_dir():
         return LearnerSettings(name, None)
-    from worldvla_ros.model.checkpoint import fingerprint  # imports torch
+    from worldvla_ros.policy.pretrained import fingerprint  # imports torch
     return LearnerSettings(str(Path(name).resolve()), fingerprint(Path(name)))
 
 

@@ -5,9 +5,13 @@ Means follow the published evaluation: over the frames of a clip first, then ove
 that move (those that differ from the frame before, see `frames.FrameSet.moving`) are few and not
 the same number in each frame, so their squared errors are summed over all clips first.
 
-Read the two together. On all pixels a still background favours copying, which loses nothing to the
-image tokenizer. On pixels that move copying is at its worst: untrained weights, which imagine
-noise, are 1 dB better there after 10 steps, and 7 dB worse on all pixels.
+Deviations: frames are compared at the size of the model, where the public code resizes to 256 px,
+and a clip has the steps asked for, where it takes whole episodes. FVD falls with the number of
+clips, so compare it only between runs on the same ones.
+
+Read both kinds of pixels together. On all pixels a still background favours copying, which loses
+nothing to the image tokenizer. On pixels that move copying is at its worst: on two clips untrained
+weights, which imagine noise, were 1 dB better there after 10 steps, and 7 dB worse on all pixels.
 """
 
 from collections.abc import Callable, Iterator, Sequence

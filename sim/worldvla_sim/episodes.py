@@ -24,6 +24,12 @@ class EpisodeRecord:
     error: str | None  # None when the episode ran to its end
     assets: str  # 'builtin' or 'official'
     duration: float = 0.0  # [s] wall time, reset included
+    policy: str = ''  # 'expert', or name, size, number format and fingerprint of a checkpoint
+    robot: str = ''  # 'light' or 'full'
+    image_size: int = 0  # side of the pictures that the policy saw [px]; 0: it saw none
+    over: str = 'process'  # or 'ros'
+    mode: str = 'lockstep'  # or 'realtime': the simulator did not wait for the policy
+    video: str | None = None  # path of the mp4, where one was kept
 
 
 def play(env: LiberoEnv, policy: EpisodePolicy, observation: SimObservation, max_steps: int,
@@ -43,13 +49,18 @@ def play(env: LiberoEnv, policy: EpisodePolicy, observation: SimObservation, max
 
 
 def run_episode(env: LiberoEnv, policy: EpisodePolicy, init_state: int, *, seed: int = 0,
-                max_steps: int | None = None) -> EpisodeRecord:
+                max_steps: int | None = None,
+                frames: list[np.ndarray] | None = None) -> EpisodeRecord:
     """Play one official initial state to its end.
 
     :param max_steps: None means the published limit of the suite.
+    :param frames: gets the pictures, (H, W, 3) uint8 RGB, from before the first step on.
     """
     began = time.perf_counter()
     observation = env.reset(init_state, seed=seed)
-    success = play(env, policy, observation, max_steps or env.max_steps)
+    if frames is not None:
+        frames.append(observation.agentview)
+    success = play(env, policy, observation, max_steps or env.max_steps,
+                   None if frames is None else lambda _, seen: frames.append(seen.agentview))
     return EpisodeRecord(env.suite, env.task, env.instruction, init_state, success, env.steps,
                          None, env.assets, round(time.perf_counter() - began, 3))

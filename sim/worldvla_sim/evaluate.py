@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate a policy on LIBERO tasks in process: `python -m worldvla_sim.evaluate --help`."""
+"""Evaluate a policy on LIBERO tasks: `python -m worldvla_sim.evaluate --help`."""
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, fields, replace
 import functools
 from pathlib import Path
 import re
@@ -12,88 +12,56 @@ import sys
 from tqdm import tqdm
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
-from worldvla_sim.episodes import EpisodeRecord, run_episode
-from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
+from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.policies import EpisodePolicy, policy_factory
-from worldvla_sim.results import Results, summary_table
+from worldvla_sim.policies import checkpoint_name, policy_factory
+from worldvla_sim.ray_pool import RayPool
+from worldvla_sim.report import write_report
+from worldvla_sim.results import Results, describe_run, summary_table
+from worldvla_sim.runner import (
+    LOCKSTEP,
+    PROCESS,
+    REALTIME,
+    ROS,
+    EpisodeJob,
+    EvaluationSettings,
+    RunOptions,
+    make_runner,
+    require_ros,
+)
 from worldvla_sim.tasks import SUITES, initial_states, load_task, suite_tasks
+from worldvla_sim.videos import KINDS, EpisodeVideos
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 EXIT_OK, EXIT_ERRORS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """All that decides the outcome of an episode, besides its task and initial state."""
-
-    policy: str
-    suite: str
-    assets: str  # resolved: 'builtin' or 'official'
-    robot: str = 'light'
-    msaa: int = 0
-    image_size: int = 256  # [px] for policies that take any size
-    seed: int = 0  # of fixture poses and of the policy's own sampling
-    max_steps: int | None = None  # None: the suite's published limit
-    execute: int | None = None  # actions of a chunk before the next inference; None: all of it
-
 
 _DEFAULTS = {item.name: item.default for item in fields(EvaluationSettings)
              if item.default is not MISSING}
 
 
-@dataclass(frozen=True)
-class EpisodeJob:
-    """One episode to play."""
-
-    task: int
-    init_state: int
-
-
-class EpisodeRunner:
-    """Plays jobs in a worker process; keeps the environment while the task stays the same.
-
-    :param threads: of torch.
-    """
-
-    def __init__(self, settings: EvaluationSettings, threads: int = 1) -> None:
-        self._settings = settings
-        self._policy: EpisodePolicy = policy_factory(
-            settings.policy, execute=settings.execute, threads=threads)()
-        self._env: LiberoEnv | None = None
-
-    def __call__(self, job: EpisodeJob) -> EpisodeRecord:
-        """Play one episode."""
-        settings = self._settings
-        if self._env is None or self._env.task != job.task:
-            if self._env is not None:
-                self._env.close()
-            self._env = None
-            self._env = LiberoEnv(
-                settings.suite, job.task, assets=settings.assets, robot=settings.robot,
-                msaa=settings.msaa, image_size=self._policy.image_size or settings.image_size,
-                render=self._policy.needs_images)
-        return run_episode(self._env, self._policy, job.init_state, seed=settings.seed,
-                           max_steps=settings.max_steps)
-
-
 def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, workers: int = 1,
-             path: Path | None = None, resume: bool = False) -> Results:
+             path: Path | None = None, resume: bool = False, ray: str | None = None,
+             videos: EpisodeVideos | None = None) -> Results:
     """Play all jobs and return their records; with `path` save them after every episode.
 
     :param resume: keep the records of an earlier, interrupted run in `path` and play the rest;
         episodes that ended in an error are played again.
+    :param ray: address of a Ray cluster that the workers run on.
     :raises ConfigError: `path` holds results of other settings, or cannot be written.
     """
-    results = Results(asdict(settings))
+    options = RunOptions(threads_per_worker(workers), videos)
+    make_handler = functools.partial(make_runner, settings, options)
+    pool: WorkerPool[EpisodeJob, EpisodeRecord] | RayPool[EpisodeJob, EpisodeRecord] = (
+        WorkerPool(make_handler, workers) if ray is None
+        else RayPool(make_handler, workers, ray))
+    results = Results(asdict(settings), run=describe_run())
     if resume and path is not None and path.exists():
         results.records = _resumable_records(Results.load(path), settings)
     if path is not None:
         results.save(path)  # now, so that a path that cannot be written costs no episode
     done = {(record.task, record.init_state) for record in results.records}
     missing = [job for job in jobs if (job.task, job.init_state) not in done]
-    pool: WorkerPool[EpisodeJob, EpisodeRecord] = WorkerPool(
-        functools.partial(EpisodeRunner, settings, threads_per_worker(workers)), workers)
     episodes = pool.run(missing)
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit='episode') as progress:
         try:
@@ -125,11 +93,13 @@ def _resumable_records(earlier: Results, settings: EvaluationSettings) -> list[E
 def _record_of(settings: EvaluationSettings, job: EpisodeJob,
                answer: EpisodeRecord | JobFailure) -> EpisodeRecord:
     """Turn a worker's answer into a record; an error is neither success nor failure."""
-    if isinstance(answer, EpisodeRecord):
-        return answer
-    instruction = load_task(settings.suite, job.task).instruction
-    return EpisodeRecord(settings.suite, job.task, instruction, job.init_state, success=False,
-                         steps=0, error=answer.reason, assets=settings.assets)
+    if isinstance(answer, JobFailure):
+        instruction = load_task(settings.suite, job.task).instruction
+        answer = EpisodeRecord(settings.suite, job.task, instruction, job.init_state,
+                               success=False, steps=0, error=answer.reason,
+                               assets=settings.assets,
+                               policy=settings.checkpoint or settings.policy)
+    return replace(answer, robot=settings.robot, over=settings.over, mode=settings.mode)
 
 
 def _show(progress: tqdm, records: Sequence[EpisodeRecord]) -> None:
@@ -180,6 +150,10 @@ def _parser() -> argparse.ArgumentParser:
         description='Play LIBERO episodes from official initial states, write one record each.')
     parser.add_argument('--policy', default='expert',
                         help='expert (the default), hold, or the folder of a checkpoint')
+    parser.add_argument('--over', choices=(PROCESS, ROS), default=PROCESS,
+                        help='ros: through policy node, bridge and topics')
+    parser.add_argument('--mode', choices=(LOCKSTEP, REALTIME), default=LOCKSTEP,
+                        help='realtime: the simulator does not wait (with --over ros)')
     parser.add_argument('--suite', required=True, help=', '.join(SUITES))
     parser.add_argument('--tasks', type=parse_indices, help='such as 0,3-5 (default: all)')
     parser.add_argument('--init-states', type=parse_indices, default=parse_indices('0-9'),
@@ -192,25 +166,49 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--max-steps', type=int, help='default: the published limit of the suite')
     parser.add_argument('--execute', type=int, metavar='N',
                         help='actions of a chunk before the next inference (default: all)')
+    parser.add_argument('--device', default='cpu', help='torch device (default: cpu)')
     parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
+    parser.add_argument('--ray', metavar='ADDRESS',
+                        help='workers on a Ray cluster: local, auto or host:port')
     parser.add_argument('--json', type=Path, help='result file, saved after every episode')
+    parser.add_argument('--videos', type=Path, metavar='FOLDER', help='keep mp4s of failures')
+    parser.add_argument('--videos-of', choices=KINDS, default=KINDS[0])
+    parser.add_argument('--report', type=Path, metavar='HTML', help='write a report at the end')
     parser.add_argument('--resume', action='store_true',
                         help='play only what the result file lacks or has as an error')
     return parser
+
+
+def _checked(options: argparse.Namespace) -> tuple[EvaluationSettings, list[EpisodeJob]]:
+    """Return what to play; all that can be wrong is found before the first episode."""
+    policy_factory(options.policy, execute=options.execute)
+    jobs = make_jobs(options.suite, options.tasks, options.init_states)
+    settings = EvaluationSettings(
+        policy=options.policy, suite=options.suite, assets=resolve_assets(options.assets).kind,
+        robot=options.robot, msaa=options.msaa, image_size=options.image_size, seed=options.seed,
+        max_steps=options.max_steps, execute=options.execute, over=options.over,
+        mode=options.mode, device=options.device, checkpoint=checkpoint_name(options.policy))
+    if settings.over == ROS:
+        require_ros()
+        if options.videos and not settings.checkpoint:
+            raise ConfigError('over ROS the expert is played without pictures; leave --videos '
+                              'out, or play it without --over ros')
+    return settings, jobs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when every episode ran, 1 with errors, 2 for bad input, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
-        policy_factory(options.policy, execute=options.execute)
-        jobs = make_jobs(options.suite, options.tasks, options.init_states)
-        settings = EvaluationSettings(
-            options.policy, options.suite, resolve_assets(options.assets).kind, options.robot,
-            options.msaa, options.image_size, options.seed, options.max_steps,
-            options.execute)
+        settings, jobs = _checked(options)
+        videos = EpisodeVideos(options.videos, options.videos_of) if options.videos else None
+        if videos is not None:
+            videos.create()
         results = evaluate(settings, jobs, workers=options.workers, path=options.json,
-                           resume=options.resume)
+                           resume=options.resume, ray=options.ray, videos=videos)
+        print(summary_table(results.records))
+        if options.report is not None:
+            write_report([results], options.report)
     except WorldVLAError as error:
         print(f'error: {error}', file=sys.stderr)
         return EXIT_USAGE
@@ -218,7 +216,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'interrupted; --resume continues from {options.json}' if options.json
               else 'interrupted', file=sys.stderr)
         return EXIT_INTERRUPTED
-    print(summary_table(results.records))
     errors = [record for record in results.records if record.error is not None]
     for record in errors:
         print(f'error in task {record.task}, initial state {record.init_state}: {record.error}',

@@ -52,16 +52,19 @@ class CheckpointPolicy:
     :param execute: actions of a chunk that are executed before the next inference, the policy
         node's `control.replan_steps`; None: the whole chunk
     :param threads: of torch; more than one only where no other worker wants the same cores
+    :param device: torch device
     """
 
     needs_images = True
 
-    def __init__(self, path: str, *, execute: int | None = None, threads: int = 1) -> None:
+    def __init__(self, path: str, *, execute: int | None = None, threads: int = 1,
+                 device: str = 'cpu') -> None:
         import torch
 
         from worldvla_ros.policy.policy import WorldVLAPolicy
         torch.set_num_threads(threads)
-        self._policy = WorldVLAPolicy.from_pretrained(path)
+        self._policy = WorldVLAPolicy.from_pretrained(path, device=device)
+        self.description = self._policy.description
         self._execute = execute
         self.image_size: int | None = self._policy.image_size
         self._frames: deque[Frame] = deque(maxlen=self._policy.history_length)
@@ -93,12 +96,11 @@ POLICIES: dict[str, Callable[[], EpisodePolicy]] = {'expert': _expert, 'hold': H
 """Policies by name. A factory runs in the worker process that plays the episodes."""
 
 
-def policy_factory(name: str, *, execute: int | None = None,
-                   threads: int = 1) -> Callable[[], EpisodePolicy]:
+def policy_factory(name: str, *, execute: int | None = None, threads: int = 1,
+                   device: str = 'cpu') -> Callable[[], EpisodePolicy]:
     """Return what builds a policy: by its name, or from a checkpoint folder.
 
-    :param execute: see CheckpointPolicy.
-    :param threads: see CheckpointPolicy.
+    :param execute: and the others: see CheckpointPolicy.
     :raises ConfigError: neither a known name nor a folder; lists the names. Or `execute` is not a
         number of actions that the policy's chunks have.
     """
@@ -112,6 +114,19 @@ def policy_factory(name: str, *, execute: int | None = None,
         if execute is not None and not 1 <= execute <= horizon:
             raise ConfigError(f'--execute must be from 1 to {horizon}, the actions in a chunk of '
                               f'{name}, got {execute}')
-        return functools.partial(CheckpointPolicy, name, execute=execute, threads=threads)
+        return functools.partial(CheckpointPolicy, name, execute=execute, threads=threads,
+                                 device=device)
     raise ConfigError(f'unknown policy {name!r}: neither one of {", ".join(POLICIES)} nor the '
                       f'folder of a checkpoint')
+
+
+def checkpoint_name(policy: str) -> str:
+    """Return name and fingerprint of the checkpoint in a folder; '' for policies by name.
+
+    :raises CheckpointError: there is no checkpoint in it.
+    """
+    if policy in POLICIES:
+        return ''
+    from worldvla_ros.policy.pretrained import fingerprint
+    name = PolicySettings.load(Path(policy) / POLICY_FILE).name
+    return f'{name}, {fingerprint(Path(policy))}'

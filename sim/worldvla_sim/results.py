@@ -1,18 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Result files of an evaluation: written whole after every episode, read back, summed up."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+import contextlib
 from dataclasses import asdict, dataclass, field, fields
+import datetime
+import importlib.metadata
 import json
 import math
 import os
 from pathlib import Path
+import platform
+import re
+import shlex
+import subprocess
+import sys
 from typing import Any
 
 from worldvla_ros.errors import ConfigError
 from worldvla_sim.episodes import EpisodeRecord
 
 FORMAT = 'worldvla_ros/evaluation/1'
+_PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'rclpy', 'ros-rclpy')
 _Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
@@ -23,10 +32,12 @@ class Results:
     settings: dict[str, Any]
     records: list[EpisodeRecord] = field(default_factory=list)
     complete: bool = False  # False while episodes are missing, e.g. after Ctrl-C
+    run: dict[str, Any] = field(default_factory=dict)  # what `describe_run` says
 
     def save(self, path: Path) -> None:
         """Write JSON beside the target and rename it, so that readers never see half a file."""
-        content = {'format': FORMAT, 'settings': self.settings, 'complete': self.complete,
+        content = {'format': FORMAT, 'settings': self.settings, 'run': self.run,
+                   'complete': self.complete,
                    'records': [asdict(record) for record in self.records]}
         temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         try:
@@ -47,10 +58,38 @@ class Results:
             known = {item.name for item in fields(EpisodeRecord)}
             records = [EpisodeRecord(**{key: value for key, value in record.items()
                                         if key in known}) for record in content['records']]
-            return cls(content['settings'], records, content['complete'])
+            return cls(content['settings'], records, content['complete'],
+                       content.get('run', {}))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f'{path} is not a result file of this program ({error!r}); delete '
                               f'it or name another') from error
+
+
+def describe_run() -> dict[str, Any]:
+    """Return the command, the time, the machine and the versions that results come from."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    models = re.findall(r'^model name\s*:\s*(.+)$', Path('/proc/cpuinfo').read_text(), re.M)
+    return {'command': shlex.join(['python', *_program(), *sys.argv[1:]]),
+            'began': datetime.datetime.now().astimezone().isoformat(timespec='seconds'),
+            'machine': f'{os.cpu_count()} cores, {models[0] if models else platform.machine()}, '
+                       f'{platform.system()} {platform.release()}',
+            'python': platform.python_version(), 'versions': versions, 'commit': _commit()}
+
+
+def _program() -> list[str]:
+    """Return how the running program is named to Python."""
+    spec = getattr(sys.modules['__main__'], '__spec__', None)
+    return ['-m', spec.name] if spec else sys.argv[:1]
+
+
+def _commit() -> str:
+    """Return the commit of the source tree, '' outside of one."""
+    done = subprocess.run(['git', '-C', str(Path(__file__).parent), 'describe', '--always',
+                           '--dirty'], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
@@ -83,6 +122,22 @@ def summary_table(records: Iterable[EpisodeRecord]) -> str:
     lines += [_row(str(task), group[0].instruction, group)
               for (_, task), group in sorted(by_task.items())]
     every = [record for group in by_task.values() for record in group]
-    assets = ', '.join(sorted({record.assets for record in every if record.assets})) or 'no'
-    lines.append(_row('all', f'({assets} assets; steps: mean of the successes)', every))
-    return '\n'.join(lines)
+    lines.append(_row('all', '(steps: mean of the successes)', every))
+    return '\n'.join([*lines, conditions(every)])
+
+
+def conditions(records: Iterable[EpisodeRecord]) -> str:
+    """Return in one line what the records hold for: suite, policy, assets, robot, mode."""
+    records = list(records)
+
+    def each(describe: Callable[[EpisodeRecord], str]) -> str:
+        return ', '.join(sorted({describe(record) for record in records} - {''})) or 'unknown'
+    return (f'{each(lambda one: one.suite)}; {each(lambda one: one.policy)}; '
+            f'{each(lambda one: one.assets)} assets, {each(lambda one: one.robot)} robot, '
+            f'{each(pictures_of)}; {each(lambda one: one.mode)} over '
+            f'{each(lambda one: one.over)}')
+
+
+def pictures_of(record: EpisodeRecord) -> str:
+    """Say which pictures the policy saw."""
+    return f'{record.image_size} px' if record.image_size else 'no pictures'

@@ -7,12 +7,14 @@ driver can die. Here the job is reported as failed, the worker is replaced, and 
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+import contextlib
 from dataclasses import dataclass, field
 import multiprocessing
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 import os
 import signal
+import sys
 import tempfile
 import traceback
 from typing import Generic, TypeVar
@@ -24,9 +26,9 @@ Result = TypeVar('Result')
 
 # One thread per worker: two workers with two threads each on two cores were measured to run more
 # than 15 times slower. LP_NUM_THREADS is the software rasteriser of Mesa.
-_THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS',
+THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS',
                      'NUMBA_NUM_THREADS', 'LP_NUM_THREADS')
-_STOP_TIMEOUT = 5.0
+_STOP_TIMEOUT = 15.0  # [s] for a worker to close what it holds
 
 
 def threads_per_worker(workers: int) -> int:
@@ -66,23 +68,39 @@ def _serve(connection: Connection, make_handler: Callable[[], Callable[[Job], Re
            folder: str) -> None:
     """Answer jobs until the connection closes: the worker's main function."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     os.environ['TMPDIR'] = tempfile.tempdir = folder
-    handler: Callable[[Job], Result] | None = None
-    while True:
-        try:
+    answerer = Answerer(make_handler)
+    with contextlib.closing(answerer), contextlib.suppress(EOFError, OSError):  # parent is gone
+        while True:
             job = connection.recv()
-        except EOFError:
-            return
+            connection.send(answerer.answer(job))
+
+
+class Answerer(Generic[Job, Result]):
+    """Answers jobs with a handler that it makes first; what the handler raises is an answer too.
+
+    :param make_handler: what it returns may have a method `close`.
+    """
+
+    def __init__(self, make_handler: Callable[[], Callable[[Job], Result]]) -> None:
+        self._make_handler = make_handler
+        self._handler: Callable[[Job], Result] | None = None
+
+    def answer(self, job: Job) -> Result | JobFailure:
+        """Handle one job."""
         try:
-            handler = handler or make_handler()
-            answer: Result | JobFailure = handler(job)
+            self._handler = self._handler or self._make_handler()
+            return self._handler(job)
         except Exception as error:
             traceback.print_exc()
-            answer = JobFailure(f'{type(error).__name__}: {error}')
-        try:
-            connection.send(answer)
-        except OSError:
-            return  # the parent is gone
+            return JobFailure(f'{type(error).__name__}: {error}')
+
+    def close(self) -> None:
+        """Close the handler, if it can be; safe to repeat."""
+        handler, self._handler = self._handler, None
+        if hasattr(handler, 'close'):
+            handler.close()
 
 
 class WorkerPool(Generic[Job, Result]):
@@ -103,7 +121,7 @@ class WorkerPool(Generic[Job, Result]):
         ours, theirs = context.Pipe()
         folder = tempfile.TemporaryDirectory(prefix='worldvla_worker_')
         with changed_environment(**{name: os.environ.get(name, '1')
-                                    for name in _THREAD_VARIABLES}):
+                                    for name in THREAD_VARIABLES}):
             process = context.Process(target=_serve, daemon=True,
                                       args=(theirs, self._make_handler, folder.name))
             process.start()
@@ -130,6 +148,8 @@ class WorkerPool(Generic[Job, Result]):
                     self._send_next(worker, queue)
                     yield job, answer
         finally:
+            for worker in self._workers:
+                worker.connection.close()  # all first, so that they end side by side
             for worker in self._workers:
                 worker.stop()
 

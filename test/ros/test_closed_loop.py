@@ -11,7 +11,7 @@ from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE, demo_graph
 from worldvla_ros.msg import Episode
 from worldvla_ros.nodes.conversions import to_ns
 from worldvla_ros.nodes.process_group import ProcessGroup
-from worldvla_sim.ros.demo import DemoClient
+from worldvla_sim.ros.episode_client import EpisodeClient
 
 STEPS = 40
 
@@ -21,7 +21,7 @@ class Played:
 
     def __init__(self, client, joints):
         joints.clear()
-        self.record = client.play('libero_object', 4, 2, 'episode')
+        self.record = client.play('libero_object', 4, 2)
         self.joints = np.array([joints[stamp] for stamp in sorted(joints)])
         self.chunks = np.array([chunk.actions for chunk in self.record.chunks])
         self.frames = np.stack(self.record.ordered_frames)
@@ -35,7 +35,7 @@ def play(log_folder, episodes):
     rclpy.init()
     try:
         with ProcessGroup([policy, bridge], log_folder) as processes:
-            client = DemoClient(processes)
+            client = EpisodeClient(processes)
             client.create_subscription(JointState, 'joint_states', lambda message: joints.update(
                 {to_ns(message.header.stamp): message.position}), 100)
             client.wait_until_ready()

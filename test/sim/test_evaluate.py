@@ -2,6 +2,7 @@
 """The evaluation writes one record per episode, keeps errors apart, and survives interruption."""
 
 import argparse
+from dataclasses import asdict, replace
 import json
 import os
 from pathlib import Path
@@ -20,6 +21,7 @@ from worldvla_sim import evaluate, policies
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.results import Results, summary_table, wilson_interval
+from worldvla_sim.runner import EvaluationSettings
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -118,14 +120,38 @@ def test_command_plays_records_resumes_and_refuses_other_settings(tmp_path, caps
         'suite': 'libero_object', 'task': 1, 'init_state': 0, 'success': True, 'error': None,
         'instruction': 'pick up the cream cheese and place it in the basket',
         'assets': 'builtin', 'steps': content['records'][0]['steps'],
-        'duration': content['records'][0]['duration']}]
+        'duration': content['records'][0]['duration'], 'policy': 'expert', 'robot': 'light',
+        'image_size': 0, 'over': 'process', 'mode': 'lockstep', 'video': None}]
+    assert content['run']['command'] and content['run']['machine']
     assert 0 < content['records'][0]['steps'] < 280
-    assert '1/1' in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert '1/1' in shown
+    assert ('libero_object; expert; builtin assets, light robot, no pictures; lockstep over '
+            'process') in shown
 
     assert evaluate.main([*expert, '--init-states', '0', '--resume']) == 0
     assert json.loads(out.read_text()) == content, 'nothing was left to play'
     assert evaluate.main([*HOLD, '--init-states', '0', '--json', str(out), '--resume']) == 2
     assert 'other settings' in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_changed_is_not_resumed_but_an_older_file_is():
+    settings = EvaluationSettings('folder', 'libero_object', 'builtin',
+                                  checkpoint='mini, sha256:1')
+    earlier = Results(asdict(settings), [record(), record(state=1, error='x')])
+    del earlier.settings['device']  # written before there was such a setting
+    kept = evaluate._resumable_records(earlier, settings)
+    assert [one.init_state for one in kept] == [0]
+    with pytest.raises(ConfigError, match=r'sha256:1.* there, .*sha256:2.* now'):
+        evaluate._resumable_records(earlier, replace(settings, checkpoint='mini, sha256:2'))
+
+
+def test_failures_become_videos_and_the_report_shows_them(tmp_path):
+    videos, page = tmp_path / 'videos', tmp_path / 'report.html'
+    assert evaluate.main([*HOLD, '--init-states', '0', '--max-steps', '3', '--image-size', '64',
+                          '--videos', str(videos), '--report', str(page)]) == 0
+    assert [path.name for path in videos.iterdir()] == ['libero_object_task1_init0_failure.mp4']
+    assert 'videos/libero_object_task1_init0_failure.mp4' in page.read_text()
 
 
 def test_an_episode_that_cannot_run_is_an_error_and_the_command_says_so(tmp_path, monkeypatch,
@@ -144,6 +170,10 @@ def test_an_episode_that_cannot_run_is_an_error_and_the_command_says_so(tmp_path
     (['--suite', 'libero_object', '--tasks', '12'], 'has no task 12'),
     (['--suite', 'libero_object', '--init-states', '49-50'], '0 to 49'),
     (['--suite', 'libero_object', '--policy', 'nobody'], 'expert'),
+    (['--suite', 'libero_object', '--mode', 'realtime'], '--over ros'),
+    (['--suite', 'libero_object', '--over', 'ros', '--policy', 'hold'], 'not \'hold\''),
+    (['--suite', 'libero_object', '--over', 'ros', '--mode', 'realtime'], 'lockstep only'),
+    (['--suite', 'libero_object', '--videos', '/proc/videos'], '/proc/videos'),
     (['--suite', 'libero_object', '--json', '/nowhere/out.json'], '/nowhere/out.json')])
 def test_bad_input_ends_with_status_2_and_says_what_there_is(options, message, capsys):
     assert evaluate.main(['--assets', 'builtin', *options]) == 2
@@ -174,6 +204,7 @@ class StubPolicy:
     """Stands for a checkpoint: chunks of three, numbered by their inference."""
 
     history_length, image_size, horizon = 2, 32, 3
+    description = 'stub, sha256:0'
 
     def __init__(self):
         self.seen = []
@@ -190,7 +221,7 @@ class StubPolicy:
 def stub(monkeypatch):
     from worldvla_ros.policy.policy import WorldVLAPolicy
     stub = StubPolicy()
-    monkeypatch.setattr(WorldVLAPolicy, 'from_pretrained', lambda path: stub)
+    monkeypatch.setattr(WorldVLAPolicy, 'from_pretrained', lambda path, device: stub)
     return stub
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from worldvla_ros.datatypes import ACTION_DIM
 from worldvla_ros.msg import ActionChunk, DeltaAction, Episode
 from worldvla_ros.nodes.conversions import to_ns
-from worldvla_sim.libero_env import CONTROL_PERIOD
-from worldvla_sim.pictures import VideoWriter, captioned
+from worldvla_sim.videos import save_episode_video
 
 STATE_NAMES = {Episode.STATE_IDLE: 'idle', Episode.STATE_RUNNING: 'running',
                Episode.STATE_SUCCESS: 'success', Episode.STATE_TIMEOUT: 'no success',
@@ -74,13 +73,7 @@ class EpisodeRecord:
 
     def save_video(self, path: Path) -> None:
         """Write the episode as an mp4 in real time, with step and outcome below the picture."""
-        frames = self.ordered_frames
-        scale = max(1, 512 // frames[0].shape[0])
-        height, width = captioned(frames[0], '', scale).shape[:2]
-        with VideoWriter(path, (height, width), fps=1 / CONTROL_PERIOD) as video:
-            for step, frame in enumerate(frames):
-                outcome = self.state if step == len(frames) - 1 else ''
-                video.add(captioned(frame, f'{step:3d}  {self.instruction}  {outcome}', scale))
+        save_episode_video(path, self.ordered_frames, self.instruction, self.state)
 
     def save_chunks(self, path: Path) -> None:
         """Write the chunks for the replay backend: `actions` (N, horizon, 7)."""

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation plays, and how one worker plays it: in its process, or over ROS."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from worldvla_ros.errors import ConfigError
+from worldvla_sim.episodes import EpisodeRecord, run_episode
+from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.policies import CheckpointPolicy, EpisodePolicy, policy_factory
+from worldvla_sim.videos import EpisodeVideos
+
+PROCESS, ROS = 'process', 'ros'
+LOCKSTEP, REALTIME = 'lockstep', 'realtime'
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """All that decides the outcome of an episode, besides its task and initial state."""
+
+    policy: str
+    suite: str
+    assets: str  # resolved: 'builtin' or 'official'
+    robot: str = 'light'
+    msaa: int = 0
+    image_size: int = 256  # [px] for policies that take any size
+    seed: int = 0  # of fixture poses and of the policy's own sampling
+    max_steps: int | None = None  # None: the suite's published limit
+    execute: int | None = None  # actions of a chunk before the next inference; None: all of it
+    over: str = PROCESS  # or ROS: policy node, bridge and topics in between
+    mode: str = LOCKSTEP  # or REALTIME: the simulator does not wait (over ROS alone)
+    device: str = 'cpu'  # torch device of a checkpoint
+    checkpoint: str = ''  # name and fingerprint of a checkpoint
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be played."""
+        if self.over == PROCESS and self.mode == REALTIME:
+            raise ConfigError('in one process the simulator waits for the policy: --mode realtime '
+                              'needs --over ros')
+        if self.over == ROS and not self.checkpoint:
+            if self.policy != 'expert':
+                raise ConfigError(f'over ROS play the folder of a checkpoint or the expert, not '
+                                  f'{self.policy!r}')
+            if self.mode == REALTIME:
+                raise ConfigError('the expert reads the true state of a simulator that waits: '
+                                  'over ROS it plays in lockstep only')
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How episodes are played as far as it changes no outcome."""
+
+    threads: int = 1  # of torch, in each worker
+    videos: EpisodeVideos | None = None
+
+
+@dataclass(frozen=True)
+class EpisodeJob:
+    """One episode to play."""
+
+    task: int
+    init_state: int
+
+
+class EpisodeRunner:
+    """Plays jobs in a worker process; keeps the environment while the task stays the same."""
+
+    def __init__(self, settings: EvaluationSettings, options: RunOptions) -> None:
+        self._settings = settings
+        self._videos = options.videos
+        self._policy: EpisodePolicy = policy_factory(
+            settings.policy, execute=settings.execute, threads=options.threads,
+            device=settings.device)()
+        self._size = self._policy.image_size or settings.image_size
+        self._description = (self._policy.description
+                             if isinstance(self._policy, CheckpointPolicy) else settings.policy)
+        self._env: LiberoEnv | None = None
+
+    def __call__(self, job: EpisodeJob) -> EpisodeRecord:
+        """Play one episode."""
+        frames: list[np.ndarray] | None = None if self._videos is None else []
+        record = run_episode(
+            self._environment(job.task), self._policy, job.init_state, seed=self._settings.seed,
+            max_steps=self._settings.max_steps, frames=frames)
+        seen = self._size if self._policy.needs_images else 0
+        record = replace(record, policy=self._description, image_size=seen)
+        return self._videos.keep(record, frames) if self._videos and frames else record
+
+    def _environment(self, task: int) -> LiberoEnv:
+        if self._env is None or self._env.task != task:
+            self.close()
+            settings = self._settings
+            self._env = LiberoEnv(
+                settings.suite, task, assets=settings.assets, robot=settings.robot,
+                msaa=settings.msaa, image_size=self._size,
+                render=self._policy.needs_images or self._videos is not None)
+        return self._env
+
+    def close(self) -> None:
+        """Free the simulator; safe to repeat."""
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
+
+
+def make_runner(settings: EvaluationSettings,
+                options: RunOptions) -> Callable[[EpisodeJob], EpisodeRecord]:
+    """Return what plays jobs in a worker.
+
+    :raises ConfigError: ROS is asked for and not there.
+    """
+    if settings.over == PROCESS:
+        return EpisodeRunner(settings, options)
+    require_ros()
+    from worldvla_sim.ros.evaluation import RosEpisodeRunner
+    return RosEpisodeRunner(settings, options)
+
+
+def require_ros() -> None:
+    """Raise ConfigError where ROS or the built messages cannot be imported."""
+    try:
+        import worldvla_sim.ros.evaluation  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f'--over ros needs ROS 2 and the built messages ({error}): `. tools/'
+                          f'env.sh` first, or `make evaluate ARGS=...`') from error

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Videos of episodes: which are kept, and what they show."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from worldvla_ros.errors import ConfigError
+from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.videos import EpisodeVideos, save_episode_video
+
+LONG = ('put the white mug on the plate and put the chocolate pudding to the right of the plate')
+FRAMES = [np.full((64, 64, 3), (200, 20, 20 * step), np.uint8) for step in range(5)]
+
+
+def record(success):
+    return EpisodeRecord('libero_10', 6, LONG, 3, success, 4, None, 'builtin')
+
+
+def pictures(path):
+    video = cv2.VideoCapture(str(path))
+    return [video.read()[1][..., ::-1] for _ in range(int(video.get(cv2.CAP_PROP_FRAME_COUNT)))]
+
+
+@pytest.mark.parametrize(('kind', 'success', 'name'), [
+    ('failures', False, 'libero_10_task6_init3_failure.mp4'), ('failures', True, None),
+    ('all', True, 'libero_10_task6_init3_success.mp4')])
+def test_failures_are_kept_and_successes_if_asked_for(kind, success, name, tmp_path):
+    kept = EpisodeVideos(tmp_path, kind).keep(record(success), FRAMES)
+    assert [path.name for path in tmp_path.iterdir()] == [name] * (name is not None)
+    assert kept.video == (None if name is None else str(tmp_path / name))
+
+
+def test_a_video_shows_every_frame_above_a_bar_for_each_line_of_text(tmp_path):
+    save_episode_video(tmp_path / 'a.mp4', FRAMES, LONG, 'failure')
+    shown = pictures(tmp_path / 'a.mp4')
+    assert len(shown) == len(FRAMES)
+    height, width, _ = shown[0].shape
+    assert width == 512 and height - 512 >= 3 * 20, 'outcome, and two lines of instruction'
+    for step, picture in enumerate(shown):
+        assert np.abs(picture[200, 200].astype(int) - (200, 20, 20 * step)).max() < 30
+        for bar in np.array_split(picture[512:], 3):
+            assert bar.max() > 150, 'there is text'
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error():
+    with pytest.raises(ConfigError, match='--videos'):
+        EpisodeVideos(Path('/proc/nowhere')).create()

@@ -120,6 +120,9 @@ def test_the_model_shares_the_engines_weights_and_says_the_same():
     assert len(storages) == 1, 'three copies of a 7B model would not fit beside one'
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert_equal(decoder.decode(prompt), before)
+    other = engine(model)  # as policy and world model have on one checkpoint
+    assert other._network._layers[0].qkv.weight.untyped_storage().data_ptr() in storages
+    assert_equal(other.decode(prompt), before)
 
 
 def test_bfloat16_differs_from_float32_only_at_small_margins():
@@ -155,4 +158,5 @@ def test_one_compilation_serves_all_layers():
     rng = np.random.default_rng(10)
     for prompt in (action_prompt(rng, 2, (1, 2)), action_prompt(rng, 3, (1, 2))):
         assert_equal(decoder.decode(prompt), decode_chunk(model, prompt, 5))
-    assert counter.frame_count == 4, 'each of both functions for prompt rows and for action rows'
+    # Both functions for prompt rows and for action rows, and once more the end of the prefill.
+    assert counter.frame_count == 5

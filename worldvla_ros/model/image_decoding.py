@@ -22,6 +22,7 @@ from torch import Tensor
 
 from worldvla_ros.errors import TokenError
 from worldvla_ros.model.decoded import DecodedImage, Ids, checked_ids, token_statistics
+from worldvla_ros.model.engine.image import StaticImageRows
 from worldvla_ros.model.kv_cache import KVCache
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.tokens.vocab import Vocabulary
@@ -58,7 +59,10 @@ class EagerImageRows:
         """Return logits float32 [1 + n, codes] of the prompt's last row and of n tokens."""
         self._prompt_length = len(prompt)
         cached = self._cache.rewind_to_common_prefix(prompt[:-1])
-        return self._logits(prompt[cached:] + tokens, 1 + len(tokens))
+        logits = self._logits(prompt[cached:] + tokens, 1 + len(tokens))
+        self._cache.keep_prefix(prompt)
+        self._cache.advance(len(tokens))
+        return logits
 
     def extend(self, tokens: list[int], kept: int) -> Tensor:
         """Drop all but `kept` tokens after the prompt; return logits [n, codes] of n more."""
@@ -69,6 +73,17 @@ class EagerImageRows:
         hidden = self._model.rows(torch.tensor(ids, device=self._model.device)[None],
                                   cache=self._cache, keep_last=keep_last)
         return self._model.logits(hidden[0], self.vocabulary.codes)
+
+
+def image_rows(model: Transformer, prompt_length: int, grid_hw: tuple[int, int]) -> ImageRows:
+    """Return the fastest way to run rows on the device that the model is on.
+
+    :param prompt_length: tokens of the longest prompt, BOI not among them.
+    """
+    capacity = image_capacity(prompt_length, grid_hw)
+    if model.device.type == 'cuda':
+        return StaticImageRows(model, prompt_length + 3, capacity - prompt_length - 3, MAX_WINDOW)
+    return EagerImageRows(model, model.new_cache(capacity))
 
 
 def image_capacity(prompt_length: int, grid_hw: tuple[int, int]) -> int:
@@ -105,6 +120,7 @@ def decode_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int], 
     return decoded
 
 
+@torch.no_grad()
 def decode_image_rows(rows: ImageRows, prompt: list[int], grid_hw: tuple[int, int], *,
                       draft: np.ndarray | None = None, max_window: int = MAX_WINDOW
                       ) -> DecodedImage:

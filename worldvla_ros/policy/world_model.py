@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import InferenceError
-from worldvla_ros.model.image_decoding import decode_image
+from worldvla_ros.model.image_decoding import decode_image_rows, image_rows
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.policy.pretrained import Pretrained
 
@@ -47,6 +47,9 @@ class WorldModel:
         self._period_ns = round(control_period_s * 1e9)
         self._reencode = reencode
         self._stamp_ns = 0
+        blank = np.zeros([2 * side for side in pretrained.grid_hw], dtype=np.int64)
+        longest = self._prompts.world(blank, self._action_tokenizer.encode(np.zeros(7)))
+        self._rows = image_rows(pretrained.model, len(longest), pretrained.grid_hw)
         self._codes: NDArray[np.int64] | None = None
 
     @classmethod
@@ -71,8 +74,8 @@ class WorldModel:
             raise InferenceError('the world model has no frame yet; call reset(frame) first')
         started = time.perf_counter()
         prompt_ids = self._prompts.world(self._codes, self._action_tokenizer.encode(action))
-        decoded = decode_image(self._pretrained.model, prompt_ids, self._pretrained.grid_hw,
-                               draft=self._codes)
+        decoded = decode_image_rows(self._rows, prompt_ids.tolist(), self._pretrained.grid_hw,
+                                    draft=self._codes)
         image = self._pretrained.image_tokenizer.decode(decoded.codes[None])[0].cpu().numpy()
         codes = decoded.codes.cpu().numpy()
         self._codes = self._pretrained.encode(image) if self._reencode else codes

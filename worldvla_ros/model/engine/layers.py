@@ -70,9 +70,18 @@ def bias_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _stacked(*linears: nn.Linear) -> Tensor:
-    """Return the weights one below the other; the linears go on as views of it, not copies."""
-    weights = torch.cat([linear.weight.detach() for linear in linears])
-    parts = weights.split([linear.out_features for linear in linears])
+    """Return the weights one below the other; the linears go on as views of it, not copies.
+
+    Those that another engine has stacked before are returned as they lie in memory.
+    """
+    weights = [linear.weight.detach() for linear in linears]
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
+    storages = {weight.untyped_storage().data_ptr() for weight in weights}
+    if len(storages) == 1 and ends[:-1] == [weight.data_ptr() for weight in weights[1:]]:
+        rows = sum(len(weight) for weight in weights)
+        return weights[0].as_strided((rows, weights[0].shape[1]), weights[0].stride())
+    stacked = torch.cat(weights)
+    parts = stacked.split([len(weight) for weight in weights])
     for linear, part in zip(linears, parts, strict=True):
         linear.weight = nn.Parameter(part, requires_grad=linear.weight.requires_grad)
-    return weights
+    return stacked

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of an imagined frame in fixed shapes: one graph for the prompt, one for a window."""
+
+import torch
+from torch import Tensor
+
+from worldvla_ros.errors import InferenceError
+from worldvla_ros.model.engine.graphs import Graphs
+from worldvla_ros.model.engine.layers import bias_of
+from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
+from worldvla_ros.model.transformer import Transformer
+
+_START, _LENGTH, _HEADER = 0, 1, 2  # of the tensor that goes to the device before a graph
+
+
+class StaticImageRows:
+    """`ImageRows` for prompts up to a length; every pass has as many rows as the widest.
+
+    The column of a row is its position. A pass that is padded leaves rubbish behind its last
+    row, where the next pass writes before anything looks.
+    """
+
+    def __init__(self, model: Transformer, longest_prompt: int, image_tokens: int, window: int, *,
+                 weights: Weights = 'dense', compiled: bool | None = None) -> None:
+        """Build the engine for a model in evaluation mode.
+
+        :param longest_prompt: tokens before the image's first code.
+        :param image_tokens: codes and row ends of an image.
+        :param window: rows of one pass over a draft at most.
+        """
+        self.vocabulary = model.config.vocabulary
+        self.free_rows = self._window = round_up(window)
+        self._prompt_rows = round_up(longest_prompt + self._window)
+        self._columns = round_up(longest_prompt + image_tokens + self._window)
+        self._network = StaticNetwork(model, self._columns, weights=weights, compiled=compiled,
+                                      num_positions=self._columns)
+        self._graphs = Graphs(model.device)
+        self._inputs = torch.zeros(_HEADER + self._prompt_rows, dtype=torch.int64,
+                                   device=model.device)
+        self._prompt_length = 0
+
+    @property
+    def captures(self) -> int:
+        """Graphs captured so far; two once an image was decoded."""
+        return self._graphs.captures
+
+    def start(self, prompt: list[int], tokens: list[int]) -> Tensor:
+        """Return logits float32 [1 + n, codes] of the prompt's last row and of n tokens."""
+        ids = prompt + tokens
+        if len(ids) > self._prompt_rows or len(tokens) >= self._window:
+            raise InferenceError(f'the engine was built for {self._prompt_rows} rows and a window '
+                                 f'of {self._window}, got a prompt of {len(prompt)} tokens and '
+                                 f'{len(tokens)} drafted ones')
+        self._prompt_length = len(prompt)
+        self._load(ids, 0, self._prompt_rows)
+        logits, = self._graphs.run('prompt', self._prompt_pass)
+        return logits[self._window - 1 - len(tokens):]
+
+    def extend(self, tokens: list[int], kept: int) -> Tensor:
+        """Drop all but `kept` tokens after the prompt; return logits [n, codes] of n more."""
+        if len(tokens) > self._window:
+            raise InferenceError(f'the engine was built for a window of {self._window} rows, got '
+                                 f'{len(tokens)} tokens')
+        self._load(tokens, self._prompt_length + kept, self._window)
+        logits, = self._graphs.run('window', self._window_pass)
+        return logits[:len(tokens)]
+
+    def _load(self, ids: list[int], start: int, rows: int) -> None:
+        """Send ids, padded to a pass of so many rows, to the device without waiting for it."""
+        sent = torch.tensor([start, start + len(ids), *ids,
+                             *[self.vocabulary.bos] * (rows - len(ids))])
+        self._inputs[:len(sent)].copy_(sent, non_blocking=True)
+
+    def _prompt_pass(self) -> tuple[Tensor, ...]:
+        """Return the logits of the last rows of the sequence, as many as a window has."""
+        place = torch.arange(self._prompt_rows, device=self._inputs.device)
+        last = (self._inputs[_LENGTH] - self._window + place[:self._window]).clamp(min=0)
+        seen = bias_of(place <= last[:, None], self._network.dtype)
+        return self._logits(place, Rows(slice(None), None), Rows(last, seen))
+
+    def _window_pass(self) -> tuple[Tensor, ...]:
+        """Return the logits of a window of rows."""
+        start = self._inputs[_START]
+        place = start + torch.arange(self._window, device=self._inputs.device)
+        seen = self._network.causal_bias(self._window, self._columns, start)
+        return self._logits(place, Rows(slice(None), seen), None)
+
+    def _logits(self, place: Tensor, rows: Rows, needed: Rows | None) -> tuple[Tensor, ...]:
+        ids = self._inputs[_HEADER:_HEADER + len(place)]
+        hidden = self._network.rows(ids, place, place, [rows], needed)
+        return (self._network.logits(hidden, self.vocabulary.codes),)

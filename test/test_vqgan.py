@@ -1,23 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training the image tokenizer: it learns, keeps its codes alive and is measured honestly."""
 
+import csv
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
 
+from worldvla_ros.errors import CheckpointError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer
 from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.frames import frame_set, load_frames
 from worldvla_ros.training.libero_hdf5 import Episode
-from worldvla_ros.training.vqgan import (
-    VqganRunConfig,
-    VqganTrainer,
-    reconstruction_quality,
-    train_vqgan,
-)
+from worldvla_ros.training.perceptual import VGG16_CHANNELS, load_perceptual_loss
+from worldvla_ros.training.vqgan import train_vqgan
+from worldvla_ros.training.vqgan_quality import perplexity, reconstruction_quality
+from worldvla_ros.training.vqgan_trainer import VqganRunConfig, VqganTrainer
 
 
 def config(folder, **changes):
@@ -136,3 +137,118 @@ def test_too_few_demonstrations_are_refused(tmp_path):
 
 def test_bfloat16_trains_too(demos):
     assert np.isfinite(train_vqgan(config(demos, dtype='bfloat16', steps=2)).psnr)
+
+
+def kill_at(monkeypatch, step):
+    """Let training end as by a kill before this step; undone by `monkeypatch.undo`."""
+    train_step = VqganTrainer.train_step
+
+    def killed(self, *args):
+        if self.step == step:
+            raise KeyboardInterrupt
+        return train_step(self, *args)
+    monkeypatch.setattr(VqganTrainer, 'train_step', killed)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(demos, monkeypatch):
+    whole = config(demos, steps=7, save_every=2, evaluate_every=3, revive_after=2,
+                   adversarial_weight=0.1, adversarial_from=1)
+    halves = replace(whole, output=str(demos / 'halves'))
+    train_vqgan(whole)
+    kill_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(halves)
+    monkeypatch.undo()
+    assert not (demos / 'halves').exists()
+    train_vqgan(halves)
+    for name in ('tokenizer', 'halves'):
+        assert {path.name for path in (demos / f'{name}.run').iterdir()} == {
+            'metrics.csv', 'curves.png'}
+    for one, other in (('tokenizer', 'halves'), ('tokenizer.run', 'halves.run')):
+        files = [{path.name: path.read_bytes() for path in (demos / name).iterdir()
+                  if path.suffix != '.png'} for name in (one, other)]
+        assert files[0] == files[1] and files[0]
+    with (demos / 'halves.run' / 'metrics.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['step'] for row in rows] == ['3', '6', '7']
+    assert all(0 < float(row['perplexity']) <= float(row['used_codes']) + 1e-3 for row in rows)
+    assert sum(int(row['revived_codes']) for row in rows) >= 64
+
+
+def test_a_run_is_resumed_with_its_own_configuration_only(demos, monkeypatch):
+    first = config(demos, steps=3, save_every=1)
+    kill_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(first)
+    with pytest.raises(TrainingError, match=r'another configuration .*moving_weight: 4\.0 ->'):
+        train_vqgan(replace(first, moving_weight=1.0))
+    (demos / 'tokenizer.run' / 'state.pt').write_bytes(b'half')
+    with pytest.raises(TrainingError, match=r'cannot be read.*to begin again'):
+        train_vqgan(first)
+
+
+def test_perplexity_counts_codes_by_how_evenly_they_are_chosen():
+    assert perplexity(torch.tensor([5, 5, 5, 5, 0])) == pytest.approx(4)
+    assert perplexity(torch.tensor([7, 0])) == pytest.approx(1)
+    assert perplexity(torch.zeros(3, dtype=torch.int64)) == 0
+
+
+class Features(torch.nn.Module):
+    """Stands for vgg16.pt: its squared distance is what is asked for."""
+
+    def forward(self, x: torch.Tensor, resize_images: bool, return_lpips: bool) -> torch.Tensor:
+        return x.mean((2, 3)) / 255.0
+
+
+def vgg16_state():
+    """Return random weights in the layout of torchvision's VGG-16, classifier included."""
+    state, index, before = {'classifier.0.weight': torch.zeros(2, 2)}, 0, 3
+    for channels in VGG16_CHANNELS:
+        for size_in, size_out in pairwise((before, *channels)):
+            state[f'features.{index}.weight'] = torch.randn(size_out, size_in, 3, 3) / (
+                size_in * 4.5) ** 0.5
+            state[f'features.{index}.bias'] = torch.zeros(size_out)
+            index += 2
+        index, before = index + 1, channels[-1]
+    assert index == 31  # layers of torchvision's `features`
+    return state
+
+
+@pytest.mark.parametrize('kind', ['script', 'state'])
+def test_the_perceptual_loss_is_small_for_like_pictures_and_has_a_gradient(tmp_path, kind):
+    path = tmp_path / 'vgg16.pt'
+    if kind == 'script':
+        torch.jit.script(Features()).save(str(path))
+    else:
+        torch.save(vgg16_state(), path)
+    loss = load_perceptual_loss(path)
+    assert not any(parameter.requires_grad for parameter in loss.parameters())
+    torch.manual_seed(0)
+    real = torch.rand(2, 3, 32, 32) * 2 - 1
+    near = (real + 0.02).requires_grad_()
+    assert loss(real, real) == 0
+    distance = loss(near, real)
+    assert 0 < distance < loss(-real, real)
+    distance.backward()
+    assert near.grad.abs().sum() > 0
+    if kind == 'script':
+        assert distance.item() == pytest.approx(3 * 0.01 ** 2, rel=1e-3)
+
+
+def test_training_with_perceptual_weights_minds_them(tmp_path):
+    torch.jit.script(Features()).save(str(tmp_path / 'vgg16.pt'))
+    frames, still = episode(0, 2).frames, np.zeros((2, 64, 64), bool)
+    losses = [VqganTrainer(config(tmp_path, perceptual_weights=weights, perceptual_weight=9.0)
+                           ).train_step(frames, still)
+              for weights in ('', str(tmp_path / 'vgg16.pt'))]
+    assert losses[1] > losses[0]
+
+
+@pytest.mark.parametrize('content', [None, b'nothing', {'a': 1}])
+def test_other_files_than_perceptual_weights_are_refused(tmp_path, content):
+    if isinstance(content, bytes):
+        (tmp_path / 'weights.pt').write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / 'weights.pt')
+    with pytest.raises(CheckpointError, match='leave perceptual_weights empty'):
+        load_perceptual_loss(tmp_path / 'weights.pt')

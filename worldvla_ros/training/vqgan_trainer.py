@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of training an image tokenizer.
+
+    L = reconstruction + |sg(z) - e|^2 + 0.25 |z - sg(e)|^2 (+ weight * perceptual)
+        (+ weight * adversarial)
+
+as in VQ-VAE (van den Oord 2017) and VQGAN (Esser 2021); the perceptual loss needs weights that
+cannot be had offline. The gripper and the objects are small, so pixels that move between frames
+may count more. A code that no latent chose for a while is moved onto one.
+"""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+import torch
+from torch import Tensor, nn
+import torch.nn.functional as F
+
+from worldvla_ros.config import REQUIRED, bounded
+from worldvla_ros.model.checkpoint import pick_dtype
+from worldvla_ros.model.image_tokenizer import ImageTokenizer
+from worldvla_ros.model.vqgan import ImageTokenizerConfig
+from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.perceptual import load_perceptual_loss
+from worldvla_ros.training.trainer import pick_device
+
+COMMITMENT = 0.25  # weight of |z - sg(e)|^2 (van den Oord 2017)
+
+
+@dataclass(frozen=True)
+class VqganRunConfig:
+    """One training run of an image tokenizer."""
+
+    demonstrations: str = bounded(REQUIRED, doc='folder with LIBERO-format HDF5 files')
+    output: str = bounded(REQUIRED, doc='folder of the tokenizer; made beside it: OUTPUT.run')
+    steps: int = bounded(REQUIRED, minimum=1)
+    image_size: int = bounded(128, minimum=32, unit='px')
+    batch_size: int = bounded(16, minimum=1, unit='frame')
+    learning_rate: float = bounded(5e-4, minimum=0.0, doc='decays to a twentieth by a cosine')
+    moving_weight: float = bounded(4.0, minimum=0.0, doc='extra weight of pixels that move')
+    revive_after: int = bounded(200, minimum=1, unit='step', doc='without use')
+    perceptual_weights: str = bounded('', doc='file for the perceptual loss; empty: without it')
+    perceptual_weight: float = bounded(0.1, minimum=0.0)
+    adversarial_weight: float = bounded(0.0, minimum=0.0)
+    adversarial_from: int = bounded(0, minimum=0, unit='step', doc='after the warm-up')
+    save_every: int = bounded(250, minimum=1, unit='step')
+    evaluate_every: int = bounded(500, minimum=1, unit='step')
+    seed: int = bounded(0, minimum=0)
+    device: str = bounded('auto', choices=('auto', 'cpu', 'cuda'))
+    dtype: str = bounded('auto', choices=('auto', 'float32', 'bfloat16'))
+    threads: int = bounded(1, minimum=1, doc='of torch on the CPU')
+    network: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+
+
+class Discriminator(nn.Module):
+    """Judges patches of pictures as real or reconstructed (PatchGAN, Isola 2017)."""
+
+    def __init__(self, channels: int = 32) -> None:
+        super().__init__()
+        sizes = [3, channels, 2 * channels, 4 * channels]
+        layers: list[nn.Module] = []
+        for size_in, size_out in pairwise(sizes):
+            layers += [nn.Conv2d(size_in, size_out, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(sizes[-1], 1, 4, padding=1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return one judgement per patch, positive for real, of pixels [N, 3, H, W]."""
+        return self.layers(pixels)
+
+
+class VqganTrainer:
+    """Trains a tokenizer step by step."""
+
+    def __init__(self, config: VqganRunConfig) -> None:
+        self._config = config
+        self._device = pick_device(config.device)
+        self._dtype = pick_dtype(config.dtype, self._device)
+        self._perceptual = None if not config.perceptual_weights else load_perceptual_loss(
+            Path(config.perceptual_weights), self._device)
+        torch.manual_seed(config.seed)
+        self.tokenizer = ImageTokenizer(config.network).to(self._device)
+        self._optimizer = torch.optim.Adam(self.tokenizer.parameters(), config.learning_rate,
+                                           betas=(0.9, 0.99))
+        self.discriminator = Discriminator().to(self._device)
+        self._judge_optimizer = torch.optim.Adam(self.discriminator.parameters(),
+                                                 config.learning_rate, betas=(0.5, 0.9))
+        # All codes count as long unused, so the first batch places the whole codebook.
+        self._last_used = torch.full((config.network.n_embed,), -config.revive_after,
+                                     device=self._device)
+        self.usage = torch.zeros_like(self._last_used)  # how often each code was chosen
+        self.revived = 0  # codes that were moved, since `usage` was last cleared
+        self.step = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next step depends on; the inverse of `restore`."""
+        return {'step': self.step, 'last_used': self._last_used, 'usage': self.usage,
+                'revived': self.revived,
+                **{name: part.state_dict() for name, part in self._parts().items()}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from where `state` was taken."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.step, self.revived = state['step'], state['revived']
+        self._last_used.copy_(state['last_used'])
+        self.usage.copy_(state['usage'])
+
+    def _parts(self) -> dict[str, Any]:
+        return {'tokenizer': self.tokenizer, 'optimizer': self._optimizer,
+                'discriminator': self.discriminator, 'judge_optimizer': self._judge_optimizer}
+
+    def train_step(self, frames: NDArray[np.uint8], moving: NDArray[np.bool_]) -> float:
+        """Do one step on frames [N, H, W, 3] with their moving pixels [N, H, W]; return the loss.
+
+        Raises TrainingError when the loss is not finite.
+        """
+        # Which latents revive codes differs by step, and is the same when a step is done again.
+        torch.manual_seed(hash((self._config.seed, self.step)))
+        progress = self.step / self._config.steps
+        for group in self._optimizer.param_groups:
+            group['lr'] = self._config.learning_rate * (
+                0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+        pixels = _scaled(frames, self._device)
+        weights = 1 + self._config.moving_weight * torch.from_numpy(moving).to(self._device)
+        decoded, codebook_loss = self._through(pixels)
+        error = decoded - pixels
+        loss = (weights[:, None] * (error.abs() + error.square())).mean() / weights.mean()
+        loss = loss + codebook_loss
+        if self._perceptual is not None:
+            loss = loss + self._config.perceptual_weight * self._perceptual(decoded, pixels)
+        adversarial = (self._config.adversarial_weight > 0
+                       and self.step >= self._config.adversarial_from)
+        if adversarial:
+            loss = loss - self._config.adversarial_weight * self.discriminator(decoded).mean()
+        if not torch.isfinite(loss):
+            raise TrainingError(f'step {self.step}: the loss of the image tokenizer is '
+                                f'{loss.item()}; lower the learning rate or use float32')
+        self._optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
+        self._optimizer.step()
+        if adversarial:
+            self._train_discriminator(pixels, decoded.detach())
+        self.step += 1
+        return loss.item()
+
+    def _through(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the reconstruction of pixels and the loss that ties latents and codes."""
+        tokenizer = self.tokenizer
+        with self._autocast():
+            latents = tokenizer.quant_conv(tokenizer.encoder(pixels)).float()
+        with torch.no_grad():  # distances in float32, as at inference
+            self._revive(latents)
+            codes = tokenizer.quantize.nearest(latents)
+            self._last_used[codes.unique()] = self.step
+            self.usage += codes.flatten().bincount(minlength=len(self.usage))
+        vectors = tokenizer.quantize.embedding(codes).permute(0, 3, 1, 2)
+        loss = (F.mse_loss(vectors, latents.detach())
+                + COMMITMENT * F.mse_loss(latents, vectors.detach()))
+        through = latents + (vectors - latents).detach()  # gradients pass straight through
+        with self._autocast():
+            decoded = tokenizer.decoder(tokenizer.post_quant_conv(through))
+        return decoded.float(), loss
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(torch.device(self._device).type, self._dtype,
+                              enabled=self._dtype != torch.float32)
+
+    def _revive(self, latents: Tensor) -> None:
+        """Move codes that were not chosen for long onto latents of this batch."""
+        dead = (self.step - self._last_used >= self._config.revive_after).nonzero()[:, 0]
+        if not len(dead):
+            return
+        points = latents.permute(0, 2, 3, 1).flatten(0, 2)
+        chosen = points[torch.randint(len(points), (len(dead),), device=points.device)]
+        weight = self.tokenizer.quantize.embedding.weight
+        weight[dead] = chosen + 0.01 * points.std() * torch.randn_like(chosen)  # none is a twin
+        for name, moment in self._optimizer.state.get(weight, {}).items():
+            if name != 'step':
+                moment[dead] = 0
+        self._last_used[dead] = self.step
+        self.revived += len(dead)
+
+    def _train_discriminator(self, real: Tensor, decoded: Tensor) -> None:
+        loss = (F.relu(1 - self.discriminator(real)).mean()
+                + F.relu(1 + self.discriminator(decoded)).mean())
+        self._judge_optimizer.zero_grad()
+        loss.backward()
+        self._judge_optimizer.step()
+
+
+def _scaled(frames: NDArray[np.uint8], device: str) -> Tensor:
+    """Return pixels float32 [N, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1

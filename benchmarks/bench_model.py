@@ -3,7 +3,7 @@
 
 Counters are exact and the same on every machine. Alternatives run in turn in one process: a time
 is the shortest of all rounds, a ratio the median over the rounds, so that a busy neighbour slows
-both sides of it. Rows that need a GPU stay empty where there is none.
+both sides of it. bench_gpu.py times the 7B model.
 
     python benchmarks/bench_model.py [--json PATH] [--threads N] [--repeats N] [--chunks N]
 """
@@ -12,15 +12,14 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-import json
 from pathlib import Path
-import platform
 import time
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from report import Row, row, save, table_of
 import torch
+from workloads import prompt_of, random_model
 
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.model.checkpoint import pick_dtype
@@ -31,29 +30,18 @@ from worldvla_ros.model.generate import (
     generate_free,
     prefill,
 )
-from worldvla_ros.model.image_decoding import generate_image
 from worldvla_ros.model.kv_cache import KVCache
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
-from worldvla_ros.tokens.sequence import image_block
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, Vocabulary
 
-NUM_TEXT = 32  # tokens of the instruction
 SMALL = TransformerConfig(hidden_size=512, intermediate_size=1376, num_layers=6, num_heads=8,
                           vocabulary=Vocabulary.compact(512, 1024))  # 21 M parameters
-LARGE = TransformerConfig()  # Chameleon-7B
-
-# Floors of one H200 from the roofline in the project's performance notes [ms]: weights and KV
-# cache read once per pass at 4.3 TB/s, prefill at 790 TFLOP/s, bfloat16.
-FLOOR_MS = {(256, 5): 29.0, (256, 10): 29.1, (512, 5): 57.3, (512, 10): 57.4}
-FRAME_FLOOR_MS = {256: 880.0, 512: 3530.0}
 
 # Stated bound of bfloat16: a token may differ from float32 only where float32's best two logits
 # are closer than this.
 FLIP_MARGIN = 0.15
-
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -66,61 +54,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    report: Row = {'machine': machine(), 'rows': []}
-    table = [', '.join(f'{name} {value}' for name, value in report['machine'].items())]
+    rows: list[Row] = []
     for part in (counters, flips, partial(ratios, arguments.repeats),
-                 partial(policy_latency, arguments.chunks),
-                 partial(large_model, arguments.repeats)):
-        report['rows'] += (rows := part())
-        table += table_of(rows)
-        print('\n'.join(table[-len(rows):]), flush=True)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(report, indent=2) + '\n')
-    arguments.json.with_suffix('.txt').write_text('\n'.join(table) + '\n')
+                 partial(policy_latency, arguments.chunks)):
+        rows += (new := part())
+        print('\n'.join(table_of(new)), flush=True)
+    save(arguments.json, rows)
     print(f'saved as {arguments.json}, and the table beside it')
-
-
-def machine() -> Row:
-    """Return what the figures depend on."""
-    cpuinfo = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in
-             (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
-             if line.startswith('model name')]
-    return {'name': platform.node(), 'cpu': names[0] if names else platform.processor(),
-            'cores': torch.cpu.get_capabilities().get('num_logical_cores'),
-            'amx_bf16': torch.cpu.get_capabilities().get('amx_bf16', False),
-            'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            'threads': torch.get_num_threads(), 'torch': torch.__version__,
-            'python': platform.python_version()}
-
-
-def random_model(config: TransformerConfig, dtype: torch.dtype, device: str = 'cpu'
-                 ) -> Transformer:
-    """Return random weights whose free decoding never stops early nor opens a block."""
-    with torch.device('meta'):
-        model = Transformer(config).to(dtype)
-    model = model.to_empty(device=device).eval().requires_grad_(False)
-    torch.manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith(('norm.weight', 'layernorm.weight')):
-            parameter.fill_(1)
-        else:
-            parameter.normal_(std=0.02)
-    vocabulary = config.vocabulary
-    for token in (vocabulary.separator, vocabulary.boa, vocabulary.eoa, vocabulary.boi,
-                  vocabulary.eoi):
-        model.lm_head.weight[token] = 0
-    return model
-
-
-def prompt_of(vocabulary: Vocabulary, size_px: int, num_images: int, seed: int = 0
-              ) -> list[int]:
-    """Return BOS, text, images of random codes, separator."""
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(0, vocabulary.num_codes, (num_images, size_px // 16, size_px // 16))
-    images = [token for image in codes for token in image_block(image, vocabulary).tolist()]
-    text = [vocabulary.bos, *rng.integers(5, 200, NUM_TEXT - 1).tolist()]
-    return [*text, *images, vocabulary.separator]
 
 
 class CountingCache(KVCache):
@@ -263,59 +203,6 @@ def policy_latency(num_chunks: int) -> list[Row]:
             rows.append(row(f'{name}, p{quantile}', value, 'ms', K=policy.horizon,
                             target=target))
     return rows
-
-
-def large_model(repeats: int) -> list[Row]:
-    """Time 7B random weights in bfloat16 on the GPU; without one the values are None."""
-    rows = []
-    model = random_model(LARGE, torch.bfloat16, 'cuda') if torch.cuda.is_available() else None
-    for (size_px, num_actions), floor in FLOOR_MS.items():
-        value = None
-        if model is not None:
-            prompt = prompt_of(LARGE.vocabulary, size_px, 2)
-            value = median_on_gpu(partial(generate_chunk, model, prompt, num_actions), repeats)
-        rows.append(row(f'7B chunk, {size_px} px, median', value, 'ms', K=num_actions,
-                        target=f'floor {floor}'))
-    for size_px, floor in FRAME_FLOOR_MS.items():
-        value = None
-        if model is not None:
-            prompt, grid = prompt_of(LARGE.vocabulary, size_px, 1), (size_px // 32, size_px // 32)
-            value = median_on_gpu(partial(generate_image, model, prompt, grid),
-                                  max(3, repeats // 10))
-        rows.append(row(f'7B imagined frame, {size_px} px, median', value, 'ms',
-                        target=f'floor {floor}'))
-    return rows
-
-
-def median_on_gpu(run: Callable[[], object], repeats: int) -> float:
-    """Return the median time [ms] between CUDA events, after three runs to warm up."""
-    times = []
-    for repeat in range(repeats + 3):
-        start = torch.cuda.Event(enable_timing=True)
-        end = torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        if repeat >= 3:
-            times.append(start.elapsed_time(end))
-    return float(np.median(times))
-
-
-def row(name: str, value: float | None, unit: str, K: int | None = None,
-        target: str | None = None) -> Row:
-    """Return one line of the table."""
-    return {'name': name, 'K': K, 'value': value, 'unit': unit, 'target': target}
-
-
-def table_of(rows: list[Row]) -> list[str]:
-    """Return one line per row."""
-    lines = []
-    for line in rows:
-        value = '-' if line['value'] is None else f'{line["value"]:.4g} {line["unit"]}'
-        actions = '' if line['K'] is None else f'K={line["K"]}'
-        lines.append(f'{line["name"]:40} {actions:5} {value:>12}   {line["target"] or ""}')
-    return lines
 
 
 if __name__ == '__main__':

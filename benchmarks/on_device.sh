@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# One command per call of a lent GPU machine: bash benchmarks/on_device.sh STAGE
+# Results go to $OUT (default out/gpu). Each stage stays under ten minutes.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export OUT="${OUT:-out/gpu}" PYTHONUNBUFFERED=1 PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}"
+mkdir -p "$OUT"
+bench() { python3 benchmarks/bench_gpu.py --json "$OUT/$1.json" "${@:2}"; }
+status=0
+{
+    nvidia-smi || true
+    case "${1:-}" in
+        tests) python3 -m pytest -q -p no:cacheprovider test/gpu || status=1
+               bench try --parts chunk exactness profile --sizes 256 --horizons 10 --chunks 20 || status=1 ;;
+        chunks) bench chunks --parts chunk || status=1 ;;
+        reference) bench reference --parts exactness reference --sizes 256 512 || status=1
+                   bench frames --parts frame || status=1 ;;
+        rest) bench rest --parts encode policy fp8 profile --horizons 10 || status=1 ;;
+        *) echo 'expected a stage: tests, chunks, reference or rest'; status=2 ;;
+    esac
+    exit "$status"
+} 2>&1 | tee "$OUT/${1:-usage}.log"
+exit "${PIPESTATUS[0]}"

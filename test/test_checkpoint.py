@@ -195,8 +195,9 @@ def test_number_format_is_picked_by_the_device():
     assert pick_dtype('float16', 'cpu') == torch.float16
     assert pick_dtype(torch.float32, 'cuda') == torch.float32
     assert pick_dtype('auto', 'cuda:0') == torch.bfloat16
-    amx = torch.cpu.get_capabilities().get('amx_bf16', False)
-    assert pick_dtype('auto', 'cpu') == (torch.bfloat16 if amx else torch.float32)
+    cpu = torch.cpu.get_capabilities()
+    fast = cpu.get('amx_bf16', False) or cpu.get('avx512_bf16', False)
+    assert pick_dtype('auto', 'cpu') == (torch.bfloat16 if fast else torch.float32)
     with pytest.raises(CheckpointError, match='int8'):
         pick_dtype('int8', 'cpu')
 

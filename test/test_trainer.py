@@ -3,6 +3,9 @@
 
 from dataclasses import replace
 from itertools import pairwise
+import sys
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -232,11 +235,27 @@ def test_dropout_and_bfloat16_are_used_in_training(tmp_path):
     config = tiny_config(tmp_path)
     config = replace(config, run=replace(config.run, dtype='bfloat16'))
     trainer = Trainer(build_experiment(config))
-    batch, trainer._loss = trainer._batches(0), trainer._loss.train()
+    batch, = trainer._batches(0)
+    trainer._loss.train()
     torch.manual_seed(0)
     losses = {trainer._loss(batch).total.item() for _ in range(2)}
     assert len(losses) == 2 and all(np.isfinite(list(losses)))
     assert len({trainer._loss.eval()(batch).total.item() for _ in range(2)}) == 1
+
+
+def test_a_batch_in_parts_learns_what_it_learns_at_once(tmp_path):
+    """Of samples with equally many labels, so that the mean of the parts is that of the whole."""
+    whole = tiny_config(tmp_path, steps=3, output='whole', branches=('action',))
+    whole = replace(whole, model=replace(TINY, dropout=0.0))
+    parts = replace(whole, data=replace(whole.data, accumulate=2),
+                    run=replace(whole.run, output=str(tmp_path / 'parts')))
+    for config in (whole, parts):
+        train(config)
+    values = [np.array(columns(read_metrics(tmp_path / name), 'total', 'grad_norm'), float)
+              for name in ('whole', 'parts')]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-4)
+    with pytest.raises(TrainingError, match=r'data\.accumulate \(3\)'):
+        Trainer(build_experiment(replace(parts, data=replace(parts.data, accumulate=3))))
 
 
 def test_codes_that_look_alike_start_alike(tmp_path):
@@ -261,3 +280,43 @@ def test_compiled_layers_learn_the_same_and_keep_their_names(tmp_path):
                   plain if folder.name == 'plain' else compiled)]
     np.testing.assert_allclose(np.array(losses[0], float), np.array(losses[1], float), rtol=1e-4)
     assert set(weights(tmp_path / 'plain/final')) == set(weights(tmp_path / 'compiled/final'))
+
+
+class FakeWriter:
+    """Stands for TensorBoard, which need not be installed."""
+
+    scalars: ClassVar[dict] = {}
+
+    def __init__(self, folder, purge_step):
+        self.scalars.clear()
+        self.scalars['purged from'] = purge_step
+
+    def add_scalar(self, name, value, step):
+        self.scalars[name, step] = value
+
+
+@pytest.mark.parametrize(('installed', 'wanted'), [
+    (True, True), (True, None), (True, False), (False, None)])
+def test_tensorboard_gets_every_value_where_it_is_installed(tmp_path, monkeypatch, installed,
+                                                            wanted):
+    module = SimpleNamespace(SummaryWriter=FakeWriter) if installed else None
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', module)
+    FakeWriter.scalars.clear()
+    log = run_folder.MetricsLog(tmp_path, 4, wanted)
+    log.write(5, 'train', {'total': 1.5})
+    expected = {'purged from': 5, ('train/total', 5): 1.5}
+    assert FakeWriter.scalars == (expected if installed and wanted is not False else {})
+    assert read_metrics(tmp_path)[0]['total'] == '1.5'
+
+
+def test_tensorboard_that_is_missed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    with pytest.raises(TrainingError, match='pip install tensorboard'):
+        run_folder.MetricsLog(tmp_path, 0, True)
+
+
+def test_speed_is_logged_against_the_machine(tmp_path, capsys):
+    train(tiny_config(tmp_path, steps=2))
+    rows = [row for row in read_metrics(tmp_path / 'run') if row['split'] == 'train']
+    assert all(float(row['tokens_per_s']) > 0 and 0 < float(row['mfu']) < 1 for row in rows)
+    assert 'of the' in (said := capsys.readouterr().err) and 'GFLOP/s' in said

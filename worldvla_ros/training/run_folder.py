@@ -35,7 +35,8 @@ from worldvla_ros.training.settings import TrainConfig
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
 CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
 COLUMNS = ('step', 'split', 'total', 'cross_entropy', 'z_loss', 'action', 'world',
-           'action_accuracy', 'world_accuracy', 'grad_norm', 'learning_rate', 'tokens_per_s')
+           'action_accuracy', 'world_accuracy', 'grad_norm', 'learning_rate', 'tokens_per_s',
+           'mfu')
 
 
 def save_pretrained(pretrained: Pretrained, folder: Path, **options: Any) -> None:
@@ -132,10 +133,14 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
 
 
 class MetricsLog:
-    """metrics.csv, and TensorBoard where it is installed."""
+    """metrics.csv, and TensorBoard's files.
 
-    def __init__(self, folder: Path, resumed_at: int) -> None:
+    :param tensorboard: None writes these where it is installed, True insists on them.
+    """
+
+    def __init__(self, folder: Path, resumed_at: int, tensorboard: bool | None = None) -> None:
         """Continue the log, without rows after the step that is resumed at."""
+        self._board = _summary_writer(folder, resumed_at, tensorboard)
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS_FILE
         kept = [row for row in read_metrics(folder) if int(row['step']) <= resumed_at]
@@ -143,12 +148,6 @@ class MetricsLog:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(kept)
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self._board = None
-        else:
-            self._board = SummaryWriter(str(folder), purge_step=resumed_at + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Append one row: `step` optimizer steps were done."""
@@ -158,6 +157,20 @@ class MetricsLog:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f'{split}/{name}', value, step)
+
+
+def _summary_writer(folder: Path, resumed_at: int, wanted: bool | None) -> Any:
+    """Return TensorBoard's writer, None without it; TrainingError where it is missed."""
+    if wanted is False:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        if wanted is None:
+            return None
+        raise TrainingError('run.tensorboard is true, and tensorboard is not installed; install '
+                            'it with `pip install tensorboard`, or set it to null') from error
+    return SummaryWriter(str(folder), purge_step=resumed_at + 1)
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:

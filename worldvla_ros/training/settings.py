@@ -24,6 +24,8 @@ class DataConfig:
     action_range: str = bounded('data', choices=('data', 'libero'),
                                 doc='extremes of the training episodes, or the published ones')
     batch_size: int = bounded(32, minimum=1, unit='sample', doc='of all processes together')
+    accumulate: int = bounded(1, minimum=1, doc='parts of a batch, one after the other: less '
+                                                'memory; each counts alike in the loss')
     world_share: float | None = bounded(
         None, minimum=0.0, maximum=1.0,
         doc='of a batch that is not of the first branch; null: as the data has it, about half')
@@ -77,6 +79,9 @@ class RunConfig:
     dtype: str = bounded('auto', choices=('auto', 'float32', 'bfloat16'),
                          doc='of the matrix products; weights are float32')
     compile: bool = bounded(False, doc='fuse the layers with torch.compile: slower to start')
+    parallel: str = bounded('ddp', choices=('ddp', 'fsdp'),
+                            doc='several processes: each holds all weights, or its share of them')
+    tensorboard: bool | None = bounded(None, doc='write its files; null: where it is installed')
     threads: int = bounded(1, minimum=1, doc='of torch on the CPU')
     save_every: int = bounded(500, minimum=1, unit='step')
     log_every: int = bounded(20, minimum=1, unit='step')

@@ -3,18 +3,18 @@
 
 Batch, learning rate and dropout of a step follow from the configuration and the number of the
 step; weights and optimizer are all that has to be saved. Several processes (torchrun) share each
-batch and average their gradients.
+batch and average their gradients (`parallel`).
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 import math
 import os
 from pathlib import Path
 import sys
-import time
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from worldvla_ros.model.checkpoint import pick_dtype
 from worldvla_ros.model.transformer import MLP, Attention, Transformer
+from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.training.batches import (
     Batch,
     SampleTable,
@@ -36,8 +37,18 @@ from worldvla_ros.training.batches import (
 from worldvla_ros.training.experiment import Experiment
 from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.losses import LossConfig, LossTerms, labelled_logits, loss_terms
+from worldvla_ros.training.parallel import (
+    gradients_kept_apart,
+    load_optimizer_state,
+    replicate,
+    shard,
+    whole,
+    whole_optimizer_state,
+    whole_state,
+)
 from worldvla_ros.training.run_folder import MetricsLog, RunFolder, load_state, plot_metrics
 from worldvla_ros.training.settings import OptimizerConfig
+from worldvla_ros.training.throughput import Throughput
 
 TERMS = ('total', 'cross_entropy', 'z_loss', 'action', 'world', 'action_accuracy',
          'world_accuracy')
@@ -79,23 +90,28 @@ class Trainer:
         self._folder = RunFolder(config)
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._processes = dist.get_world_size() if dist.is_initialized() else 1
-        if config.data.batch_size % self._processes:
+        if config.data.batch_size % (self._processes * config.data.accumulate):
             raise TrainingError(f'data.batch_size ({config.data.batch_size}) must be a multiple '
-                                f'of the number of processes ({self._processes})')
+                                f'of the number of processes ({self._processes}) times '
+                                f'data.accumulate ({config.data.accumulate})')
         self._device = pick_device(config.run.device)
-        model = experiment.pretrained.model.to(self._device)
+        self._sharded = self._processes > 1 and config.run.parallel == 'fsdp'
+        model = experiment.pretrained.model
+        if not self._sharded:  # else each layer goes to the device when it is spread
+            model.to(self._device)
         add_dropout(model, config.model.dropout)
         if config.model.activation_checkpointing:
             checkpoint_activations(model)
         if config.run.compile:
             for layer in model.model.layers:
                 layer.compile()
-        self._loss_of_one = LossOfBatch(model, config.loss,
-                                        pick_dtype(config.run.dtype, self._device),
-                                        config.data.chunk_mask)
+        self._dtype = pick_dtype(config.run.dtype, self._device)
+        self._loss_of_one = LossOfBatch(model, config.loss, self._dtype, config.data.chunk_mask)
         self._loss: nn.Module = self._loss_of_one
-        if self._processes > 1:
-            self._loss = nn.parallel.DistributedDataParallel(self._loss_of_one)
+        if self._sharded:
+            shard(self._loss_of_one, model, self._device)
+        elif self._processes > 1:
+            self._loss = replicate(self._loss_of_one)
         choice = config.optimizer
         self._optimizer = torch.optim.AdamW(
             model.parameters(), choice.learning_rate, (choice.beta1, choice.beta2),
@@ -110,36 +126,43 @@ class Trainer:
         Raises TrainingError when a loss is not finite or the disk is full; the checkpoints before
         are whole and the same command resumes from the last.
         """
-        steps = self._config.run.steps
-        log = MetricsLog(self._folder.path, self.step) if self._rank == 0 else None
-        bar = tqdm(total=steps, initial=self.step, unit='step', disable=self._rank > 0,
+        run = self._config.run
+        log = (MetricsLog(self._folder.path, self.step, run.tensorboard) if self._rank == 0
+               else None)
+        bar = tqdm(total=run.steps, initial=self.step, unit='step', disable=self._rank > 0,
                    smoothing=0.05, mininterval=1.0 if sys.stderr.isatty() else 30.0,
                    dynamic_ncols=True)
+        speed = Throughput(self._loss_of_one.model.config, self._device, self._dtype,
+                           self._processes)
         with ThreadPoolExecutor(1) as pool, bar:
             upcoming = pool.submit(self._batches, self.step)
             recent: list[list[float]] = []
-            since, tokens = time.perf_counter(), 0
-            while self.step < steps:
-                batches = upcoming.result()
+            speed.start()
+            while self.step < run.steps:
+                parts = upcoming.result()
                 upcoming = pool.submit(self._batches, self.step + 1)
-                recent.append(self.train_step([batch.to(self._device) for batch in batches]))
-                tokens += sum(batch.input_ids.numel() for batch in batches) * self._processes
+                recent.append(self.train_step(parts))
+                for part in parts:
+                    speed.add(part)
                 bar.update()
-                if self._due(self._config.run.log_every):
-                    rate = tokens / (time.perf_counter() - since)
-                    self._log_training(log, bar, recent, rate)
-                    recent, since, tokens = [], time.perf_counter(), 0
-                if self._due(self._config.run.evaluate_every):
-                    self._evaluate(log)
-                if self._due(self._config.run.save_every):
-                    self._save()
+                if self._due(run.log_every):
+                    self._log_training(log, bar, recent, speed.read())
+                    recent = []
+                if self._due(run.evaluate_every) or self._due(run.save_every):
+                    self._evaluate_and_save(log)
+                    speed.start()
+        last = self._whole_pretrained()
         if self._rank > 0:
             return None
+        tqdm.write(speed.summary(), sys.stderr)
         plot_metrics(self._folder.path)
-        return self._folder.export(self._experiment.pretrained)
+        return self._folder.export(last)
 
-    def train_step(self, batches: Sequence[Batch]) -> list[float]:
-        """Do one optimizer step; return TERMS, gradient norm and learning rate."""
+    def train_step(self, parts: Sequence[Sequence[Batch]]) -> list[float]:
+        """Do one optimizer step; return TERMS, gradient norm and learning rate.
+
+        :param parts: of the batch, whose gradients are averaged; each as LossOfBatch takes it.
+        """
         rate = learning_rate(self.step, self._config.optimizer, self._config.run.steps)
         for group in self._optimizer.param_groups:
             group['lr'] = rate
@@ -147,11 +170,17 @@ class Trainer:
         torch.manual_seed(hash((self._config.run.seed, self.step, self._rank)))
         self._loss.train()
         self._optimizer.zero_grad()
-        with fast_attention(self._device):  # backward too: checkpointing computes forward again
-            terms: LossTerms = self._loss(batches)
-            terms.total.backward()
-        norm = nn.utils.clip_grad_norm_(self._loss.parameters(), self._config.optimizer.clip_norm)
-        values = torch.stack([*(getattr(terms, name).detach() for name in TERMS), norm]).tolist()
+        rows = []
+        for number, batches in enumerate(parts):
+            # backward too: checkpointing computes forward again
+            with fast_attention(self._device), gradients_kept_apart(
+                    self._loss, number + 1 < len(parts)):
+                terms: LossTerms = self._loss([batch.to(self._device) for batch in batches])
+                (terms.total / len(parts)).backward()
+            rows.append(torch.stack([getattr(terms, name).detach() for name in TERMS]))
+        norm = whole(nn.utils.clip_grad_norm_(self._loss.parameters(),
+                                              self._config.optimizer.clip_norm))
+        values = torch.cat([torch.stack(rows).nanmean(0), norm[None]]).tolist()
         if not math.isfinite(values[-1]):
             raise TrainingError(
                 f'step {self.step}: the loss is {values[0]} and the gradient norm {values[-1]}, '
@@ -177,12 +206,14 @@ class Trainer:
             rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
         return dict(zip(TERMS, torch.stack(rows).nanmean(0).tolist(), strict=True))
 
-    def _batches(self, step: int) -> tuple[Batch, ...]:
+    def _batches(self, step: int) -> tuple[tuple[Batch, ...], ...]:
+        """Return this process's share of the batch of a step, in its parts."""
         data = self._config.data
         indices = self._experiment.train.batch(data.batch_size, data.world_share,
                                                self._config.run.seed, step)
-        return self._collate(self._experiment.train,
-                             indices[self._rank::self._processes].tolist())
+        mine = indices[self._rank::self._processes]
+        return tuple(self._collate(self._experiment.train, mine[part::data.accumulate].tolist())
+                     for part in range(data.accumulate))
 
     def _collate(self, table: SampleTable, indices: list[int]) -> tuple[Batch, ...]:
         samples = [table[index] for index in indices]
@@ -194,24 +225,43 @@ class Trainer:
         return self.step % every == 0 or self.step == self._config.run.steps
 
     def _log_training(self, log: MetricsLog | None, bar: tqdm, recent: list[list[float]],
-                      tokens_per_s: float) -> None:
+                      speed: dict[str, float]) -> None:
         if log is None:
             return
         means = torch.tensor(recent, dtype=torch.float64).nanmean(0).tolist()
         values = dict(zip((*TERMS, 'grad_norm', 'learning_rate'), means, strict=True))
-        log.write(self.step, 'train', {**values, 'tokens_per_s': tokens_per_s})
+        log.write(self.step, 'train', {**values, **speed})
         bar.set_postfix_str(f'loss {values["total"]:.3f}, action {values["action_accuracy"]:.1%} '
-                            f'right, {tokens_per_s:.0f} tokens/s', refresh=False)
+                            f'right, {speed["tokens_per_s"]:.0f} tokens/s', refresh=False)
 
-    def _evaluate(self, log: MetricsLog | None) -> None:
-        if log and self._experiment.held_out and self._config.run.evaluation_batches:
-            log.write(self.step, 'held_out', self.evaluate())
+    def _evaluate_and_save(self, log: MetricsLog | None) -> None:
+        run = self._config.run
+        if self._due(run.evaluate_every) and self._experiment.held_out and run.evaluation_batches:
+            # Weights that are spread are gathered by all processes, for the same batches.
+            values = self.evaluate() if self._sharded or self._rank == 0 else {}
+            if log is not None:
+                log.write(self.step, 'held_out', values)
+        if self._due(run.save_every):
+            self._save()
 
     def _save(self) -> None:
+        pretrained = self._whole_pretrained()
+        state = {'step': self.step, 'optimizer': whole_optimizer_state(self._optimizer),
+                 'data': self._experiment.data}
         if self._rank == 0:
-            state = {'step': self.step, 'optimizer': self._optimizer.state_dict(),
-                     'data': self._experiment.data}
-            self._folder.save(self._experiment.pretrained, state, self.step)
+            self._folder.save(pretrained, state, self.step)
+
+    def _whole_pretrained(self) -> Pretrained:
+        """Return the checkpoint as it is now; every process must call it."""
+        pretrained = self._experiment.pretrained
+        if not self._sharded:
+            return pretrained
+        with torch.device('meta'):
+            model = Transformer(pretrained.model.config)
+        model.load_state_dict(whole_state(pretrained.model), assign=True)
+        if pretrained.model.config.tie_word_embeddings:
+            model.lm_head.weight = model.model.embed_tokens.weight
+        return replace(pretrained, model=model)
 
     def _resume(self, folder: Path) -> None:
         state = load_state(folder)
@@ -220,7 +270,7 @@ class Trainer:
                 f'{folder} was trained on data {state["data"]}, and the store now holds '
                 f'{self._experiment.data}; restore the store, or start a new run with '
                 'model.init_from')
-        self._optimizer.load_state_dict(state['optimizer'])
+        load_optimizer_state(self._optimizer, state['optimizer'])
         self.step = state['step']
 
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes train one network: each with all weights (DDP), or with a share (FSDP).
+
+Whatever the weights are spread over, checkpoints hold them whole, so that a run may go on with
+another number of processes, or alone.
+"""
+
+from collections.abc import Iterator
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from worldvla_ros.model.transformer import Transformer
+
+
+def shard(loss: nn.Module, model: Transformer, device: str) -> None:
+    """Spread the weights of the model over all processes (FSDP2), layer by layer.
+
+    :param loss: the module that is called, which holds the model; its other weights (embedding,
+        norm, output layer) are gathered for the whole of its forward pass.
+    """
+    mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(loss, mesh=mesh)
+
+
+def replicate(loss: nn.Module) -> nn.Module:
+    """Return the module with its gradients averaged over all processes (DDP)."""
+    return nn.parallel.DistributedDataParallel(loss)
+
+
+@contextlib.contextmanager
+def gradients_kept_apart(loss: nn.Module, apart: bool) -> Iterator[None]:
+    """Leave gradients to be averaged by a later backward pass, which saves the exchange."""
+    if isinstance(loss, FSDPModule):
+        loss.set_requires_gradient_sync(not apart)
+        yield
+    elif apart and isinstance(loss, nn.parallel.DistributedDataParallel):
+        with loss.no_sync():
+            yield
+    else:
+        yield
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return a tensor with all its shares; every process must call it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """Return the weights of a module, whole and on the CPU; every process must call it."""
+    return {name: whole(value).cpu() for name, value in module.state_dict().items()}
+
+
+def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state of an optimizer with whole tensors; every process must call it."""
+    state = optimizer.state_dict()
+    return {**state, 'state': {
+        index: {name: whole(value) if isinstance(value, Tensor) else value
+                for name, value in moments.items()}
+        for index, moments in state['state'].items()}}
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what `whole_optimizer_state` returned, each process its share."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+
+    def share(index: int, value: Any) -> Any:
+        parameter = parameters[index]
+        if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+            return value  # the count of steps is a scalar
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh,
+                                 parameter.placements)
+    optimizer.load_state_dict({**state, 'state': {
+        index: {name: share(index, value) for name, value in moments.items()}
+        for index, moments in state['state'].items()}})

@@ -221,7 +221,7 @@ class LiberoEnv:
         with _numpy_seed(seed):
             self._rebuild()
         if init_state is not None:
-            self._set_state(states[init_state])
+            self.set_state(states[init_state])
         self.steps = 0
         for _ in range(settle_steps):
             self._advance(NO_OP)
@@ -247,8 +247,8 @@ class LiberoEnv:
         raise SimulationError(f'{self}: objects do not fit their ranges after {_RESET_ATTEMPTS} '
                               f'attempts; take another seed') from cause
 
-    def _set_state(self, state: np.ndarray) -> None:
-        """Put the simulation into a flat state [time, qpos, qvel]."""
+    def set_state(self, state: np.ndarray) -> None:
+        """Put the simulation into a flat state [time, qpos, qvel], such as `state` returned."""
         width = 1 + self.model.nq + self.model.nv
         if state.shape != (width,):
             raise SimulationError(f'{self}: an initial state has {len(state)} values, the model '

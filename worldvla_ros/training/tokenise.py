@@ -7,30 +7,55 @@ from pathlib import Path
 import sys
 
 import numpy as np
+from tqdm import tqdm
 
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer
+from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import Episode, demonstration_files, read_episodes
-from worldvla_ros.training.samples import moving_steps
+from worldvla_ros.training.replay_list import ReplayList, actions_digest, kept_steps
 from worldvla_ros.training.store import write_store
 
 
-def filtered_episodes(folder: Path, drop_no_ops: bool) -> Iterator[Episode]:
+def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None = None
+                      ) -> Iterator[Episode]:
     """Yield the successful episodes below a folder.
 
     :param drop_no_ops: apply the published filter, as far as neither the label nor the executed
         action moves anything.
+    :param only: keep what succeeded in these replays, of the same kind; None keeps all.
+    Raises DatasetError for an episode that is not among the replays.
     """
     for path in demonstration_files(folder):
         for episode in read_episodes(path, folder if folder.is_dir() else None):
-            if not episode.success:
+            digest = actions_digest(episode.actions, episode.executed)
+            if not episode.success or (only is not None and not only.succeeded(
+                    episode.task, episode.name, digest)):
                 continue
             if drop_no_ops:
-                moving = moving_steps(episode.actions) | moving_steps(episode.executed)
-                if not moving.any():
+                kept = kept_steps(episode.actions, episode.executed)
+                if not kept.any():
                     continue
-                episode = episode.kept(moving)
+                episode = episode.kept(kept)
             yield episode
+
+
+def checked_replays(folder: Path, drop_no_ops: bool, file: Path | None) -> ReplayList | None:
+    """Read the list of replays that training data is filtered by, None where it needs none.
+
+    Raises DatasetError where no-ops are dropped and nobody looked what still succeeds, and for
+    replays of the other kind.
+    """
+    only = None if file is None else ReplayList.load(file)
+    if drop_no_ops and (only is None or not only.drop_no_ops):
+        raise DatasetError(
+            'what the filter leaves of a demonstration need not succeed any more: replay it with '
+            f'`python -m worldvla_sim.replay {folder} --drop-no-ops --out FILE`, and give --only '
+            'FILE')
+    if only is not None and only.drop_no_ops and not drop_no_ops:
+        raise DatasetError(f'{file} is of replays without no-ops; give --drop-no-ops too, or a '
+                           'list of whole replays')
+    return only
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,11 +66,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--out', type=Path, required=True, help='folder of the new store')
     parser.add_argument('--image-size', type=int, default=128, help='side of the frames [px]')
     parser.add_argument('--drop-no-ops', action='store_true',
-                        help='apply the published filter; replay what is left before you trust it')
+                        help='apply the published filter; needs --only')
+    parser.add_argument('--only', type=Path, metavar='FILE',
+                        help='list of worldvla_sim.replay: keep the demonstrations that succeeded')
     options = parser.parse_args(arguments)
     try:
         tokenizer = load_image_tokenizer(options.tokenizer)
-        episodes = filtered_episodes(options.demonstrations, options.drop_no_ops)
+        only = checked_replays(options.demonstrations, options.drop_no_ops, options.only)
+        episodes = tqdm(filtered_episodes(options.demonstrations, options.drop_no_ops, only),
+                        unit='episode', mininterval=1.0 if sys.stderr.isatty() else 30.0)
         store = write_store(options.out, episodes, tokenizer, options.image_size)
     except WorldVLAError as error:
         print(f'tokenise: {error}', file=sys.stderr)

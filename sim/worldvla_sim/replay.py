@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replay demonstrations, whole or without no-ops: `python -m worldvla_sim.replay --help`.
+
+A demonstration starts from its own reset (our recordings keep its seed) and its first recorded
+state; then its executed actions follow one after the other. It succeeds when the task is done
+after the last of them, as in the published data set.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+import json
+from pathlib import Path
+import sys
+
+import numpy as np
+from tqdm import tqdm
+
+from worldvla_ros.errors import SimulationError, WorldVLAError
+from worldvla_ros.training.libero_hdf5 import FILE_ENDING, demonstration_files
+from worldvla_ros.training.replay_list import (
+    Replay,
+    ReplayList,
+    actions_digest,
+    kept_steps,
+    task_name,
+)
+from worldvla_sim.demonstrations import demonstration_names, open_demonstrations
+from worldvla_sim.evaluate import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from worldvla_sim.libero_env import ROBOTS, LiberoEnv
+from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
+from worldvla_sim.tasks import SUITES, suite_tasks
+from worldvla_sim.workers import JobFailure, WorkerPool
+
+
+@dataclass(frozen=True)
+class ReplayJob:
+    """One demonstration, and the simulation that it is to be replayed in."""
+
+    path: Path
+    task: str
+    name: str
+    suite: str
+    task_index: int
+    assets: str
+    robot: str
+    drop_no_ops: bool
+
+
+class ReplayRunner:
+    """Replays jobs in a worker process; keeps the environment while the task stays the same."""
+
+    def __init__(self) -> None:
+        self._env: LiberoEnv | None = None
+        self._key: tuple[object, ...] = ()
+
+    def __call__(self, job: ReplayJob) -> Replay:
+        """Replay one demonstration."""
+        with open_demonstrations(job.path) as data:
+            group = data[job.name]
+            actions = group['actions'][:]
+            executed = group['executed_actions'][:] if 'executed_actions' in group else actions
+            state, seed = group['states'][0], int(group.attrs.get('seed', 0))
+        kept = (kept_steps(actions, executed) if job.drop_no_ops
+                else np.ones(len(actions), dtype=bool))
+        env = self._environment(job)
+        env.reset(None, seed=seed)
+        if not np.array_equal(env.state(), state):  # else the reset is exact, contacts included
+            env.set_state(state)
+        for action in executed[kept]:
+            env.step(action)
+        return Replay(job.task, job.name, actions_digest(actions, executed), env.success,
+                      len(actions), int(kept.sum()))
+
+    def _environment(self, job: ReplayJob) -> LiberoEnv:
+        key = (job.suite, job.task_index, job.assets, job.robot)
+        if self._env is None or key != self._key:
+            if self._env is not None:
+                self._env.close()
+            self._env, self._key = None, key
+            self._env = LiberoEnv(job.suite, job.task_index, assets=job.assets, robot=job.robot,
+                                  render=False)
+        return self._env
+
+
+def find_jobs(folder: Path, drop_no_ops: bool, *, suite: str | None = None, assets: str = 'auto',
+              robot: str = 'light') -> list[tuple[ReplayJob, str]]:
+    """Return every demonstration below a folder, with the digest of its actions.
+
+    :param suite: of files that do not say theirs, as LIBERO's own; assets and robot likewise.
+    :raises SimulationError: a file that says no suite, and none was given.
+    """
+    jobs = []
+    for path in demonstration_files(folder):
+        with open_demonstrations(path) as data:
+            settings = json.loads(data.attrs.get('env_args', '{}'))
+            settings = settings if {'suite', 'assets', 'robot'} <= settings.keys() else {
+                'suite': suite, 'assets': assets, 'robot': robot}
+            index = _task_index(path, settings['suite'])
+            for name in demonstration_names(data):
+                group = data[name]
+                actions = group['actions'][:]
+                executed = group['executed_actions'][:] if 'executed_actions' in group else actions
+                jobs.append((ReplayJob(
+                    path, task_name(path, folder), name, settings['suite'], index,
+                    settings['assets'], settings['robot'], drop_no_ops),
+                    actions_digest(actions, executed)))
+    return jobs
+
+
+def _task_index(path: Path, suite: str | None) -> int:
+    if suite is None:
+        raise SimulationError(f'{path} does not say its suite; give --suite, one of '
+                              f'{", ".join(SUITES)}')
+    stem = path.name.removesuffix(FILE_ENDING)
+    for task in suite_tasks(suite):
+        if task.name == stem:
+            return task.index
+    raise SimulationError(f'{path}: {suite} has no task {stem!r}; give the suite it is of')
+
+
+def replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool, *,
+           workers: int = 1) -> ReplayList:
+    """Replay what the list in `path` lacks or has as an error, and save it after each one.
+
+    :raises WorldVLAError: `path` cannot be written, or holds another list.
+    """
+    earlier = ReplayList.load(path) if path.exists() else ReplayList(drop_no_ops)
+    if earlier.drop_no_ops != drop_no_ops:
+        raise SimulationError(f'{path} is of replays {"with" if drop_no_ops else "without"} '
+                              'no-ops; name another file')
+    known = {job: earlier.find(job.task, job.name, digest) for job, digest in jobs}
+    results = ReplayList(drop_no_ops, [one for one in known.values()
+                                       if one is not None and one.error is None])
+    results.save(path)  # now, so that a path that cannot be written costs no replay
+    missing = [job for job, one in known.items() if one is None or one.error is not None]
+    digests = dict(jobs)
+    pool: WorkerPool[ReplayJob, Replay] = WorkerPool(ReplayRunner, workers)
+    answers = pool.run(missing)
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit='demo') as bar:
+        try:
+            for job, answer in answers:
+                if isinstance(answer, JobFailure):
+                    answer = Replay(job.task, job.name, digests[job], False, 0, 0, answer.reason)
+                results.replays.append(answer)
+                results.save(path)
+                bar.set_postfix_str(f'{sum(one.success for one in results.replays)} succeed')
+                bar.update()
+        finally:
+            answers.close()
+    return results
+
+
+def summary(results: ReplayList) -> str:
+    """Return successes per task, the steps that were dropped, and the errors."""
+    lines = []
+    for task in sorted({one.task for one in results.replays}):
+        ran = [one for one in results.replays if one.task == task and one.error is None]
+        steps, kept = sum(one.steps for one in ran), sum(one.kept for one in ran)
+        lines.append(f'{sum(one.success for one in ran)}/{len(ran)} succeed, {kept} of {steps} '
+                     f'steps replayed: {task}')
+    return '\n'.join([*lines, *(f'error in {one.task}, {one.name}: {one.error}'
+                                for one in results.replays if one.error is not None)])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m worldvla_sim.replay',
+        description='Replay the executed actions of demonstrations and list which still succeed; '
+                    'run again to go on. `worldvla_ros.training.tokenise --only` takes the list.')
+    parser.add_argument('demonstrations', type=Path, help='folder with LIBERO-format HDF5 files')
+    parser.add_argument('--drop-no-ops', action='store_true',
+                        help='replay only what the published filter keeps')
+    parser.add_argument('--out', type=Path, required=True, help='list to write (JSON)')
+    parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
+    parser.add_argument('--suite', choices=SUITES, help='of files that do not say theirs')
+    parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto', help='likewise')
+    parser.add_argument('--robot', choices=ROBOTS, default='light', help='likewise')
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when all were replayed, 1 with errors, 2 for bad input, 130 on Ctrl-C."""
+    options = _parser().parse_args(argv)
+    try:
+        jobs = find_jobs(options.demonstrations, options.drop_no_ops, suite=options.suite,
+                         assets=resolve_assets(options.assets).kind, robot=options.robot)
+        results = replay(jobs, options.out, options.drop_no_ops, workers=options.workers)
+    except WorldVLAError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on', file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(summary(results))
+    return EXIT_ERRORS if any(one.error for one in results.replays) else EXIT_OK
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Replaying demonstrations says which still succeed, resumes, and keeps errors apart."""
+
+import json
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from worldvla_ros.training.replay_list import Replay, ReplayList
+from worldvla_sim import collect, replay
+from worldvla_sim.tasks import load_task
+from worldvla_sim.workers import JobFailure
+
+TASK = 1
+NAME = load_task('libero_object', TASK).name
+
+
+@pytest.fixture(scope='module')
+def recorded(tmp_path_factory):
+    """A folder with one expert demonstration, recorded by the command."""
+    out = tmp_path_factory.mktemp('demos')
+    assert collect.main(['--suite', 'libero_object', '--tasks', str(TASK), '--per-task', '1',
+                         '--assets', 'builtin', '--image-size', '16', '--out', str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def demos(recorded, tmp_path):
+    """The demonstration, and a second one that stops half-way."""
+    path = tmp_path / 'demos' / f'{NAME}_demo.hdf5'
+    path.parent.mkdir()
+    shutil.copy(recorded / path.name, path)
+    with h5py.File(path, 'a') as file:
+        data = file['data']
+        data.copy('demo_0', 'demo_1')
+        for name in ('actions', 'executed_actions'):
+            half = data['demo_0'][name][:len(data['demo_0'][name]) // 2]
+            del data['demo_1'][name]
+            data['demo_1'][name] = half
+    return path.parent
+
+
+@pytest.fixture
+def pool(monkeypatch):
+    """Workers that answer at once: demo_0 succeeds, demo_1 has an error the first time."""
+    played = []
+
+    class Pool:
+        def __init__(self, make, workers):
+            pass
+
+        def run(self, jobs):
+            for job in jobs:
+                played.append(job.name)
+                if job.name == 'demo_1' and played.count('demo_1') == 1:
+                    yield job, JobFailure('no physics')
+                else:
+                    digest = dict(replay.find_jobs(job.path.parent, job.drop_no_ops))[job]
+                    yield job, Replay(job.task, job.name, digest, True, 9, 9)
+    monkeypatch.setattr(replay, 'WorkerPool', Pool)
+    return played
+
+
+def test_a_recording_replays_to_success_and_a_half_one_does_not(demos, tmp_path, capsys):
+    out = tmp_path / 'replays.json'
+    assert replay.main([str(demos), '--out', str(out)]) == 0
+    whole, half = ReplayList.load(out).replays
+    assert (whole.name, whole.success, whole.kept) == ('demo_0', True, whole.steps)
+    assert (half.name, half.success) == ('demo_1', False)
+    assert f'1/2 succeed, {whole.steps + half.steps} of' in capsys.readouterr().out
+
+
+def test_what_was_replayed_is_not_replayed_again_and_errors_are(demos, tmp_path, pool, capsys):
+    out = tmp_path / 'replays.json'
+    command = [str(demos), '--drop-no-ops', '--out', str(out)]
+    assert replay.main(command) == 1
+    assert f'error in {NAME}, demo_1: no physics' in capsys.readouterr().out
+    assert replay.main(command) == 0
+    assert pool == ['demo_0', 'demo_1', 'demo_1']
+    assert replay.main(command[:1] + command[2:]) == 2
+    assert 'name another file' in capsys.readouterr().err
+
+
+def test_a_demonstration_that_was_recorded_again_is_replayed_again(demos, tmp_path, pool):
+    out = tmp_path / 'replays.json'
+    for _ in range(2):
+        replay.main([str(demos), '--out', str(out)])
+    with h5py.File(demos / f'{NAME}_demo.hdf5', 'a') as file:
+        file['data/demo_0/actions'][0, 0] += 0.1
+    assert replay.main([str(demos), '--out', str(out)]) == 0
+    assert pool[3:] == ['demo_0']
+    assert len(ReplayList.load(out).replays) == 2
+
+
+def test_files_that_do_not_say_their_suite_need_it(demos, tmp_path, capsys):
+    with h5py.File(demos / f'{NAME}_demo.hdf5', 'a') as file:
+        assert json.loads(file['data'].attrs['env_args'])['suite'] == 'libero_object'
+        del file['data'].attrs['env_args']
+    command = [str(demos), '--out', str(tmp_path / 'replays.json')]
+    assert replay.main(command) == 2
+    assert 'give --suite' in capsys.readouterr().err
+    assert replay.main([*command, '--suite', 'libero_goal']) == 2
+    assert 'has no task' in capsys.readouterr().err
+    (job, digest), _ = replay.find_jobs(demos, False, suite='libero_object', assets='builtin')
+    assert (job.task_index, job.assets, len(digest)) == (TASK, 'builtin', 12)
+
+
+def test_only_moving_steps_are_replayed_without_no_ops(recorded, monkeypatch):
+    """The environment is asked for exactly the kept, executed actions."""
+    asked = []
+
+    class Env:
+        success = True
+
+        def reset(self, init_state, seed):
+            asked.append(seed)
+
+        def state(self):
+            return np.zeros(1)
+
+        def set_state(self, state):
+            asked.append(len(state))
+
+        def step(self, action):
+            asked.append(action)
+    runner = replay.ReplayRunner()
+    monkeypatch.setattr(runner, '_environment', lambda job: Env())
+    (job, _), = replay.find_jobs(recorded, drop_no_ops=True)
+    result = runner(job)
+    with h5py.File(job.path) as file:
+        group = file['data/demo_0']
+        kept = replay.kept_steps(group['actions'][:], group['executed_actions'][:])
+        assert asked[:2] == [group.attrs['seed'], group['states'].shape[1]]
+        np.testing.assert_array_equal(asked[2:], group['executed_actions'][:][kept])
+    assert (result.steps, result.kept) == (len(kept), kept.sum())

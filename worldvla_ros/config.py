@@ -146,6 +146,11 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], *, where: str = 'conf
 
 def load_yaml(path: str | Path, cls: type[T]) -> T:
     """Read a YAML file into a configuration; ConfigError names the file and the key."""
+    return from_mapping(cls, read_yaml(path), where=str(path))
+
+
+def read_yaml(path: str | Path) -> Mapping[str, Any]:
+    """Read the mapping of a YAML file; ConfigError when it is none or gives a key twice."""
     path = Path(path)
     try:
         content = yaml.load(path.read_text(encoding='utf-8'), _UniqueKeyLoader)
@@ -158,7 +163,7 @@ def load_yaml(path: str | Path, cls: type[T]) -> T:
     if not isinstance(content, Mapping):
         raise ConfigError(
             f'{path}: must hold `key: value` lines, got a {type(content).__name__}')
-    return from_mapping(cls, content, where=str(path))
+    return content
 
 
 def check(instance: Any) -> None:

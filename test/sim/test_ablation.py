@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ablation: a plan per row, rows that resume and fail alone, tables beside the paper's."""
+
+from dataclasses import replace
+import json
+from pathlib import Path
+
+import pytest
+from test_trainer import tiny_config
+import yaml
+
+from worldvla_ros.config import flatten
+from worldvla_ros.errors import ConfigError
+from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.store import TokenStore
+from worldvla_sim.ablation import __main__ as command
+from worldvla_sim.ablation import run
+from worldvla_sim.ablation.paper import PAPER
+from worldvla_sim.ablation.plan import load_plan, tokens_per_step
+from worldvla_sim.ablation.report import lines_of, markdown_table, text_table
+from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.results import Results, wilson_interval
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / 'config' / 'train' / 'ablation.yaml'
+
+
+def plan_file(folder, **changes):
+    """Write a plan of three small rows; the last has two stages."""
+    config = tiny_config(folder, steps=4)
+    store, tokenizer = config.data.store, config.data.tokenizer
+    content = {
+        'output': str(folder / 'ablation'), 'processes': 2,
+        'evaluation': {'suite': 'libero_object', 'tasks': [1], 'init_states': 2},
+        'base': {'data': {'store': store, 'tokenizer': tokenizer, 'batch_size': 4,
+                          'branches': ['action']},
+                 'model': {'hidden_size': 32, 'intermediate_size': 64, 'num_layers': 1,
+                           'num_heads': 2, 'text_tokens': 300},
+                 'run': {'steps': 4, 'dtype': 'float32', 'evaluation_batches': 1}},
+        'rows': {'plain': {'title': 'no mask', 'paper': 'chunk_unmasked',
+                           'set': {'data.chunk_mask': False}},
+                 'short': {'paper': 'history_1', 'set': {'data.history_length': 1}},
+                 'two': {'pretrain': {'data.branches': ['world'], 'run.steps': 2},
+                         'set': {'data.branches': ['action', 'world']}}}, **changes}
+    path = folder / 'plan.yaml'
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def play(plan, row, successes, state_of_error=None):
+    """Write the results that an evaluation of a trained row would write."""
+    stage = row.final
+    folder = plan.output / 'rows' / row.name
+    (Path(stage.run.output) / 'final').mkdir(parents=True, exist_ok=True)
+    records = [EpisodeRecord('libero_object', 1, 'do it', state, state < successes, 100,
+                             'broken' if state == state_of_error else None, 'builtin', 8.0)
+               for state in range(plan.config.evaluation.init_states)]
+    settings = {'policy': str(Path(stage.run.output) / 'final'), 'suite': 'libero_object',
+                'seed': 0, 'assets': 'builtin'}
+    Results(settings, records, complete=True).save(folder / 'evaluation.json')
+
+
+@pytest.fixture
+def fake_processes(monkeypatch):
+    """Commands that only write what the real ones would; returns what was asked of them."""
+    asked, failing = [], set()
+
+    def run_one(self, module, arguments, log, *, threads=1):
+        asked.append((module, log.parent.name))
+        if (module, log.parent.name) in failing:
+            raise run.AblationError('out of memory')
+        if module.endswith('train'):
+            stage = yaml.safe_load(Path(arguments[1]).read_text())
+            (Path(stage['run']['output']) / 'final').mkdir(parents=True)
+        else:
+            plan = load_plan(log.parents[3] / 'plan.yaml')
+            play(plan, next(row for row in plan.rows if row.name == log.parent.name), 1)
+    monkeypatch.setattr(run.Processes, 'run', run_one)
+    monkeypatch.setattr(run, '_POLL', 0.01)
+    return asked, failing
+
+
+def test_the_shipped_plan_has_the_papers_rows():
+    plan = load_plan(SHIPPED)
+    rows = {row.name: flatten(row.final) for row in plan.rows}
+    assert {row.paper for row in plan.rows if row.paper} >= {
+        'action', 'action_world', 'chunk_unmasked', 'chunk_masked', 'full', 'history_1',
+        'history_4', 'world_pretraining'}
+    assert rows['action']['data.horizon'] == 1 and rows['action']['data.branches'] == ('action',)
+    assert [name for name, row in rows.items() if not row['data.chunk_mask']] == ['chunk_unmasked']
+    assert rows['video']['data.branches'] == ('action', 'video')
+    pretraining = next(row for row in plan.rows if row.name == 'world_pretraining')
+    first, second = pretraining.stages
+    assert first.data.branches == ('world',)
+    assert second.model.init_from == f'{first.run.output}/final'
+    budgets = {(row['run.steps'], row['data.batch_size']) for row in rows.values()}
+    assert len(budgets) == 1, 'every row is trained on the same budget'
+
+
+def test_the_papers_averages_are_those_of_its_suites():
+    for numbers in PAPER.values():
+        if 'average' in numbers:
+            suites = [value for name, value in numbers.items() if name != 'average']
+            assert sum(suites) / 4 == pytest.approx(numbers['average'], abs=0.06)
+
+
+def test_scale_sizes_every_row_and_its_intervals(tmp_path):
+    plan = load_plan(plan_file(tmp_path, scale={'steps': 2.5, 'batch': 0.5}))
+    assert [[stage.run.steps for stage in row.stages] for row in plan.rows] == [
+        [10], [10], [5, 10]]
+    assert plan.rows[0].final.data.batch_size == 2
+    assert plan.rows[0].final.optimizer.warmup_steps == 250
+
+
+@pytest.mark.parametrize(('rows', 'message'), [
+    ({'a': {'set': {'data.horizons': 1}}}, "row a: unknown key 'data.horizons'"),
+    ({'a': {'sett': {}}}, "unknown key 'sett'"),
+    ({'a': {'paper': 'nothing'}}, 'paper must be one of'),
+    ({'a': {'set': {'run.output': 'x'}}}, 'follows from the row'),
+    ({'a': {'pretrain': {}, 'set': {'model.init_from': 'x'}}}, 'follows from the row'),
+    ({'a': {'set': {'run.steps': 'many'}}}, 'must be int'),
+    ({}, 'give some'), ({'a': 3}, 'must be a section')])
+def test_a_wrong_plan_is_refused(tmp_path, rows, message):
+    with pytest.raises(ConfigError, match=message):
+        load_plan(plan_file(tmp_path, rows=rows))
+
+
+def test_a_row_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    with pytest.raises(ConfigError, match="no row 'foo'; the rows are plain, short, two"):
+        load_plan(plan_file(tmp_path), ['plain', 'foo'])
+
+
+@pytest.mark.parametrize(('branches', 'rounds'), [(('action',), 1), (('video',), 2)])
+def test_estimated_tokens_are_those_of_a_batch(tmp_path, branches, rounds):
+    config = tiny_config(tmp_path, branches=branches, history_length=4, world_rounds=rounds)
+    table = build_experiment(config).train
+    longest = max(len(table[index].ids) for index in range(len(table)))
+    store = TokenStore.open(config.data.store)
+    assert abs(tokens_per_step(config, store) / 4 - longest) <= 40  # the text
+    both = replace(config, data=replace(config.data, branches=('action', 'video')))
+    assert tokens_per_step(both, store) == sum(
+        tokens_per_step(replace(config, data=replace(config.data, branches=(branch,))), store) / 2
+        for branch in both.data.branches)
+
+
+def test_one_row_fails_alone_and_a_second_call_does_only_what_is_missing(
+        tmp_path, capsys, fake_processes):
+    asked, failing = fake_processes
+    failing.add(('worldvla_ros.training.train', 'short'))
+    arguments = ['--config', str(plan_file(tmp_path))]
+    assert command.main(arguments) == 1
+    shown = capsys.readouterr().out
+    assert 'short: not finished. out of memory' in shown
+    assert asked.count(('worldvla_ros.training.train', 'two')) == 2
+    assert shown.count('1/2') == 2
+
+    asked.clear(), failing.clear()
+    assert command.main(arguments) == 0
+    assert asked == [('worldvla_ros.training.train', 'short'), ('worldvla_sim.evaluate', 'short')]
+    assert 'out of memory' not in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / 'ablation').iterdir()} == {
+        'rows', 'table.txt', 'table.md', 'table.csv', 'table.png'}
+
+
+def test_a_row_that_was_made_with_another_plan_is_not_shown_as_this_one(
+        tmp_path, capsys, fake_processes):
+    arguments = ['--config', str(plan_file(tmp_path))]
+    assert command.main(arguments) == 0
+    assert '1/2' in capsys.readouterr().out
+    plan_file(tmp_path, scale={'steps': 2.0})
+    assert command.main([*arguments, '--report']) == 1
+    assert '1/2' not in capsys.readouterr().out
+    assert command.main([*arguments, '--rows', 'plain']) == 1
+    assert 'run.steps: 4 -> 8' in capsys.readouterr().out
+
+
+def test_the_dry_run_counts_down(tmp_path, capsys, fake_processes):
+    arguments = ['--config', str(plan_file(tmp_path, seconds_per_episode=60.0)), '--dry-run']
+    assert command.main(arguments) == 0
+    before = capsys.readouterr().out
+    assert 'two: two; 2+4 steps, 0 min of training and 2 min of episodes left' in before
+    assert 'about 3 min in 2 processes' in before
+    assert not (tmp_path / 'ablation').exists()
+    command.main(arguments[:-1])
+    capsys.readouterr()
+    assert command.main(arguments) == 0
+    assert 'about 0 min' in capsys.readouterr().out
+
+
+def test_tables_show_intervals_errors_and_where_the_papers_number_is_from(tmp_path):
+    plan = load_plan(plan_file(tmp_path))
+    play(plan, plan.rows[0], 1, state_of_error=1)
+    outcomes = [run.outcome(row, plan) for row in plan.rows]
+    outcomes[0] = replace(outcomes[0], held_out={'action': 1.5, 'action_accuracy': 0.25})
+    assert [one.finished for one in outcomes] == [False] * 3
+    table = text_table(lines_of(outcomes, 'libero_object'), 'libero_object').splitlines()
+    low, high = (round(100 * end) for end in wilson_interval(1, 1))
+    assert table[1].split() == ['no', 'mask', '1/1', '100.0', str(low), 'to', str(high), '1',
+                                '1.500', '25.0', '-', '4', '82.9', '54.0']
+    assert '74.0 (goal)' in table[2] and table[3].split()[1:] == [
+        '0/0', '-', '-', '0', '-', '-', '-', '2+4', '-', '-']
+    markdown = markdown_table(lines_of(outcomes, 'libero_goal'), 'libero_goal')
+    assert '| 79.6 | 54.0 |' in markdown and '| 74.0 | - |' in markdown
+
+
+def test_a_command_that_fails_is_told_with_its_last_words(tmp_path):
+    processes = run.Processes()
+    log = tmp_path / 'log'
+    with pytest.raises(run.AblationError, match=r'status 1: train: .*nowhere\.yaml: cannot be'):
+        processes.run('worldvla_ros.training.train', ['--config', '/nowhere.yaml'], log)
+    processes.stop()
+    with pytest.raises(run.AblationError, match='stopped'):
+        processes.run('worldvla_ros.training.train', [], log)
+
+
+@pytest.mark.slow
+def test_rows_are_trained_and_evaluated_for_real(tmp_path, capsys):
+    path = plan_file(tmp_path, evaluation={'tasks': [1], 'init_states': 1})
+    assert command.main(['--config', str(path), '--rows', 'plain']) == 0
+    row, = load_plan(path, ['plain']).rows
+    settings = json.loads((Path(row.final.run.output) / 'final' / 'policy.json').read_text())
+    assert not settings['chunk_mask']
+    assert '/1 ' in capsys.readouterr().out

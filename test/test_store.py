@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The token store and its batches: nothing lost, nothing mixed up, the same order every time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -241,3 +243,19 @@ def test_branches_are_padded_apart(store):
     assert (len(action.input_ids), len(world.input_ids)) == (6, 2)
     assert action.input_ids.shape[1] == max(len(sample.ids) for sample in chosen[:6])
     assert world.is_world.all() and not action.is_world.any()
+
+
+def test_a_store_takes_over_what_an_earlier_one_has(tmp_path, monkeypatch):
+    """More demonstrations of the same tokenizer cost only the encoding of what is new."""
+    first = TokenStore.open(small_store(tmp_path, num_episodes=2)[0])
+    episodes = [episode(i, 12, INSTRUCTIONS[i % 2], f'task{i % 2}') for i in range(3)]
+    episodes[1] = replace(episodes[1], executed=episodes[1].executed + 0.5)
+    encoded = []
+    tokenizer = tiny_tokenizer()
+    monkeypatch.setattr(tokenizer, 'encode', lambda frames: (
+        encoded.append(len(frames)), type(tokenizer).encode(tokenizer, frames))[1])
+    size = first.header.image_size
+    second = write_store(tmp_path / 'second', episodes, tokenizer, size, reuse=first)
+    assert encoded == [len(episodes[1].frames), len(episodes[2].frames)]
+    fresh = write_store(tmp_path / 'fresh', episodes, tokenizer, size)
+    assert second.header.data == fresh.header.data

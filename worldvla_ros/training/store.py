@@ -116,6 +116,15 @@ class TokenStore:
             held_out += [named[name] for name in rest]
         return train, held_out
 
+    def codes_of(self, episode: Episode) -> NDArray[np.uint16] | None:
+        """Return the codes of an episode; None if it is not here with the same actions."""
+        for stored in self.episodes:
+            if (stored.task, stored.name) == (episode.task, episode.name):
+                same = np.array_equal(self.executed[stored.steps],
+                                      episode.executed.astype(np.float32))
+                return self.codes[stored.steps] if same else None
+        return None
+
     def action_range(self, episodes: Iterable[StoredEpisode]
                      ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the smallest and largest action (7,) of some episodes, labels and executed."""
@@ -129,9 +138,10 @@ class TokenStore:
 
 
 def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageTokenizer,
-                image_size: int) -> TokenStore:
+                image_size: int, reuse: TokenStore | None = None) -> TokenStore:
     """Tokenise episodes into a new folder, which appears complete or not at all.
 
+    :param reuse: earlier store of the same tokenizer; what it has is copied, not encoded again.
     Raises DatasetError when there is no episode or the folder exists, TrainingError when the disk
     is full.
     """
@@ -141,7 +151,9 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ARRAYS}
     start = 0
     for episode in episodes:
-        parts['codes'].append(_encode(episode.frames, tokenizer, image_size))
+        codes = None if reuse is None else reuse.codes_of(episode)
+        parts['codes'].append(_encode(episode.frames, tokenizer, image_size)
+                              if codes is None else codes)
         parts['actions'].append(episode.actions.astype(np.float32))
         parts['executed'].append(episode.executed.astype(np.float32))
         stored.append(StoredEpisode(episode.task, episode.name, episode.instruction, start,

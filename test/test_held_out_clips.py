@@ -10,6 +10,7 @@ from training_data import episode, write_hdf5
 from worldvla_ros.errors import FrameError
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.held_out_clips import choose_places, held_out_episodes, load_clips
+from worldvla_ros.training.replay_list import Replay, ReplayList, actions_digest
 from worldvla_ros.training.samples import split_names
 
 
@@ -53,6 +54,18 @@ def test_failed_episodes_count_neither_for_the_split_nor_as_clips(tmp_path):
                [episode(number, success=number < 10) for number in range(20)])
     found = load_clips(tmp_path, image_size=64, steps=4, most=5)
     assert {clip.episode for clip in found.clips} == {'demo_9'}
+
+
+def test_episodes_that_tokenise_leaves_out_do_not_count_for_the_split_either(tmp_path):
+    episodes = [episode(number) for number in range(20)]
+    write_hdf5(tmp_path / 'pick_demo.hdf5', episodes)
+    ReplayList(False, [
+        Replay('pick', one.name, actions_digest(one.actions, one.executed), number < 10, 12, 12)
+        for number, one in enumerate(episodes)]).save(tmp_path / 'replays.json')
+    found = load_clips(tmp_path, image_size=64, steps=4, most=5, only=tmp_path / 'replays.json')
+    assert {clip.episode for clip in found.clips} == {'demo_9'}
+    with pytest.raises(DatasetError, match='give --only'):
+        load_clips(tmp_path, image_size=64, steps=4, most=5, drop_no_ops=True)
 
 
 def test_all_tasks_come_before_a_second_clip_of_one():

@@ -16,7 +16,7 @@ from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.samples import split_names
-from worldvla_ros.training.tokenise import filtered_episodes
+from worldvla_ros.training.tokenise import checked_replays, filtered_episodes
 
 GOLDEN_RATIO = 0.6180339887498949
 """Multiples of it, modulo 1, spread evenly however many are taken."""
@@ -48,16 +48,18 @@ class ClipSet:
 
 
 def load_clips(folder: Path, *, image_size: int, steps: int, most: int, order: str = 'numeric',
-               drop_no_ops: bool = False) -> ClipSet:
+               drop_no_ops: bool = False, only: Path | None = None) -> ClipSet:
     """Cut clips from the held-out episodes below a folder, at most so many.
 
     :param steps: length of each clip; episodes too short for it are left out and counted.
     :param order: of the split, see `split_names`; must be that of training.
-    :param drop_no_ops: as the training data were tokenised.
+    :param drop_no_ops: as the training data were tokenised, or the split is another.
+    :param only: file with the replays that they were filtered by, None for none.
     Raises DatasetError where no clip is left.
     """
-    episodes = tqdm(filtered_episodes(folder, drop_no_ops), desc='reading', unit='episode',
-                    file=sys.stderr, dynamic_ncols=True)
+    replays = checked_replays(folder, drop_no_ops, only)
+    episodes = tqdm(filtered_episodes(folder, drop_no_ops, replays), desc='reading',
+                    unit='episode', file=sys.stderr, dynamic_ncols=True)
     held_out = held_out_episodes(episodes, order)
     if not held_out:
         raise DatasetError(f'{folder}: no episode is held out; give a task with ten successful '

@@ -159,7 +159,7 @@ def world_metrics(options: argparse.Namespace) -> Report:
     steps = max(options.horizons)
     found = load_clips(options.demonstrations, image_size=pretrained.settings.image_size,
                        steps=steps, most=options.clips, order=options.split,
-                       drop_no_ops=options.drop_no_ops)
+                       drop_no_ops=options.drop_no_ops, only=options.only)
     rollouts = Rollouts(options.out / 'rollouts', pretrained, reencode=options.reencode)
     with _progress('imagining', 'frame', steps * len(found.clips)) as progress:
         imagined = [rollouts.codes(clip, progress) for clip in found.clips]
@@ -219,6 +219,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--split', choices=('numeric', 'published'), default='numeric',
                         help='data.split of the training run')
     parser.add_argument('--drop-no-ops', action='store_true', help='as given to tokenise')
+    parser.add_argument('--only', type=Path, metavar='FILE',
+                        help='list of replays, as given to tokenise')
     parser.add_argument('--reencode', action='store_true', help='imagined frames go through '
                         'pixels and the encoder before the next step (public evaluation)')
     parser.add_argument('--lpips-weights', type=Path, help='TorchScript VGG-16 (vgg16.pt of the '

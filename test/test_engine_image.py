@@ -57,8 +57,8 @@ def test_a_pass_is_as_wide_as_the_shape_allows():
 
 def test_requests_beyond_the_shapes_are_refused():
     rows = rows_of(tiny_model(), 16)
-    with pytest.raises(InferenceError, match='prompt of 99'):
-        rows.start([0] * 99, [])
+    with pytest.raises(InferenceError, match='prompt of 999'):
+        rows.start([0] * 999, [])
     with pytest.raises(InferenceError, match='16 drafted'):
         rows.start([0] * 10, [0] * 16)
     with pytest.raises(InferenceError, match='17 tokens'):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The numbers of the public implementation, each to its tolerance."""
 
+from copy import deepcopy
 import json
 
 from golden_data import golden
@@ -11,8 +12,10 @@ import torch.nn.functional as F
 
 from worldvla_ros.model.attention_mask import action_chunk_mask
 from worldvla_ros.model.checkpoint import load_model
+from worldvla_ros.model.engine.chunk import StaticChunkDecoder
+from worldvla_ros.model.engine.image import StaticImageRows
 from worldvla_ros.model.generate import decode_chunk, generate_chunk, generate_free
-from worldvla_ros.model.image_decoding import decode_image, generate_image
+from worldvla_ros.model.image_decoding import decode_image, decode_image_rows, generate_image
 from worldvla_ros.model.image_preprocessing import choose_crop, crop_sizes, resize_to_cover, whiten
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
@@ -112,6 +115,33 @@ def test_parallel_decoding_emits_the_published_chunk(model, name):
     assert int(decoded.violations) == 0  # these prompts were fitted to emit the grammar freely
     np.testing.assert_allclose(decoded.margin.numpy().reshape(-1), data['forced_margin'],
                                atol=LOGITS_TOLERANCE)
+
+
+@pytest.mark.parametrize('name', ACTION_CASES)
+def test_the_engine_emits_the_published_chunk(model, name):
+    data = case(name)
+    prompt, num_actions = data['input_ids'], int(data['K'])
+    decoder = StaticChunkDecoder(deepcopy(model), num_actions, newest_rows=32,
+                                 prompt_buckets=[len(prompt) + 5])
+    for ahead in (0, len(prompt) - 30):  # the whole prompt, and all but the newest rows before
+        if ahead:
+            decoder.prefill([1, *prompt[:ahead]])
+            decoder.prefill(prompt[:ahead])
+        decoded = decoder.decode(prompt)
+        np.testing.assert_array_equal(decoded.token_ids.numpy(),
+                                      parse_action_chunk(data['forced_ids'], Vocabulary()))
+        np.testing.assert_allclose(decoded.margin.numpy().reshape(-1), data['forced_margin'],
+                                   atol=LOGITS_TOLERANCE)
+
+
+def test_the_engine_emits_the_published_frame(model):
+    data = case('w01_64px_mask')
+    prompt, grid = data['input_ids'].tolist(), tuple(int(side) for side in data['grid_hw'])
+    expected = parse_image_block(data['forced_ids'], Vocabulary())
+    rows = StaticImageRows(deepcopy(model), len(prompt) + 3, expected.size + len(expected), 16)
+    for draft in (None, data['image_codes'][0]):
+        image = decode_image_rows(rows, prompt, grid, draft=draft, max_window=16)
+        np.testing.assert_array_equal(image.codes.numpy(), expected)
 
 
 def test_image_decoding_emits_the_published_frame(model):

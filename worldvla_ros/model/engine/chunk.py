@@ -21,7 +21,7 @@ from torch import Tensor
 from worldvla_ros.errors import InferenceError, TokenError
 from worldvla_ros.model.decoded import DecodedChunk, Ids, checked_ids, token_statistics
 from worldvla_ros.model.engine.graphs import Graphs
-from worldvla_ros.model.engine.layers import bias_of
+from worldvla_ros.model.engine.layers import COLUMN_MULTIPLE, bias_of
 from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
 from worldvla_ros.model.kv_cache import common_prefix_length
 from worldvla_ros.model.transformer import Transformer
@@ -123,7 +123,7 @@ class StaticChunkDecoder:
 
     def _width(self, bucket: int) -> int:
         """Return the columns of a prompt's bucket and of all passes after it."""
-        return round_up(bucket + VALUES_PER_ACTION * self._num_actions)
+        return round_up(bucket + VALUES_PER_ACTION * self._num_actions, COLUMN_MULTIPLE)
 
     def _load(self, ids: list[int], start: int, rows: int) -> None:
         """Send ids, padded to a pass of so many rows, to the device without waiting for it."""

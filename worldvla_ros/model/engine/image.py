@@ -6,7 +6,7 @@ from torch import Tensor
 
 from worldvla_ros.errors import InferenceError
 from worldvla_ros.model.engine.graphs import Graphs
-from worldvla_ros.model.engine.layers import bias_of
+from worldvla_ros.model.engine.layers import COLUMN_MULTIPLE, bias_of
 from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
 from worldvla_ros.model.transformer import Transformer
 
@@ -30,8 +30,8 @@ class StaticImageRows:
         """
         self.vocabulary = model.config.vocabulary
         self.free_rows = self._window = round_up(window)
-        self._prompt_rows = round_up(longest_prompt + self._window)
-        self._columns = round_up(longest_prompt + image_tokens + self._window)
+        self._prompt_rows = round_up(longest_prompt + self._window, COLUMN_MULTIPLE)
+        self._columns = round_up(longest_prompt + image_tokens + self._window, COLUMN_MULTIPLE)
         self._network = StaticNetwork(model, self._columns, weights=weights, compiled=compiled,
                                       num_positions=self._columns)
         self._graphs = Graphs(model.device)

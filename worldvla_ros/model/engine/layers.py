@@ -16,6 +16,12 @@ from worldvla_ros.model.transformer import Layer, rotate
 HIDDEN = -1e9
 """Bias of a column that a row may not see. Finite, so that no row sums to NaN."""
 
+SPLITS = 4
+"""Parts of the columns that few rows attend to at once: 32 heads alone leave a GPU mostly idle."""
+
+FEW_ROWS = 64
+COLUMN_MULTIPLE = 16 * SPLITS  # attention kernels want the columns of a bias in multiples of 8
+
 
 class FusedLayer(nn.Module):
     """A layer of the transformer with its projections stacked; the transformer shares them."""
@@ -52,8 +58,32 @@ def project(layer: FusedLayer, x: Tensor, rotary: tuple[Tensor, Tensor], columns
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return [1, heads, S, head_dim]; bias [S, columns] is added to the scores, None is causal."""
-    mask = None if bias is None else bias.expand(1, q.shape[1], *bias.shape)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=bias is None)
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    if len(bias) <= FEW_ROWS and bias.shape[1] % COLUMN_MULTIPLE == 0:
+        return _attend_in_parts(q, k, v, bias)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None, None].expand(
+        1, q.shape[1], *bias.shape))
+
+
+def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """Attend to each part of the columns apart; weigh the results by their sums of exponentials.
+
+    The public function does not return these sums, so the kernels below it are called.
+    """
+    k, v = (x.unflatten(2, (SPLITS, -1))[0].transpose(0, 1) for x in (k, v))
+    q = q.expand(SPLITS, *q.shape[1:])
+    mask = bias.unflatten(1, (SPLITS, -1)).transpose(0, 1)[:, None].expand(
+        SPLITS, q.shape[1], len(bias), -1)
+    if q.is_cuda:
+        out, log_sums, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, v, mask, True)
+        log_sums = log_sums[..., :len(bias)]  # the kernel pads the rows
+    else:
+        out, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, attn_mask=mask)
+    shares = log_sums.softmax(0)[..., None]
+    return (out * shares).sum(0, keepdim=True).to(q.dtype)
 
 
 def finish(layer: FusedLayer, x: Tensor, attended: Tensor) -> Tensor:

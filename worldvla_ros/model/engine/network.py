@@ -12,8 +12,8 @@ from worldvla_ros.model.engine.linear import DenseLinear, Fp8Linear
 from worldvla_ros.model.transformer import Transformer, rotary_table
 
 Weights = Literal['dense', 'fp8']
+ROW_MULTIPLE = 16  # rows of a padded pass
 
-ALIGNMENT = 16  # columns; attention kernels with a mask want multiples of 8
 
 
 class Rows(NamedTuple):
@@ -46,7 +46,7 @@ class StaticNetwork:
             model.model.embed_tokens, model.model.norm, model.logits)
         self._layers = [FusedLayer(layer, linear).eval() for layer in model.model.layers]
         self.bin_column = round_up(capacity)
-        shape = (1, model.config.num_heads, self.bin_column + ALIGNMENT, model.config.head_dim)
+        shape = (1, model.config.num_heads, self.bin_column + ROW_MULTIPLE, model.config.head_dim)
         self._keys, self._values = (
             [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self._layers]
             for _ in range(2))
@@ -102,6 +102,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, group
     return attend(q, keys[:, :, :width], values[:, :, :width], group.bias)
 
 
-def round_up(count: int, multiple: int = ALIGNMENT) -> int:
+def round_up(count: int, multiple: int = ROW_MULTIPLE) -> int:
     """Return the next multiple."""
     return -(-count // multiple) * multiple

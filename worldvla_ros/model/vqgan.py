@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
@@ -217,6 +218,6 @@ class Codebook(nn.Module):
         """Return the index int64 [N, h, w] of the nearest code of latents [N, C, h, w]."""
         points = latents.permute(0, 2, 3, 1).flatten(0, 2)
         codes = self.embedding.weight
-        distance = (points.square().sum(1, keepdim=True) + codes.square().sum(1)
-                    - 2 * points @ codes.T)
-        return distance.argmin(1).view(latents.shape[0], *latents.shape[2:])
+        # |p - c|^2 = |p|^2 - 2 (p c - |c|^2 / 2): one pass over a table as large as all activations
+        closeness = torch.addmm(-0.5 * codes.square().sum(1), points, codes.T)
+        return closeness.argmax(1).view(latents.shape[0], *latents.shape[2:])

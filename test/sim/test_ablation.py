@@ -4,6 +4,7 @@
 from dataclasses import replace
 import json
 from pathlib import Path
+import time
 
 import pytest
 from test_trainer import tiny_config
@@ -160,6 +161,26 @@ def test_one_row_fails_alone_and_a_second_call_does_only_what_is_missing(
     assert 'out of memory' not in capsys.readouterr().out
     assert {path.name for path in (tmp_path / 'ablation').iterdir()} == {
         'rows', 'table.txt', 'table.md', 'table.csv', 'table.png'}
+
+
+def test_an_interrupted_ablation_stops_its_processes_and_blames_no_row(
+        tmp_path, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(run, '_show', interrupted)
+    monkeypatch.setattr(run.Processes, 'run', lambda self, *_, **__: self.wait_for_stop())
+    monkeypatch.setattr(run.Processes, 'wait_for_stop', wait_for_stop, raising=False)
+    assert command.main(['--config', str(plan_file(tmp_path))]) == 130
+    assert 'the same command goes on' in capsys.readouterr().err
+    assert not list((tmp_path / 'ablation').rglob('error.txt'))
+
+
+def wait_for_stop(processes):
+    """Stand for a command that ends when it is stopped, with a failure."""
+    deadline = time.monotonic() + 60
+    while not processes.stopped and time.monotonic() < deadline:
+        time.sleep(0.01)
+    raise run.AblationError('ended with status -15')
 
 
 def test_a_row_that_was_made_with_another_plan_is_not_shown_as_this_one(

@@ -73,10 +73,11 @@ def notes(outcomes: Sequence[Outcome], plan: Plan) -> list[str]:
         f'{episodes.suite}, tasks {tasks}, official initial states 0 to '
         f'{episodes.init_states - 1}, {episodes.assets} assets; batches of '
         f'{base.data.batch_size} samples; one training run per row, seed {base.run.seed}.',
-        'A second branch takes its share of each batch, so a row with it saw fewer action '
-        'samples at the same number of steps.',
+        f'A second branch takes its share of each batch ({_share(plan)}), so a row with it saw '
+        'fewer action samples at the same number of steps.',
         'CE [nat] and accuracy: labelled tokens of held-out episodes, the true tokens before '
         'them given. They compare rows of one chunk length only.',
+        f'Labels of action bins are smoothed over {base.loss.bin_smoothing:g} bins.',
         'Paper: 7B parameters, 50 episodes per task, LIBERO assets (arXiv 2506.21539).']
     said += [f'{one.row.title}: not finished. {one.error}' for one in outcomes
              if one.error is not None]
@@ -170,6 +171,11 @@ def dry_run_text(plan: Plan, seconds: Sequence[tuple[Row, float, float]]) -> str
     longest = max((training + episodes for _, training, episodes in seconds), default=0.0)
     wall = max(total / plan.config.processes, longest)
     return '\n'.join([*shown, f'about {wall / 60:.0f} min in {plan.config.processes} processes'])
+
+
+def _share(plan: Plan) -> str:
+    share = plan.rows[0].final.data.world_share
+    return 'about half' if share is None else f'{share:.0%}'
 
 
 def _number(value: float | None, factor: float = 1.0, digits: int = 3) -> str:

@@ -127,7 +127,7 @@ class Processes:
 
     def __init__(self) -> None:
         self._lock, self._running = threading.Lock(), set[subprocess.Popen[bytes]]()
-        self._stopped = False
+        self.stopped = False
 
     def run(self, module: str, arguments: Sequence[str], log: Path, *, threads: int = 1) -> None:
         """Run `python -m module`; AblationError with its last words when it fails."""
@@ -135,11 +135,12 @@ class Processes:
                        'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}
         with log.open('ab') as output:
             with self._lock:
-                if self._stopped:
+                if self.stopped:
                     raise AblationError('stopped')
                 process = subprocess.Popen([sys.executable, '-m', module, *arguments],
                                            stdin=subprocess.DEVNULL, stdout=output,
-                                           stderr=subprocess.STDOUT, env=environment)
+                                           stderr=subprocess.STDOUT, env=environment,
+                                           start_new_session=True)  # Ctrl-C comes to us alone
                 self._running.add(process)
             status = process.wait()
         with self._lock:
@@ -152,7 +153,7 @@ class Processes:
     def stop(self) -> None:
         """End what runs, and run nothing more."""
         with self._lock:
-            self._stopped, running = True, list(self._running)
+            self.stopped, running = True, list(self._running)
         for process in running:
             process.terminate()
         for process in running:
@@ -200,8 +201,9 @@ def _run_row(row: Row, plan: Plan, processes: Processes) -> None:
         processes.run('worldvla_sim.evaluate', _evaluation_arguments(row, plan.config, folder),
                       folder / 'evaluate.log')
     except (WorldVLAError, OSError) as failure:
-        with contextlib.suppress(OSError):  # a full disk, which is what it would say
-            error.write_text(str(failure))
+        if not processes.stopped:
+            with contextlib.suppress(OSError):  # a full disk, which is what it would say
+                error.write_text(str(failure))
 
 
 def _train(stage: TrainConfig, file: Path, log: Path, processes: Processes) -> None:

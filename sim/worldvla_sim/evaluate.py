@@ -7,6 +7,7 @@ from dataclasses import MISSING, asdict, fields, replace
 import functools
 from pathlib import Path
 import re
+import signal
 import sys
 
 from tqdm import tqdm
@@ -55,13 +56,16 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
     pool: WorkerPool[EpisodeJob, EpisodeRecord] | RayPool[EpisodeJob, EpisodeRecord] = (
         WorkerPool(make_handler, workers) if ray is None
         else RayPool(make_handler, workers, ray))
-    results = Results(asdict(settings), run=describe_run())
+    results = Results(asdict(settings))
     if resume and path is not None and path.exists():
-        results.records = _resumable_records(Results.load(path), settings)
-    if path is not None:
-        results.save(path)  # now, so that a path that cannot be written costs no episode
+        earlier = Results.load(path)
+        results.records, results.run = _resumable_records(earlier, settings), earlier.run
     done = {(record.task, record.init_state) for record in results.records}
     missing = [job for job in jobs if (job.task, job.init_state) not in done]
+    if missing:
+        results.run = describe_run()
+    if path is not None:
+        results.save(path)  # now, so that a path that cannot be written costs no episode
     episodes = pool.run(missing)
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit='episode') as progress:
         try:
@@ -224,4 +228,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

@@ -71,10 +71,15 @@ def _serve(connection: Connection, make_handler: Callable[[], Callable[[Job], Re
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     os.environ['TMPDIR'] = tempfile.tempdir = folder
     answerer = Answerer(make_handler)
-    with contextlib.closing(answerer), contextlib.suppress(EOFError, OSError):  # parent is gone
+    try:
         while True:
             job = connection.recv()
             connection.send(answerer.answer(job))
+    except (EOFError, OSError):
+        return  # the parent is gone
+    finally:
+        with contextlib.suppress(Exception):  # a signal may have left the handler half-built
+            answerer.close()
 
 
 class Answerer(Generic[Job, Result]):

@@ -180,17 +180,18 @@ def test_bad_input_ends_with_status_2_and_says_what_there_is(options, message, c
     assert message in capsys.readouterr().err
 
 
-def test_interruption_leaves_valid_results_and_no_process(tmp_path):
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_valid_results_and_no_process(number, tmp_path):
     out = tmp_path / 'out.json'
     command = [sys.executable, '-m', 'worldvla_sim.evaluate', *HOLD, '--max-steps', '5',
                '--init-states', '0-49', '--json', str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT,
                                env=os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT / "sim"}'})
-    for _ in range(600):
+    for _ in range(2400):
         if out.exists() and json.loads(out.read_text())['records']:
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 130
     assert '--resume continues' in complaint

@@ -144,7 +144,8 @@ def replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool,
                     answer = Replay(job.task, job.name, digests[job], False, 0, 0, answer.reason)
                 results.replays.append(answer)
                 results.save(path)
-                bar.set_postfix_str(f'{sum(one.success for one in results.replays)} succeed')
+                bar.set_postfix_str(f'{sum(one.success for one in results.replays)} succeed',
+                                    refresh=False)
                 bar.update()
         finally:
             answers.close()

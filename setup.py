@@ -24,6 +24,7 @@ setup(
         *find_namespace_packages('.', include=['worldvla_ros', 'worldvla_ros.*']),
         *find_namespace_packages('sim', include=['worldvla_sim', 'worldvla_sim.*']),
     ],
+    package_data={'worldvla_ros': ['checkpoints/**/*']},
     package_dir={'worldvla_sim': 'sim/worldvla_sim'},
     install_requires=[*requirements('core.txt'), *requirements('numpy2.txt')],
     extras_require={'sim': requirements('sim.txt'), 'dev': requirements('dev.txt')},

@@ -7,7 +7,6 @@ policy gets far enough to make its own mistakes and the expert shows how to get 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from worldvla_ros.errors import ConfigError
 from worldvla_sim.demonstrations import DemonstrationRecorder
 from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.libero_env import LiberoEnv
-from worldvla_sim.policies import EpisodePolicy, policy_factory
+from worldvla_sim.policies import POLICIES, EpisodePolicy, checkpoint_folder, policy_factory
 
 POLICY_STEPS, EXPERT_STEPS = (10, 60), (15, 50)  # shortest and longest turn of each
 EXPERT_FINISHES = 0.6  # of the suite's step limit, from where only the expert acts
@@ -44,10 +43,11 @@ def learner_settings(name: str) -> LearnerSettings:
     if name == 'expert':
         raise ConfigError('the expert cannot take turns with itself; leave --policy out for plain '
                           'demonstrations, or name a checkpoint')
-    if not Path(name).is_dir():
+    if name in POLICIES:
         return LearnerSettings(name, None)
     from worldvla_ros.policy.pretrained import fingerprint  # imports torch
-    return LearnerSettings(str(Path(name).resolve()), fingerprint(Path(name)))
+    folder = checkpoint_folder(name).resolve()
+    return LearnerSettings(str(folder), fingerprint(folder))
 
 
 class Turns:

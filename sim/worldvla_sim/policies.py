@@ -109,24 +109,36 @@ def policy_factory(name: str, *, execute: int | None = None, threads: int = 1,
             raise ConfigError(f'--execute {execute} is for the chunks of a checkpoint; {name} has '
                               f'none, leave it out')
         return POLICIES[name]
-    if Path(name).is_dir():
-        horizon = PolicySettings.load(Path(name) / POLICY_FILE).horizon
-        if execute is not None and not 1 <= execute <= horizon:
-            raise ConfigError(f'--execute must be from 1 to {horizon}, the actions in a chunk of '
-                              f'{name}, got {execute}')
-        return functools.partial(CheckpointPolicy, name, execute=execute, threads=threads,
-                                 device=device)
-    raise ConfigError(f'unknown policy {name!r}: neither one of {", ".join(POLICIES)} nor the '
-                      f'folder of a checkpoint')
+    folder = checkpoint_folder(name)
+    horizon = PolicySettings.load(folder / POLICY_FILE).horizon
+    if execute is not None and not 1 <= execute <= horizon:
+        raise ConfigError(f'--execute must be from 1 to {horizon}, the actions in a chunk of '
+                          f'{name}, got {execute}')
+    return functools.partial(CheckpointPolicy, str(folder), execute=execute, threads=threads,
+                             device=device)
+
+
+def checkpoint_folder(policy: str) -> Path:
+    """Return the folder of a checkpoint that is given by it or by name.
+
+    :raises ConfigError: neither a known name nor a folder; lists the names.
+    """
+    if Path(policy).is_dir():
+        return Path(policy)
+    from worldvla_ros.policy.named_checkpoints import NAMES, locate_checkpoint  # imports torch
+    if policy in NAMES:
+        return Path(locate_checkpoint(policy))
+    raise ConfigError(f'unknown policy {policy!r}: neither one of '
+                      f'{", ".join((*POLICIES, *NAMES))} nor the folder of a checkpoint')
 
 
 def checkpoint_name(policy: str) -> str:
-    """Return name and fingerprint of the checkpoint in a folder; '' for policies by name.
+    """Return name and fingerprint of a checkpoint; '' for a policy that has none.
 
-    :raises CheckpointError: there is no checkpoint in it.
+    :raises CheckpointError: there is no checkpoint in the folder.
     """
     if policy in POLICIES:
         return ''
     from worldvla_ros.policy.pretrained import fingerprint
-    name = PolicySettings.load(Path(policy) / POLICY_FILE).name
-    return f'{name}, {fingerprint(Path(policy))}'
+    folder = checkpoint_folder(policy)
+    return f'{PolicySettings.load(folder / POLICY_FILE).name}, {fingerprint(folder)}'

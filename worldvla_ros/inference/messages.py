@@ -12,7 +12,7 @@ from worldvla_ros.inference.shared_frames import FrameSlot
 class WorkerSettings:
     """How the worker loads its policy; the first message it gets."""
 
-    checkpoint: str  # folder, Hub id, or 'random' for the built-in random weights
+    checkpoint: str  # folder, Hub id, or one of policy.named_checkpoints
     subfolder: str  # '' for none
     device: str
     dtype: str

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from worldvla_ros.policy.policy import WorldVLAPolicy
 
 HEARTBEAT_PERIOD = 0.1  # [s]
-RANDOM_CHECKPOINT = 'random'
 
 
 def _exit_with_the_pipe(descriptor: int) -> None:
@@ -57,14 +56,11 @@ def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
     """Load the policy as the settings say. Raises CheckpointError; imports torch."""
     import torch
 
+    from worldvla_ros.policy.named_checkpoints import locate_checkpoint
     from worldvla_ros.policy.policy import WorldVLAPolicy
-    from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) - 1))
-    checkpoint: str | Path = settings.checkpoint
-    if checkpoint == RANDOM_CHECKPOINT:
-        checkpoint = ensure_random_checkpoint()
     return WorldVLAPolicy.from_pretrained(
-        checkpoint, subfolder=settings.subfolder or None, device=settings.device,
+        locate_checkpoint(settings.checkpoint), subfolder=settings.subfolder or None, device=settings.device,
         dtype=settings.dtype, num_actions=settings.num_actions or None)
 
 

@@ -14,7 +14,7 @@ from worldvla_ros.model.image_tokenizer import load_image_tokenizer
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import Episode, demonstration_files, read_episodes
 from worldvla_ros.training.replay_list import ReplayList, actions_digest, kept_steps
-from worldvla_ros.training.store import write_store
+from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write_store
 
 
 def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None = None
@@ -69,13 +69,17 @@ def main(arguments: list[str] | None = None) -> int:
                         help='apply the published filter; needs --only')
     parser.add_argument('--only', type=Path, metavar='FILE',
                         help='list of worldvla_sim.replay: keep the demonstrations that succeeded')
+    parser.add_argument('--reuse', type=Path, metavar='STORE',
+                        help='earlier store: episodes that it has are not encoded again')
     options = parser.parse_args(arguments)
     try:
         tokenizer = load_image_tokenizer(options.tokenizer)
         only = checked_replays(options.demonstrations, options.drop_no_ops, options.only)
         episodes = tqdm(filtered_episodes(options.demonstrations, options.drop_no_ops, only),
                         unit='episode', mininterval=1.0 if sys.stderr.isatty() else 30.0)
-        store = write_store(options.out, episodes, tokenizer, options.image_size)
+        reuse = None if options.reuse is None else TokenStore.open(
+            options.reuse, tokenizer_fingerprint(tokenizer))
+        store = write_store(options.out, episodes, tokenizer, options.image_size, reuse)
     except WorldVLAError as error:
         print(f'tokenise: {error}', file=sys.stderr)
         return 1

@@ -97,6 +97,16 @@ def test_the_frame_before_is_the_draft_of_the_next(pretrained):
     assert min(passes) < 16, 'some code stays the same in a frame of 16'
 
 
+def test_drafts_change_no_frame_and_can_be_turned_off(pretrained):
+    drafted, plain = WorldModel(pretrained), WorldModel(pretrained, drafts=False)
+    for world in (drafted, plain):
+        world.reset(frame(7))
+    for _ in range(4):
+        one, other = drafted.step(ACTION), plain.step(ACTION)
+        np.testing.assert_array_equal(one.codes, other.codes)
+        assert one.passes <= other.passes == 16
+
+
 def test_the_action_enters_the_prompt(pretrained):
     world, results = WorldModel(pretrained), []
     for value in (-0.3, 0.3):

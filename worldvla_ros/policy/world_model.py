@@ -34,18 +34,20 @@ class WorldModel:
     """
 
     def __init__(self, pretrained: Pretrained, *, control_period_s: float = 0.05,
-                 reencode: bool = True) -> None:
+                 reencode: bool = True, drafts: bool = True) -> None:
         """Take a checkpoint in memory.
 
         :param control_period_s: [s] between frames, for their stamps; LIBERO runs at 20 Hz.
         :param reencode: turn each imagined frame to pixels and back before the next step, as
             the public evaluation does. False feeds the codes themselves, one encoding cheaper.
+        :param drafts: try the codes of one frame as those of the next, which saves passes. The
+            choices stay the network's own; in bfloat16 ties may break otherwise.
         """
         self._pretrained = pretrained
         self._prompts = pretrained.prompts
         self._action_tokenizer = pretrained.action_tokenizer
         self._period_ns = round(control_period_s * 1e9)
-        self._reencode = reencode
+        self._reencode, self._drafts = reencode, drafts
         self._stamp_ns = 0
         blank = np.zeros([2 * side for side in pretrained.grid_hw], dtype=np.int64)
         longest = self._prompts.world(blank, self._action_tokenizer.encode(np.zeros(7)))
@@ -75,7 +77,7 @@ class WorldModel:
         started = time.perf_counter()
         prompt_ids = self._prompts.world(self._codes, self._action_tokenizer.encode(action))
         decoded = decode_image_rows(self._rows, prompt_ids.tolist(), self._pretrained.grid_hw,
-                                    draft=self._codes)
+                                    draft=self._codes if self._drafts else None)
         image = self._pretrained.image_tokenizer.decode(decoded.codes[None])[0].cpu().numpy()
         codes = decoded.codes.cpu().numpy()
         self._codes = self._pretrained.encode(image) if self._reencode else codes

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 import time
 
-from measuring import Bench, clocks, flips, image_length, quantiles
+from measuring import FLIP_MARGIN, Bench, clocks, flips, image_length, quantiles
 import numpy as np
 from report import Row, row, save, table_of
 import roofline
@@ -33,7 +33,6 @@ from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH
 
-FLIP_MARGIN = 0.15  # stated bound of bfloat16, as in bench_model.py
 CHANGED_CODES = (0.02, 0.05, 0.1, 0.2)  # share of an imagined frame that differs from its draft
 def chunk(bench: Bench, weights: Weights = 'dense') -> list[Row]:
     """Time whole chunks, the newest-frame path and their stages."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the GPU benchmark measures with: the model, the clock, quantiles, flips."""
+"""What the benchmarks of the model measure with: set-up, clock, quantiles, flips."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -22,6 +22,10 @@ from worldvla_ros.model.transformer import Transformer, TransformerConfig
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.tokens.sequence import image_block
 from worldvla_ros.tokens.vocab import Vocabulary
+
+# Stated bound of bfloat16: a token may differ from float32 only where float32's best two logits
+# are closer than this.
+FLIP_MARGIN = 0.15
 
 TINY = TransformerConfig(hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4,
                          vocabulary=Vocabulary.compact(512, 64))
@@ -108,7 +112,10 @@ def quantiles(name: str, times: NDArray[np.float64], floor: float | None = None,
 
 def flips(name: str, exact: Sequence[DecodedChunk], other: Sequence[DecodedChunk],
           bound: float | None) -> list[Row]:
-    """Count the actions in which a token differs; only the first one of each counts."""
+    """Count the actions in which a token differs.
+
+    After a flip an action continues from another token, so only its first one counts.
+    """
     margins, actions = [], 0
     for chunk, differing in zip(exact, other, strict=True):
         for action, tokens in enumerate(chunk.token_ids.cpu()):

@@ -60,8 +60,8 @@ def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
     from worldvla_ros.policy.policy import WorldVLAPolicy
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) - 1))
     return WorldVLAPolicy.from_pretrained(
-        locate_checkpoint(settings.checkpoint), subfolder=settings.subfolder or None, device=settings.device,
-        dtype=settings.dtype, num_actions=settings.num_actions or None)
+        locate_checkpoint(settings.checkpoint), subfolder=settings.subfolder or None,
+        device=settings.device, dtype=settings.dtype, num_actions=settings.num_actions or None)
 
 
 def describe_policy(policy: 'WorldVLAPolicy') -> BackendInfo:

@@ -31,12 +31,13 @@ class EagerChunkDecoder:
     """Plain passes over a growing KV cache, with the action-chunk mask or without."""
 
     def __init__(self, model: Transformer, num_actions: int, longest_prompt: int,
-                 chunk_mask: bool = True) -> None:
+                 chunk_mask: bool = True, choice: str = 'greedy') -> None:
         """Allocate the cache.
 
         :param chunk_mask: False for a network that was trained to see earlier actions.
+        :param choice: see `choose_bins`.
         """
-        self._model, self._num_actions = model, num_actions
+        self._model, self._num_actions, self._choice = model, num_actions, choice
         self._decode = decode_chunk if chunk_mask else decode_chunk_in_order
         self._cache = model.new_cache(chunk_capacity(longest_prompt, num_actions))
 
@@ -46,21 +47,24 @@ class EagerChunkDecoder:
 
     def decode(self, prompt_ids: Ids) -> DecodedChunk:
         """Return the chunk after prompt ids [P]."""
-        return self._decode(self._model, prompt_ids, self._num_actions, cache=self._cache)
+        return self._decode(self._model, prompt_ids, self._num_actions, cache=self._cache,
+                            choice=self._choice)
 
     def warm_up(self) -> None:
         """Do nothing: plain passes have no shapes to prepare."""
 
 
 def chunk_decoder(model: Transformer, num_actions: int, *, prompt_lengths: tuple[int, ...],
-                  newest_rows: int, chunk_mask: bool = True) -> ChunkDecoder:
+                  newest_rows: int, chunk_mask: bool = True, choice: str = 'greedy'
+                  ) -> ChunkDecoder:
     """Return the fastest decoder for the device that the model is on.
 
     :param prompt_lengths: lengths that prompts come in, the longest among them.
     :param newest_rows: rows left to compute once all but the newest frame was prefilled.
     :param chunk_mask: False for a network that was trained without it.
+    :param choice: see `choose_bins`.
     """
     if model.device.type == 'cuda' and chunk_mask:
         return StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
-                                  newest_rows=newest_rows)
-    return EagerChunkDecoder(model, num_actions, max(prompt_lengths), chunk_mask)
+                                  newest_rows=newest_rows, choice=choice)
+    return EagerChunkDecoder(model, num_actions, max(prompt_lengths), chunk_mask, choice)

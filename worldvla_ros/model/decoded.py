@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from worldvla_ros.errors import TokenError
-from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.tokens.vocab import VALUES_PER_ACTION, Vocabulary
 
 Ids = Tensor | np.ndarray | Sequence[int]
+
+_GRIPPER = VALUES_PER_ACTION - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +21,7 @@ class DecodedChunk:
     """The tokens of one chunk with what the model thought of them."""
 
     token_ids: Tensor  # [K, 7] int64 vocabulary ids
-    log_probs: Tensor  # [K, 7] float32 [nat], among the action bins
+    log_probs: Tensor  # [K, 7] float32 [nat] of the choice, among the action bins
     entropy: Tensor  # [K, 7] float32 [nat], over the action bins
     margin: Tensor  # [K, 7] float32, best logit minus second best
     violations: Tensor | None  # int64 []: tokens at which the free model differs; None: not asked
@@ -37,11 +40,31 @@ class DecodedImage:
     passes: int  # forward passes, the one over the prompt included
 
 
-def token_statistics(logits: Tensor) -> dict[str, Tensor]:
-    """Return log-probability of the choice, entropy and top-2 margin of logits [..., bins]."""
+def choose_bins(logits: Tensor, value: int, choice: str = 'greedy') -> Tensor:
+    """Return the bins int64 [...] that logits [..., bins] of one value of an action stand for.
+
+    :param value: which of the seven; the last is the gripper.
+    :param choice: 'greedy' is the most likely bin, as in the public implementation. 'mean' is the
+        bin of the expected motion: bins are ordered, so where the network hesitates between two
+        directions the mean moves carefully, and the mode jumps to one of them. The gripper is
+        always greedy: half open means nothing.
+    """
+    if choice == 'greedy' or value == _GRIPPER:
+        return logits.argmax(-1)
+    bins = torch.arange(logits.shape[-1], device=logits.device, dtype=logits.dtype)
+    return (logits.softmax(-1) * bins).sum(-1).round().long()
+
+
+def token_statistics(logits: Tensor, bins: Tensor | None = None) -> dict[str, Tensor]:
+    """Return log-probability of the choice, entropy and top-2 margin of logits [..., bins].
+
+    :param bins: the choice int64 [...]; None: the most likely.
+    """
     log_probs = logits.log_softmax(-1)
     best = logits.topk(2, dim=-1).values
-    return {'log_probs': log_probs.amax(-1),
+    chosen = (log_probs.amax(-1) if bins is None
+              else log_probs.gather(-1, bins[..., None])[..., 0])
+    return {'log_probs': chosen,
             'entropy': -(log_probs.exp() * log_probs).sum(-1),
             'margin': best[..., 0] - best[..., 1]}
 

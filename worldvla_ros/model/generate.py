@@ -21,7 +21,13 @@ from worldvla_ros.model.attention_mask import (
     packed_decode_mask,
     packed_prefill_mask,
 )
-from worldvla_ros.model.decoded import DecodedChunk, Ids, checked_ids, token_statistics
+from worldvla_ros.model.decoded import (
+    DecodedChunk,
+    Ids,
+    checked_ids,
+    choose_bins,
+    token_statistics,
+)
 from worldvla_ros.model.kv_cache import KVCache
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION
@@ -52,13 +58,15 @@ def prefill(model: Transformer, prefix_ids: Ids, cache: KVCache) -> int:
 
 @torch.inference_mode()
 def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
-                 cache: KVCache | None = None, certify: bool = False) -> DecodedChunk:
+                 cache: KVCache | None = None, certify: bool = False,
+                 choice: str = 'greedy') -> DecodedChunk:
     """Decode K actions in parallel, forcing the grammar (BOA, seven action bins, EOA) x K.
 
     :param prompt_ids: [P], ending with the separator.
     :param cache: reused between calls; rows of an equal prefix are not computed again.
     :param certify: also compare every token with the argmax over the whole vocabulary, which
         takes one pass more (values and EOA of all actions) and the full head in every pass.
+    :param choice: see `choose_bins`.
     """
     vocabulary = model.config.vocabulary
     prompt = checked_ids(prompt_ids, vocabulary)
@@ -76,27 +84,31 @@ def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
 
     mask = packed_decode_mask(len(prompt), num_actions, ACTION_BLOCK_LENGTH, model.device)
     logits = [model.logits(states[0][1:], vocabulary.bins)]
-    tokens = [logits[0].argmax(-1) + vocabulary.bin_start]
+    bins = [choose_bins(logits[0], 0, choice)]
     for step in range(1, VALUES_PER_ACTION):
         columns = len(prompt) + num_actions * (step + 1)
-        states.append(model.rows(tokens[-1][None], positions=positions + step,
+        tokens = bins[-1] + vocabulary.bin_start
+        states.append(model.rows(tokens[None], positions=positions + step,
                                  mask=mask[:, :columns], cache=cache)[0])
         logits.append(model.logits(states[-1], vocabulary.bins))
-        tokens.append(logits[-1].argmax(-1) + vocabulary.bin_start)
+        bins.append(choose_bins(logits[-1], step, choice))
+    token_ids = torch.stack(bins) + vocabulary.bin_start
     violations = None
     if certify:
-        states.append(_grammar_pass(model, tokens[-1], positions, mask, cache))
-        violations = _violations(model, torch.stack(tokens), states)
+        states.append(_grammar_pass(model, token_ids[-1], positions, mask, cache))
+        violations = _violations(model, token_ids, states)
     cache.keep_prefix(prompt)
     return DecodedChunk(
-        token_ids=torch.stack(tokens, dim=1), **token_statistics(torch.stack(logits, dim=1)),
+        token_ids=token_ids.T,
+        **token_statistics(torch.stack(logits, dim=1), torch.stack(bins, dim=1)),
         violations=violations, prefill_s=prefill_s,
         rows=len(prompt) - cached + num_actions * (VALUES_PER_ACTION + 2 * certify))
 
 
 @torch.inference_mode()
 def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int, *,
-                          cache: KVCache | None = None) -> DecodedChunk:
+                          cache: KVCache | None = None, choice: str = 'greedy'
+                          ) -> DecodedChunk:
     """Decode K actions one after the other, each seeing those before it, in 7 K passes.
 
     For networks that were trained without the action-chunk mask. The grammar is forced as in
@@ -112,20 +124,24 @@ def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int,
     cached = cache.rewind_to_common_prefix(prompt)
     waiting = [*prompt[cached:], vocabulary.boa]
     logits: list[Tensor] = []
+    bins: list[Tensor] = []
     rows, prefill_s = 0, 0.0
     for _ in range(num_actions):
-        for _ in range(VALUES_PER_ACTION):
+        for value in range(VALUES_PER_ACTION):
             hidden = model.rows(torch.tensor(waiting, device=model.device)[None], cache=cache,
                                 keep_last=1)
             rows += len(waiting)
             logits.append(model.logits(hidden[0, -1], vocabulary.bins))
-            waiting = [int(logits[-1].argmax()) + vocabulary.bin_start]
+            bins.append(choose_bins(logits[-1], value, choice))
+            waiting = [int(bins[-1]) + vocabulary.bin_start]
             prefill_s = prefill_s or time.perf_counter() - started
         waiting += [vocabulary.eoa, vocabulary.boa]
     cache.keep_prefix(prompt)
-    stacked = torch.stack(logits).unflatten(0, (num_actions, VALUES_PER_ACTION))
-    return DecodedChunk(token_ids=stacked.argmax(-1) + vocabulary.bin_start,
-                        **token_statistics(stacked), violations=None, prefill_s=prefill_s,
+    shape = (num_actions, VALUES_PER_ACTION)
+    chosen = torch.stack(bins).unflatten(0, shape)
+    return DecodedChunk(token_ids=chosen + vocabulary.bin_start,
+                        **token_statistics(torch.stack(logits).unflatten(0, shape), chosen),
+                        violations=None, prefill_s=prefill_s,
                         rows=rows)
 
 

@@ -218,6 +218,6 @@ class Codebook(nn.Module):
         """Return the index int64 [N, h, w] of the nearest code of latents [N, C, h, w]."""
         points = latents.permute(0, 2, 3, 1).flatten(0, 2)
         codes = self.embedding.weight
-        # |p - c|^2 = |p|^2 - 2 (p c - |c|^2 / 2): one pass over a table as large as all activations
+        # |p - c|^2 = |p|^2 - 2 (p c - |c|^2 / 2): one pass over the largest table
         closeness = torch.addmm(-0.5 * codes.square().sum(1), points, codes.T)
         return closeness.argmax(1).view(latents.shape[0], *latents.shape[2:])

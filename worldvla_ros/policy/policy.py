@@ -125,7 +125,8 @@ class WorldVLAPolicy:
             self.pretrained.model, self.horizon, newest_rows=full - older,
             prompt_lengths=(older + USUAL_TEXT_TOKENS, full + USUAL_TEXT_TOKENS,
                             full + MAX_TEXT_TOKENS),
-            chunk_mask=self.pretrained.settings.chunk_mask)
+            chunk_mask=self.pretrained.settings.chunk_mask,
+            choice=self.pretrained.settings.bin_choice)
 
     def _check_number_of_frames(self, observation: Observation) -> None:
         if not 1 <= len(observation.frames) <= self.history_length:

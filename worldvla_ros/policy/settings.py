@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from worldvla_ros.errors import CheckpointError
-from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
+from worldvla_ros.tokens.action_tokenizer import BIN_CHOICES, LIBERO_MAXIMUM, LIBERO_MINIMUM
 from worldvla_ros.tokens.sequence import ACTION_PROMPT, WORLD_PROMPT
 
 POLICY_FILE = 'policy.json'
@@ -26,6 +26,7 @@ class PolicySettings:
     action_prompt: str = ACTION_PROMPT
     world_prompt: str = WORLD_PROMPT
     chunk_mask: bool = True  # trained so that no action sees an earlier one of its chunk
+    bin_choice: str = 'greedy'  # or 'mean': see model.decoded.choose_bins
     notes: str = ''  # data, licence and limits of the weights, for people
 
     def __post_init__(self) -> None:
@@ -36,6 +37,9 @@ class PolicySettings:
         if self.history_length < 1 or self.horizon < 1:
             raise CheckpointError(f'history_length and horizon must be at least 1, got '
                                   f'{self.history_length} and {self.horizon}')
+        if self.bin_choice not in BIN_CHOICES:
+            raise CheckpointError(f'bin_choice must be one of {BIN_CHOICES}, got '
+                                  f'{self.bin_choice!r}')
         if self.action_prompt.count('{instruction}') != 1:
             raise CheckpointError('action_prompt must hold {instruction} once, got '
                                   f'{self.action_prompt!r}')
@@ -53,7 +57,7 @@ class PolicySettings:
             raise CheckpointError(f'cannot read {path}: {error}') from error
         known = {field.name for field in fields(cls)}
         if isinstance(entries, dict):
-            entries.setdefault('chunk_mask', True)  # as in files older than the entry
+            entries = {'chunk_mask': True, 'bin_choice': 'greedy'} | entries  # newer than files
         if not isinstance(entries, dict) or set(entries) != known:
             raise CheckpointError(f'{path}: expected an object with the keys {sorted(known)}, '
                                   f'got {sorted(entries)}')

@@ -22,6 +22,9 @@ LIBERO_MINIMUM = (-0.9375, -0.9375, -0.9375, -0.32571429, -0.375, -0.375, -1.0)
 LIBERO_MAXIMUM = (0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0)
 """Largest action of the LIBERO demonstrations."""
 
+BIN_CHOICES = ('greedy', 'mean')
+"""How a value follows from the probabilities of its bins: see `model.decoded.choose_bins`."""
+
 _RANGE_EPSILON = 1e-8  # added to max - min by the public implementation
 
 

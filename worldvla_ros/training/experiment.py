@@ -128,7 +128,7 @@ def _loaded(folder: str, config: TrainConfig, store: TokenStore) -> Pretrained:
     return replace(given, settings=replace(
         given.settings, name=config.run.name, trained=True, notes=_notes(store),
         history_length=config.data.history_length, horizon=config.data.horizon,
-        chunk_mask=config.data.chunk_mask))
+        bin_choice=config.model.bin_choice, chunk_mask=config.data.chunk_mask))
 
 
 def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
@@ -139,8 +139,8 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
     return PolicySettings(
         name=config.run.name, trained=True, image_size=store.header.image_size,
         history_length=config.data.history_length, horizon=config.data.horizon,
-        chunk_mask=config.data.chunk_mask, action_minimum=low, action_maximum=high,
-        notes=_notes(store))
+        chunk_mask=config.data.chunk_mask, bin_choice=config.model.bin_choice,
+        action_minimum=low, action_maximum=high, notes=_notes(store))
 
 
 def _notes(store: TokenStore) -> str:

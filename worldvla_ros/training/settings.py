@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from worldvla_ros.config import REQUIRED, bounded, check
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.tokens.action_tokenizer import BIN_CHOICES
 from worldvla_ros.training.losses import LossConfig
 from worldvla_ros.training.samples import BRANCHES
 
@@ -44,6 +45,8 @@ class ModelConfig:
     num_layers: int = bounded(6, minimum=1)
     num_heads: int = bounded(4, minimum=1)
     tie_word_embeddings: bool = bounded(False)
+    bin_choice: str = bounded('mean', choices=BIN_CHOICES,
+                              doc='of the policy: expected or most likely value (published)')
     image_embeddings: str = bounded('codebook', choices=('codebook', 'random'),
                                     doc='of a new model: alike for codes that look alike')
     text_tokens: int = bounded(512, minimum=300, doc='most ids of the text tokenizer')

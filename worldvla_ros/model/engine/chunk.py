@@ -19,7 +19,13 @@ import torch
 from torch import Tensor
 
 from worldvla_ros.errors import InferenceError, TokenError
-from worldvla_ros.model.decoded import DecodedChunk, Ids, checked_ids, token_statistics
+from worldvla_ros.model.decoded import (
+    DecodedChunk,
+    Ids,
+    checked_ids,
+    choose_bins,
+    token_statistics,
+)
 from worldvla_ros.model.engine.graphs import Graphs
 from worldvla_ros.model.engine.layers import COLUMN_MULTIPLE, bias_of
 from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
@@ -38,18 +44,20 @@ class StaticChunkDecoder:
     """
 
     def __init__(self, model: Transformer, num_actions: int, *, prompt_buckets: Sequence[int],
-                 newest_rows: int, weights: Weights = 'dense', compiled: bool | None = None
-                 ) -> None:
+                 newest_rows: int, weights: Weights = 'dense', compiled: bool | None = None,
+                 choice: str = 'greedy') -> None:
         """Build the engine for a model in evaluation mode.
 
         :param prompt_buckets: prompt lengths to build graphs for; a prompt takes the next larger.
         :param newest_rows: rows of the prompt that are left to compute after `prefill`: newest
             image and separator.
         :param weights: see `StaticNetwork`.
+        :param choice: see `choose_bins`.
         """
         if num_actions < 1:
             raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
         self._vocabulary, self._num_actions = model.config.vocabulary, num_actions
+        self._choice = choice
         self._buckets = sorted({round_up(length) for length in prompt_buckets})
         self._newest_rows = round_up(newest_rows)
         longest = self._buckets[-1]
@@ -164,14 +172,18 @@ class StaticChunkDecoder:
             torch.cat((positions, first_position)), torch.cat((columns, bucket + action)),
             [prompt, boas], needed=boas)
         logits = [network.logits(hidden, vocabulary.bins)]
+        bins: list[Tensor] = []
         for step in range(1, VALUES_PER_ACTION):
-            tokens = logits[-1].argmax(-1) + vocabulary.bin_start
+            bins.append(choose_bins(logits[-1], step - 1, self._choice))
+            tokens = bins[-1] + vocabulary.bin_start
             hidden = network.rows(tokens, first_position + step,
                                   bucket + step * self._num_actions + action,
                                   [Rows(slice(None), biases[step])])
             logits.append(network.logits(hidden, vocabulary.bins))
-        chunk = torch.stack(logits, dim=1)
-        return (chunk.argmax(-1) + vocabulary.bin_start, *token_statistics(chunk).values())
+        bins.append(choose_bins(logits[-1], VALUES_PER_ACTION - 1, self._choice))
+        chosen = torch.stack(bins, dim=1)
+        return (chosen + vocabulary.bin_start,
+                *token_statistics(torch.stack(logits, dim=1), chosen).values())
 
     def _action_biases(self, bucket: int, action: Tensor) -> Tensor:
         """Return [7, K, columns]: at each step an action sees the prompt and its own tokens."""

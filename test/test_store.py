@@ -29,6 +29,7 @@ from worldvla_ros.training.batches import (
     batch_mask,
     collate,
     collate_by_branch,
+    with_code_noise,
 )
 from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.losses import IGNORED
@@ -259,3 +260,17 @@ def test_a_store_takes_over_what_an_earlier_one_has(tmp_path, monkeypatch):
     assert encoded == [len(episodes[1].frames), len(episodes[2].frames)]
     fresh = write_store(tmp_path / 'fresh', episodes, tokenizer, size)
     assert second.header.data == fresh.header.data
+
+
+def test_noise_replaces_codes_that_are_shown_and_nothing_that_is_learned(store):
+    samples = table(store, ('action', 'world'))
+    for batch in collate_by_branch([samples[0], samples[1], samples[len(samples) - 1]]):
+        noisy = with_code_noise(batch, VOCABULARY, 0.5, np.random.default_rng(0))
+        shown = torch.isin(batch.input_ids, torch.tensor(VOCABULARY.codes)) & (
+            batch.labels == IGNORED)
+        changed = noisy.input_ids != batch.input_ids
+        assert not (changed & ~shown).any()
+        assert 0.35 < changed[shown].float().mean() < 0.65
+        assert torch.equal(noisy.labels, batch.labels)
+        same = with_code_noise(batch, VOCABULARY, 0.0, np.random.default_rng(0))
+        assert torch.equal(same.input_ids, batch.input_ids)

@@ -132,6 +132,20 @@ def collate_by_branch(samples: Sequence[Sample]) -> tuple[Batch, ...]:
                  for branch in branches)
 
 
+def with_code_noise(batch: Batch, vocabulary: Vocabulary, share: float,
+                    rng: np.random.Generator) -> Batch:
+    """Return the batch with this share of the image codes that it shows replaced by random ones.
+
+    Codes to be learned stay. It keeps a network from recognising a training episode by a few
+    codes, and from trusting a single one, as dropout of pixels would.
+    """
+    ids = batch.input_ids.numpy()
+    is_code = (ids >= vocabulary.codes.start) & (ids < vocabulary.codes.stop)
+    replaced = (is_code & (batch.labels.numpy() == IGNORED) & (rng.random(ids.shape) < share))
+    noise = rng.integers(vocabulary.codes.start, vocabulary.codes.stop, ids.shape)
+    return Batch(torch.from_numpy(np.where(replaced, noise, ids)), batch.labels, batch.is_world)
+
+
 def batch_mask(ids: Tensor, vocabulary: Vocabulary, chunk_mask: bool = True) -> Tensor:
     """Return the published mask, bool [B, S, S], of complete sequences [B, S].
 

@@ -16,6 +16,7 @@ import os
 from pathlib import Path
 import sys
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 import torch.distributed as dist
@@ -33,6 +34,7 @@ from worldvla_ros.training.batches import (
     batch_mask,
     collate,
     collate_by_branch,
+    with_code_noise,
 )
 from worldvla_ros.training.experiment import Experiment
 from worldvla_ros.training.failures import TrainingError
@@ -212,8 +214,12 @@ class Trainer:
         indices = self._experiment.train.batch(data.batch_size, data.world_share,
                                                self._config.run.seed, step)
         mine = indices[self._rank::self._processes]
-        return tuple(self._collate(self._experiment.train, mine[part::data.accumulate].tolist())
-                     for part in range(data.accumulate))
+        rng = np.random.default_rng((self._config.run.seed, step, self._rank))
+        vocabulary = self._experiment.pretrained.model.config.vocabulary
+        return tuple(
+            tuple(with_code_noise(batch, vocabulary, data.code_noise, rng) for batch in
+                  self._collate(self._experiment.train, mine[part::data.accumulate].tolist()))
+            for part in range(data.accumulate))
 
     def _collate(self, table: SampleTable, indices: list[int]) -> tuple[Batch, ...]:
         samples = [table[index] for index in indices]

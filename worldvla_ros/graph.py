@@ -28,7 +28,8 @@ class Argument:
 _FLAG = ('', 'true', 'false')
 
 POLICY_ARGUMENTS = {
-    'checkpoint': Argument('Folder or Hub id of a checkpoint; random: small, untrained weights'),
+    'checkpoint': Argument('worldvla-mini (trained, ships with the package), a folder or Hub id '
+                           'of a checkpoint, or random: small, untrained weights'),
     'device': Argument('Torch device of the worker: cpu, cuda, ...'),
     'image': Argument('Topic of the third-person camera', 'image'),
     'mode': Argument('realtime for robots, lockstep for a simulator that waits', '',
@@ -54,6 +55,8 @@ DEMO_ARGUMENTS = {
     'mode': Argument('lockstep: each waits for the other; realtime: 20 Hz', 'lockstep',
                      ('lockstep', 'realtime')),
     'assets': Argument('Meshes and textures', 'builtin', ('auto', 'builtin', 'official')),
+    'image_size': Argument('Side of the camera images [px]; default: what worldvla-mini was '
+                           'trained on', '192'),
 }
 """Arguments of demo.launch.py: the policy and the simulator, wired to each other."""
 
@@ -112,7 +115,7 @@ def demo_graph(given: Mapping[str, str]) -> list[NodeSpec]:
                             'use_sim_time': 'true', 'image': 'camera/agentview/image_raw'})
     # A simulated camera has no noise, so a still picture does not mean a frozen camera.
     policy.parameters['obs.frozen_after'] = -1
-    return [policy, *sim_graph(_only(arguments, 'mode', 'assets'))]
+    return [policy, *sim_graph(_only(arguments, 'mode', 'assets', 'image_size'))]
 
 
 def defaults(arguments: Mapping[str, Argument]) -> dict[str, str]:

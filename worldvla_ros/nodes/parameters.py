@@ -70,8 +70,9 @@ class PolicyParameters(ControllerSettings):
     """All parameters of the policy node."""
 
     checkpoint: str = bounded(
-        'random', read_only=True,
-        doc='Folder or Hub id of a checkpoint; random: small, seeded, untrained weights')
+        'worldvla-mini', read_only=True,
+        doc='Folder or Hub id of a checkpoint; worldvla-mini: the trained one of this package; '
+            'random: small, seeded, untrained weights')
     subfolder: str = bounded('', read_only=True, doc='Folder inside the checkpoint')
     device: str = bounded('cpu', read_only=True, doc='Torch device: cpu, cuda, cuda:0, ...')
     dtype: str = bounded(

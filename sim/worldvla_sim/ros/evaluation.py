@@ -25,6 +25,7 @@ from worldvla_ros.msg import Episode
 from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.policies import checkpoint_folder
 from worldvla_sim.ros.episode_client import EpisodeClient
 from worldvla_sim.ros.expert_over_ros import ExpertCommander
 from worldvla_sim.runner import LOCKSTEP, EpisodeJob, EvaluationSettings, RunOptions
@@ -119,7 +120,7 @@ def _image_size(settings: EvaluationSettings) -> int:
     """Return the side of the pictures [px]: what the checkpoint was trained on."""
     if not settings.checkpoint:
         return settings.image_size
-    return PolicySettings.load(Path(settings.policy) / POLICY_FILE).image_size
+    return PolicySettings.load(checkpoint_folder(settings.policy) / POLICY_FILE).image_size
 
 
 @contextlib.contextmanager

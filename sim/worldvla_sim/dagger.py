@@ -16,7 +16,7 @@ from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.policies import POLICIES, EpisodePolicy, checkpoint_folder, policy_factory
 
-POLICY_STEPS, EXPERT_STEPS = (10, 60), (15, 50)  # shortest and longest turn of each
+POLICY_STEPS, EXPERT_STEPS = (20, 90), (10, 40)  # shortest and longest turn of each
 EXPERT_FINISHES = 0.6  # of the suite's step limit, from where only the expert acts
 STEP_LIMIT = 1.5  # times the suite's: what the policy spoiled takes time to put right
 

@@ -26,12 +26,15 @@ HIGHEST = np.array([0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0])
 FAMILIES = {
     'across a box': ('libero_object', 1, 0),
     'by the rim, out of a drawer': ('libero_spatial', 4, 1),
+    'by the rim, beside a wall': ('libero_spatial', 4, 0),
+    'by the rim, an edge under a roof': ('libero_spatial', 4, 5),
     'pull a drawer': ('libero_goal', 0, 0),
     'out from under an open drawer': ('libero_goal', 3, 4),
     'slide a plate': ('libero_goal', 5, 0),
     'turn a knob': ('libero_goal', 7, 0),
     'lay a bottle': ('libero_goal', 9, 0),
     'push a drawer shut': ('libero_10', 3, 4),
+    'let go where the hand goes no deeper': ('libero_10', 3, 2),
     'turn a book': ('libero_10', 5, 0),
     'under a roof, swing a door': ('libero_10', 9, 0),
 }
@@ -110,7 +113,7 @@ def test_rim_grasp_pinches_the_wall_and_keeps_off_the_neighbours(tabletop):
 
 
 def test_nothing_is_above_an_object_in_the_open(tabletop):
-    assert not way_out(Scene(tabletop), 'plate_1').any()
+    assert not way_out(Scene(tabletop), 'cream_cheese_1').any()
 
 
 def test_way_out_leads_from_under_an_open_drawer(tabletop):
@@ -124,6 +127,41 @@ def test_way_out_leads_from_under_an_open_drawer(tabletop):
     move = way_out(scene, 'akita_black_bowl_1')
     tabletop.reset(0)
     assert 0.02 < np.linalg.norm(move) < 0.17
+
+
+def test_an_object_with_an_edge_under_a_drawer_is_moved_by_little_and_not_lifted(tabletop):
+    scene = Scene(tabletop)
+    tabletop.data.joint('wooden_cabinet_1_top_level').qpos[0] = -0.16
+    bowl = tabletop.data.joint('akita_black_bowl_1_joint0').qpos
+    front = scene.position('wooden_cabinet_1_top_region') + np.array([0.0, 0.35, 0.0])
+    for _ in range(200):  # from far away to under the drawer, 2 mm at a time
+        front[1] -= 0.002
+        bowl[:2] = front[:2]
+        tabletop._libero.sim.forward()
+        if (move := way_out(scene, 'akita_black_bowl_1')).any():
+            break
+    bowl[1] -= 0.03
+    tabletop._libero.sim.forward()
+    farther = way_out(scene, 'akita_black_bowl_1')
+    tabletop.reset(0)
+    assert move[2] == 0.0
+    assert 0.005 < np.linalg.norm(move) < 0.012
+    assert farther[2] > 0.0, 'what is fully under a drawer is lifted off the table'
+    assert np.linalg.norm(farther[:2]) > 0.02
+
+
+def test_a_rim_beside_a_wall_is_entered_off_centre_and_closed_on_from_either_place():
+    with LiberoEnv('libero_spatial', 4, render=False, assets='builtin') as env:
+        env.reset(0)
+        grasp = plan_grasp(Scene(env), 'akita_black_bowl_1')
+        centre = Scene(env).position('akita_black_bowl_1')
+    assert 0.004 < np.linalg.norm(grasp.aside) < 0.017
+    assert grasp.aside @ (centre - grasp.position) > 0, 'towards the middle of the bowl'
+    for share in (0.0, 0.5, 1.0):
+        assert grasp.distance(grasp.position + share * grasp.aside) < 1e-9
+    assert grasp.distance(grasp.position - grasp.aside) == pytest.approx(
+        np.linalg.norm(grasp.aside))
+    np.testing.assert_allclose(grasp.before(0.0), grasp.position + grasp.aside)
 
 
 def test_highest_obstacle_ignores_what_lies_behind_the_start(tabletop):

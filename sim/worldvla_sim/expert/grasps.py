@@ -5,7 +5,7 @@ Boxes, cans and bottles are taken across the middle. Bowls, mugs and the like ar
 gripper opens and are taken by the rim, at an angle where the hand touches nothing else.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -24,6 +24,10 @@ _RIM_LEAN = 0.35  # [rad]
 _POINT_COST = 0.05  # of one obstacle point inside the gripper
 _APPROACH_SAMPLES = (0.0, 0.05, 0.10)  # [m] before the grasp
 _SIDE_MARGIN = 0.015  # [m] of air wanted around an object that is moved aside
+_DRAG_HEIGHT = 0.015  # [m]
+_NO_OVERHANG, _SMALL_OVERHANG = 0.002, 0.010  # [m] beside, or over, an object's edge
+_OVERHANG_MARGIN = 0.008  # [m] of air wanted when only an edge is under something
+_SAME_COLUMN = 0.003  # [m] between points one above the other
 
 # Boxes around the open gripper in its own frame, lower and upper corner [m], measured from the
 # collision meshes of robosuite's Panda: the two fingers, the hand, and link 6 above it.
@@ -31,6 +35,12 @@ _GRIPPER = np.array([[[0.030, -0.013, -0.05], [0.070, 0.013, 0.0125]],
                      [[-0.070, -0.013, -0.05], [-0.030, 0.013, 0.0125]],
                      [[-0.108, -0.035, -0.125], [0.108, 0.035, -0.026]],
                      [[-0.065, -0.155, -0.295], [0.065, 0.065, -0.125]]])
+
+
+# The same of the finger outside a rim, below the rim's height and above it, with 2 mm of air.
+_OUTER_FINGER = np.array([[[0.036, -0.012, -0.024], [0.060, 0.012, 0.0125]],
+                          [[0.036, -0.012, -0.05], [0.068, 0.012, -0.024]]])
+_ASIDE = np.arange(0.0, 0.017, 0.004)  # [m] towards a rim's centre; the fingers close off centre
 
 
 @dataclass(frozen=True)
@@ -60,21 +70,46 @@ class Grasp:
     position: np.ndarray  # (3,) [m] of the grip site
     rotation: np.ndarray  # (3, 3) gripper axes as columns
     cost: float = 0.0  # lower is better; each obstacle point inside the gripper adds to it
+    aside: np.ndarray = field(default_factory=lambda: np.zeros(3))
+    """From `position` to where the open gripper comes down, (3,) [m]: beside a wall."""
 
     def before(self, distance: float) -> np.ndarray:
         """Return the point `distance` [m] back along the approach, (3,) [m]."""
-        return self.position - distance * self.rotation[:, 2]
+        return self.position + self.aside - distance * self.rotation[:, 2]
+
+    def distance(self, position: np.ndarray) -> float:
+        """Distance [m] of a gripper from where the fingers may close: aside or at the grasp."""
+        offset, length = position - self.position, float(np.linalg.norm(self.aside))
+        share = np.clip(offset @ self.aside / length**2, 0.0, 1.0) if length else 0.0
+        return float(np.linalg.norm(offset - share * self.aside))
 
 
 def _obstruction(points: np.ndarray, position: np.ndarray, rotation: np.ndarray) -> float:
     """Cost of the obstacle points that the gripper touches on its last way to a grasp."""
-    touched = 0
-    for distance in _APPROACH_SAMPLES:
-        local = (points - position) @ rotation + [0.0, 0.0, distance]
-        local = local[np.abs(local).max(axis=1) < 0.3]
-        in_box = (local[:, None] > _GRIPPER[:, 0]) & (local[:, None] < _GRIPPER[:, 1])
-        touched += int(in_box.all(axis=2).any(axis=1).sum())
-    return _POINT_COST * touched
+    local = (points - position) @ rotation
+    approach = np.array([0.0, 0.0, 1.0])
+    return _POINT_COST * sum(_touched(local + distance * approach, _GRIPPER)
+                             for distance in _APPROACH_SAMPLES)
+
+
+def _touched(local: np.ndarray, boxes: np.ndarray) -> int:
+    """Count the points (n, 3) inside any of the boxes (m, 2, 3), all in the gripper's frame."""
+    local = local[np.abs(local).max(axis=1) < 0.3]
+    in_box = (local[:, None] > boxes[:, 0]) & (local[:, None] < boxes[:, 1])
+    return int(in_box.all(axis=2).any(axis=1).sum())
+
+
+def _beside_wall(grasp: Grasp, radial: np.ndarray, obstacles: np.ndarray) -> Grasp:
+    """Let a rim's grasp come down as near to the centre as its outer finger needs.
+
+    A bowl in a drawer leaves less than a finger's width to the drawer's side.
+    """
+    outwards = grasp.rotation if grasp.rotation[:, 0] @ radial > 0 else (
+        grasp.rotation @ np.diag([-1.0, -1.0, 1.0]))
+    local = (obstacles - grasp.position) @ outwards
+    inwards = np.array([1.0, 0.0, 0.0])
+    aside = min(_ASIDE, key=lambda move: _touched(local + move * inwards, _OUTER_FINGER))
+    return replace(grasp, aside=-aside * outwards[:, 0])
 
 
 def _turning_cost(yaw: float) -> float:
@@ -131,8 +166,9 @@ def plan_rim_grasp(scene: Scene, name: str) -> Grasp:
             rotation = outward @ leaning(scene, position, yaw)
             cost = (_obstruction(in_the_way, position, rotation) + _turning_cost(yaw)
                     + 6.0 * _overreach(scene, position) + 0.3 * lean)
-            candidates.append(Grasp(position, rotation, cost))
-    return min(candidates, key=lambda grasp: grasp.cost)
+            candidates.append((Grasp(position, rotation, cost), radial))
+    grasp, radial = min(candidates, key=lambda candidate: candidate[0].cost)
+    return _beside_wall(grasp, radial, obstacles)
 
 
 def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
@@ -172,23 +208,30 @@ def aligned(fingers: np.ndarray, approach: np.ndarray) -> np.ndarray:
 
 
 def way_out(scene: Scene, name: str) -> np.ndarray:
-    """Shortest horizontal move after which nothing is above or beside an object, (3,) [m].
+    """Shortest sideways move after which nothing is above or beside an object, (3,) [m].
 
-    Zero if nothing is above it now; an open drawer may be.
+    Zero if nothing is above it now; an open drawer or the cabinet over it may be. z is how far to
+    lift before: nothing where only an edge is under something, perhaps by millimetres.
     """
     own, obstacles = scene.points(only=name), scene.points(without=[name])
     low, high = own.min(axis=0), own.max(axis=0)
     centre, radius = (low + high)[:2] / 2, float((high - low)[:2].max()) / 2
-
-    def is_free(move: np.ndarray, points: np.ndarray, margin: float) -> bool:
-        return bool((np.linalg.norm(points[:, :2] - centre - move, axis=1)
-                     > radius + margin).all())
-    if is_free(np.zeros(2), obstacles[obstacles[:, 2] > high[2]], -0.01):
+    off = centre - obstacles[obstacles[:, 2] > high[2], :2]
+    distances = np.linalg.norm(off, axis=1)
+    overhang = radius - float(distances.min(initial=np.inf))
+    if overhang < -_NO_OVERHANG:
         return np.zeros(3)
+    if overhang < _SMALL_OVERHANG:
+        nearest = off[distances.argmin()]
+        beside = obstacles[(obstacles[:, 2] > low[2]) & (obstacles[:, 2] < high[2]), :2]
+        if (np.linalg.norm(centre - nearest - beside, axis=1) < _SAME_COLUMN).any():
+            return np.zeros(3)  # it stands beside the object
+        return np.append((overhang + _OVERHANG_MARGIN) * nearest / distances.min(), 0.0)
     standing = obstacles[obstacles[:, 2] > low[2] + 0.02]
     angles = np.arange(_ANGLES) * 2 * np.pi / _ANGLES
     for distance in np.arange(0.01, 0.17, 0.01):
         for move in distance * np.stack([np.cos(angles), np.sin(angles)], axis=1):
-            if is_free(move, standing, _SIDE_MARGIN):
-                return np.append(move, 0.0)
+            if (np.linalg.norm(standing[:, :2] - centre - move, axis=1)
+                    > radius + _SIDE_MARGIN).all():
+                return np.append(move, _DRAG_HEIGHT)
     return np.zeros(3)

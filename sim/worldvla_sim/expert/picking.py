@@ -8,7 +8,7 @@ planned grasp is kept, relative to the object, until the object was pushed or tu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -44,7 +44,7 @@ class _Plan:
     grasp: Grasp
     position: np.ndarray  # (3,) [m] of the object
     axes: np.ndarray  # (3, 3) of the object
-    way_out: np.ndarray  # (3,) [m] horizontal move from under what is above; zero if nothing is
+    way_out: np.ndarray  # (3,) [m] as of `grasps.way_out`; zero once it is out
 
 
 def put(robot: Robot, name: str, target: str, *, offset: Sequence[float] = (0, 0, 0.012),
@@ -98,6 +98,8 @@ class Placing:
         pinched = self._scene.pinched(self._name)
         if pinched and self._is_at_place():
             return self._go(self._robot.position, OPEN)
+        if pinched and self._is_blocked():
+            return self._go(self._place(), OPEN, 0.7)
         if pinched and self._is_held():
             return self._carry()
         if self._is_released():
@@ -120,6 +122,12 @@ class Placing:
     def _is_at_place(self) -> bool:
         lateral, above = _split(self._place() - self._robot.position, -_UP)
         return lateral < 0.014 and above < 0.008
+
+    def _is_blocked(self) -> bool:
+        """Whether something below stops the hand or what it holds right above its place."""
+        lateral, above = _split(self._place() - self._robot.position, -_UP)
+        return (lateral < 0.02 and above > 0.0 and self._scene.meets_obstacle(self._name)
+                and (self._robot.speed() < 0.005 or self._robot.finger_gaps().max() < 0.003))
 
     def _is_released(self) -> bool:
         """Whether the gripper is still around what it has just let go at its place."""
@@ -169,8 +177,8 @@ class Placing:
         if np.linalg.norm((plan.way_out - moved)[:2]) < 0.01:
             self._plan = _Plan(plan.grasp, plan.position, plan.axes, np.zeros(3))
             return None
-        if moved[2] < 0.008 and np.linalg.norm(moved[:2]) < 0.01:
-            return 0.015 * _UP
+        if moved[2] < plan.way_out[2] - 0.007 and np.linalg.norm(moved[:2]) < 0.01:
+            return plan.way_out[2] * _UP
         return (plan.way_out - moved) * [1.0, 1.0, 0.0]
 
     def _replan(self) -> bool:
@@ -190,13 +198,14 @@ class Placing:
 
     def _is_closing(self, plan: _Plan) -> bool:
         """Whether the fingers are about to close on the object, which may move it."""
-        return bool(np.linalg.norm(self._robot.position - self._tracked(plan)) < 0.015
+        return bool(self._tracked(plan).distance(self._robot.position) < 0.015
                     and _EMPTY < self._robot.opening < _OPENED
                     and self._robot.finger_speeds().max() < -0.01)
 
-    def _tracked(self, plan: _Plan) -> np.ndarray:
-        """Position of the planned grasp on the object where it is now, (3,) [m]."""
-        return plan.grasp.position + self._scene.position(self._name) - plan.position
+    def _tracked(self, plan: _Plan) -> Grasp:
+        """Return the planned grasp of the object where it is now."""
+        moved = self._scene.position(self._name) - plan.position
+        return replace(plan.grasp, position=plan.grasp.position + moved)
 
     def _back_off(self) -> np.ndarray:
         """Wait with open fingers, above what still moves."""
@@ -208,16 +217,16 @@ class Placing:
         """Come above the object, go down around it, close."""
         robot, plan = self._robot, self._plan
         assert plan is not None, 'planned before'
-        position, rotation = self._tracked(plan), plan.grasp.rotation
+        grasp = self._tracked(plan)
+        rotation = grasp.rotation
         robot.turn_to(rotation)
-        grasp = Grasp(position, rotation)
-        lateral, before = _split(position - robot.position, rotation[:, 2])
-        distance = float(np.linalg.norm(position - robot.position))
+        lateral, before = _split(grasp.before(0.0) - robot.position, rotation[:, 2])
+        distance = grasp.distance(robot.position)
         turned = robot.turn_error()
         if pinched and (distance < 0.02 or robot.opening < 0.065):
             return self._go(robot.position, CLOSED)
         if turned < 0.2 and self._shall_close(distance):
-            correction = np.clip(position - robot.position, -_CORRECTION, _CORRECTION)
+            correction = np.clip(grasp.position - robot.position, -_CORRECTION, _CORRECTION)
             return self._go(robot.position + correction, CLOSED)
         if robot.opening < 0.06 and self._scene.touching(self._name, 'gripper'):
             return self._go(robot.position, OPEN)

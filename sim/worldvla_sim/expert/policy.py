@@ -7,7 +7,8 @@ from worldvla_sim.expert.recipes import recipe_for
 from worldvla_sim.expert.robot import Robot
 from worldvla_sim.expert.scene import Scene
 from worldvla_sim.expert.skills import Motion, stay
-from worldvla_sim.libero_env import LiberoEnv, SimObservation
+from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.observation import SimObservation
 
 
 class ExpertPolicy:

@@ -81,6 +81,12 @@ class Scene:
         return any({self._owners[a], self._owners[b]} == {name, other}
                    for a, b in self.data.contact.geom)
 
+    def meets_obstacle(self, held: str) -> bool:
+        """Whether the robot, or what it holds, is in contact with anything else."""
+        moving = {'robot', 'gripper', held}
+        return any((self._owners[a] in moving) != (self._owners[b] in moving)
+                   for a, b in self.data.contact.geom)
+
     def pinched(self, name: str) -> bool:
         """Whether both fingers touch an object."""
         contacts = [(a, b) for a, b in self.data.contact.geom

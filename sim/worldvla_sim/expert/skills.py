@@ -87,7 +87,7 @@ def approach(robot: Robot, grasp: Grasp) -> Motion:
         yield from reach(robot, robot.position, tolerance=0.03, turn_tolerance=0.15, patience=30)
     yield from travel(robot, grasp.before(HOVER))
     yield from reach(robot, grasp.before(HOVER), tolerance=0.006, patience=25)
-    return (yield from reach(robot, grasp.position, tolerance=0.004, speed=0.8, patience=30))
+    return (yield from reach(robot, grasp.before(0.0), tolerance=0.004, speed=0.8, patience=30))
 
 
 def take(robot: Robot, name: str, *, grasp: Grasp | None = None, lift: float = 0.06) -> Motion:
@@ -101,8 +101,9 @@ def take(robot: Robot, name: str, *, grasp: Grasp | None = None, lift: float = 0
     yield from grip(robot, CLOSED)
     before = scene.position(name)[2]
     if (out := way_out(scene, name)).any():
-        yield from rise(robot, 0.015)
-        yield from reach(robot, robot.position + out, turn_tolerance=np.inf, patience=40)
+        yield from rise(robot, out[2])
+        yield from reach(robot, robot.position + out * [1, 1, 0], turn_tolerance=np.inf,
+                         patience=40)
     yield from rise(robot, lift)
     return scene.position(name)[2] - before > 0.01 and scene.touching(name, 'gripper')
 

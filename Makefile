@@ -1,7 +1,7 @@
 # Every target does all the set-up that it needs; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate test test-all lint bench bench-model clean
+.PHONY: help setup demo evaluate test test-all lint bench bench-gpu bench-model clean
 
 RUN := . tools/env.sh &&
 
@@ -28,6 +28,9 @@ lint: setup  ## ruff and mypy
 
 bench: setup  ## speed of the bridge, the camera path and the command publisher
 	@$(RUN) exec python benchmarks/bench_ros.py $(ARGS)
+
+bench-gpu: setup  ## the 7B model on a GPU, stage by stage; ARGS=--small tries it on a CPU
+	@$(RUN) exec python benchmarks/bench_gpu.py $(ARGS)
 
 bench-model: setup  ## passes, rows and speed ratios of the model core
 	@$(RUN) exec python benchmarks/bench_model.py $(ARGS)

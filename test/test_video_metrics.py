@@ -16,7 +16,6 @@ from worldvla_ros.training.video_metrics import (
     ssim,
 )
 
-
 # the field passes its networks around as TorchScript
 pytestmark = pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
 

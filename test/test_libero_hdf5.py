@@ -41,7 +41,8 @@ def test_what_the_simulator_records_is_what_training_reads(tmp_path):
         return np.zeros((steps, width))
     quaternions = np.tile([0.0, 0, 0, 1], (steps, 1))
     demo = Demonstration('libero_object', 3, one.instruction, one.actions, one.executed + 0.1,
-                         zeros(5), one.frames, None, zeros(7), zeros(2), zeros(3), quaternions)
+                         np.ones(steps, bool), zeros(5), one.frames, None, zeros(7), zeros(2),
+                         zeros(3), quaternions)
     with whole_file(tmp_path / 'pick_demo.hdf5') as file:
         write_demonstration(file.create_group('data'), 'demo_0', demo)
     back, = read_episodes(tmp_path / 'pick_demo.hdf5')

@@ -47,8 +47,8 @@ class ModelConfig:
     num_layers: int = bounded(6, minimum=1)
     num_heads: int = bounded(4, minimum=1)
     tie_word_embeddings: bool = bounded(False)
-    bin_choice: str = bounded('mean', choices=BIN_CHOICES,
-                              doc='of the policy: expected or most likely value (published)')
+    bin_choice: str = bounded('greedy', choices=BIN_CHOICES,
+                              doc='of the policy: most likely (published) or expected value')
     image_embeddings: str = bounded('codebook', choices=('codebook', 'random'),
                                     doc='of a new model: alike for codes that look alike')
     text_tokens: int = bounded(512, minimum=300, doc='most ids of the text tokenizer')

@@ -40,7 +40,7 @@ def test_the_demo_leaves_a_video_a_contact_sheet_chunks_and_a_table(demo):
     done, out = demo('--max-steps', str(STEPS))
     print(done.stdout, done.stderr, file=sys.stderr)
     assert done.returncode == 0
-    assert 'pick up the ketchup' in done.stdout and 'random' in done.stdout
+    assert 'pick up the ketchup' in done.stdout and 'worldvla-mini' in done.stdout
     assert 'success 0 of 1, errors 0' in done.stdout and 'Traceback' not in done.stderr
 
     row, = json.loads((out / 'episodes.json').read_text())

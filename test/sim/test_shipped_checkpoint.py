@@ -8,13 +8,13 @@ import pytest
 
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.policy.named_checkpoints import SHIPPED, locate_checkpoint
-from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.world_model import WorldModel
 from worldvla_sim.evaluate import evaluate
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.runner import EpisodeJob, EvaluationSettings
 
 MEGABYTE = 1e6
+MOVING_DIFFERENCE = 12  # of 255, as training.frames counts a pixel as moving
 JOBS = [EpisodeJob(0, 0), EpisodeJob(7, 0), EpisodeJob(9, 0)]
 
 
@@ -37,22 +37,22 @@ def test_it_does_tasks_from_official_initial_states():
     assert sum(record.success for record in results.records) >= 2
 
 
-def test_its_world_model_follows_the_actions(folder):
-    """Imagined codes are nearer to the frame that the actions led to than the first ones are."""
+def test_its_world_model_beats_copying_where_pixels_move(folder):
+    """One step ahead of real frames, as the card's table measures it on held-out episodes."""
     world = WorldModel.from_pretrained(folder, dtype='float32')
     env = LiberoEnv('libero_object', 0, assets='builtin', image_size=192)
     action = np.array([0.9, 0.0, -0.9, 0.0, 0.0, 0.0, -1.0])
+    imagined_error = copy_error = 0.0
     try:
-        first = env.reset(0).agentview
-        for _ in range(8):
+        before = env.reset(0).agentview
+        for number in range(8):
             real = env.step(action).agentview
+            world.reset(Frame(before, number))
+            imagined = world.step(action).frame.image
+            moving = np.abs(real.astype(int) - before).max(-1) > MOVING_DIFFERENCE
+            imagined_error += np.square(imagined[moving].astype(float) - real[moving]).sum()
+            copy_error += np.square(before[moving].astype(float) - real[moving]).sum()
+            before = real
     finally:
         env.close()
-    world.reset(Frame(first, 0))
-    for _ in range(8):
-        imagined = world.step(action)
-    encode = Pretrained.load(folder).encode
-    reached, started = encode(real), encode(first)
-    changed = reached != started
-    assert (imagined.codes[changed] != started[changed]).mean() > 0.3  # it moves the arm
-    assert (imagined.codes == reached).mean() > (started == reached).mean()
+    assert imagined_error < copy_error

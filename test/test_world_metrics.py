@@ -10,17 +10,14 @@ import numpy as np
 from PIL import Image
 import pytest
 from test_video_metrics import I3dStandIn, LpipsStandIn, saved
-from tiny_models import tiny_model
-import torch
+from tiny_models import attentive_model
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
 
 from worldvla_ros.datatypes import Frame
-from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.policy.world_model import WorldModel
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
-from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training.held_out_clips import Clip, load_clips
 from worldvla_ros.training.run_folder import save_pretrained
 from worldvla_ros.training.world_metrics import Judges, encode, main, measure
@@ -33,12 +30,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
 @pytest.fixture(scope='module')
 def pretrained():
     text = TextTokenizer.train(['Generate the next image.'], 300)
-    config = replace(tiny_model().config, vocabulary=Vocabulary.compact(text.num_tokens, 64))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = Transformer(config).eval()
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)  # attention that looks at the action
+    model = attentive_model(text.num_tokens)
     settings = PolicySettings('tiny', trained=False, image_size=IMAGE_SIZE)
     return Pretrained(model, tiny_tokenizer(), text, settings)
 

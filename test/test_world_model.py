@@ -5,20 +5,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tiny_models import tiny_model
+from tiny_models import attentive_model
 import torch
 
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import CheckpointError, FrameError, InferenceError, TokenError
 from worldvla_ros.model.image_decoding import decode_image, generate_image
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
-from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.policy.world_model import WorldModel
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
-from worldvla_ros.tokens.vocab import Vocabulary
 
 ACTION = (0.1, 0, -0.2, 0, 0, 0, 1)
 IMAGES = ImageTokenizerConfig(embed_dim=4, n_embed=64, z_channels=4, ch=4,
@@ -28,14 +26,12 @@ IMAGES = ImageTokenizerConfig(embed_dim=4, n_embed=64, z_channels=4, ch=4,
 @pytest.fixture(scope='module')
 def pretrained():
     text = TextTokenizer.train(['Generate the next image.'], 300)
-    config = replace(tiny_model().config, vocabulary=Vocabulary.compact(text.num_tokens, 64))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model, images = Transformer(config).eval(), ImageTokenizer(IMAGES).eval()
+        images = ImageTokenizer(IMAGES).eval()
         torch.nn.init.normal_(images.quantize.embedding.weight)
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.5)  # attention that looks at the action
-    return Pretrained(model, images, text, PolicySettings('tiny', trained=False, image_size=64))
+    return Pretrained(attentive_model(text.num_tokens), images, text,
+                      PolicySettings('tiny', trained=False, image_size=64))
 
 
 def frame(seed=0, size=64):

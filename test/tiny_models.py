@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small seeded models and prompts for tests that need some weights, not good ones."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -24,6 +26,17 @@ def tiny_model(seed: int = 0, *, layers: int = 2, hidden: int = 32, heads: int =
         for name, parameter in model.named_parameters():
             torch.nn.init.normal_(parameter, mean=float(name.endswith('norm.weight')), std=0.2)
     return model.to(dtype).eval()
+
+
+def attentive_model(num_text_tokens: int) -> Transformer:
+    """Return a random transformer with weights so large that attention looks at the action."""
+    config = replace(tiny_model().config, vocabulary=Vocabulary.compact(num_text_tokens, 64))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Transformer(config).eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model
 
 
 def random_image(rng: np.random.Generator, grid: tuple[int, int]) -> np.ndarray:

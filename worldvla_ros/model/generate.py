@@ -68,13 +68,8 @@ def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
         takes one pass more (values and EOA of all actions) and the full head in every pass.
     :param choice: see `choose_bins`.
     """
-    vocabulary = model.config.vocabulary
-    prompt = checked_ids(prompt_ids, vocabulary)
-    if num_actions < 1:
-        raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
-    started = time.perf_counter()
-    if cache is None:
-        cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
+    vocabulary, started = model.config.vocabulary, time.perf_counter()
+    prompt, cache = _prompt_and_cache(model, prompt_ids, num_actions, cache)
     # The separator's row is always computed: it predicts the first BOA.
     cached = cache.rewind_to_common_prefix(prompt[:-1])
     positions = (len(prompt) + torch.arange(num_actions, device=model.device)
@@ -114,13 +109,8 @@ def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int,
     For networks that were trained without the action-chunk mask. The grammar is forced as in
     `decode_chunk`, and the result means the same.
     """
-    vocabulary = model.config.vocabulary
-    prompt = checked_ids(prompt_ids, vocabulary)
-    if num_actions < 1:
-        raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
-    started = time.perf_counter()
-    if cache is None:
-        cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
+    vocabulary, started = model.config.vocabulary, time.perf_counter()
+    prompt, cache = _prompt_and_cache(model, prompt_ids, num_actions, cache)
     cached = cache.rewind_to_common_prefix(prompt)
     waiting = [*prompt[cached:], vocabulary.boa]
     logits: list[Tensor] = []
@@ -143,6 +133,17 @@ def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int,
                         **token_statistics(torch.stack(logits).unflatten(0, shape), chosen),
                         violations=None, prefill_s=prefill_s,
                         rows=rows)
+
+
+def _prompt_and_cache(model: Transformer, prompt_ids: Ids, num_actions: int,
+                      cache: KVCache | None) -> tuple[list[int], KVCache]:
+    """Return the checked prompt and a cache, the one given or a new one that fits the chunk."""
+    prompt = checked_ids(prompt_ids, model.config.vocabulary)
+    if num_actions < 1:
+        raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
+    if cache is None:
+        cache = model.new_cache(chunk_capacity(len(prompt), num_actions))
+    return prompt, cache
 
 
 def _prefill_with_boas(model: Transformer, prompt: list[int], boa_positions: Tensor,

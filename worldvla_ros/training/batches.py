@@ -139,6 +139,8 @@ def with_code_noise(batch: Batch, vocabulary: Vocabulary, share: float,
     Codes to be learned stay. It keeps a network from recognising a training episode by a few
     codes, and from trusting a single one, as dropout of pixels would.
     """
+    if share == 0:
+        return batch
     ids = batch.input_ids.numpy()
     is_code = (ids >= vocabulary.codes.start) & (ids < vocabulary.codes.stop)
     replaced = (is_code & (batch.labels.numpy() == IGNORED) & (rng.random(ids.shape) < share))

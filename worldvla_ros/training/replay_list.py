@@ -9,7 +9,6 @@ filtered demonstration is trained on whose replay fails.
 from dataclasses import asdict, dataclass, field
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from worldvla_ros.training.failures import DatasetError, explain_os_error
 from worldvla_ros.training.libero_hdf5 import FILE_ENDING
 from worldvla_ros.training.samples import moving_steps
+from worldvla_ros.training.whole_files import write_whole
 
 FORMAT = 'worldvla_ros/replay/1'
 
@@ -46,13 +46,10 @@ class ReplayList:
         """Write JSON, whole or not at all; DatasetError when it cannot be written."""
         content = {'format': FORMAT, 'drop_no_ops': self.drop_no_ops,
                    'replays': [asdict(replay) for replay in self.replays]}
-        draft = path.with_name(f'.{path.name}.{os.getpid()}')
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_text(json.dumps(content, indent=1) + '\n')
-            draft.replace(path)
+            write_whole(path, lambda draft: draft.write_text(json.dumps(content, indent=1) + '\n'))
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise DatasetError(f'cannot write {path}: {explain_os_error(error)}') from error
 
     @classmethod

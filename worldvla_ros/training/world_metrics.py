@@ -43,6 +43,7 @@ from worldvla_ros.training.video_metrics import (
     squared_errors,
     ssim,
 )
+from worldvla_ros.training.whole_files import write_whole
 from worldvla_ros.training.world_report import (
     CEILING,
     COPY,
@@ -51,7 +52,6 @@ from worldvla_ros.training.world_report import (
     Report,
     StripRow,
     write_report,
-    write_whole,
 )
 
 FRAMES_PER_PASS = 16  # through the image tokenizer at once: bounds the memory

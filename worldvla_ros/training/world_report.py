@@ -14,12 +14,11 @@ nothing to the image tokenizer. On pixels that move copying is at its worst: on 
 weights, which imagine noise, were 1 dB better there after 10 steps, and 7 dB worse on all pixels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 import csv
 from dataclasses import asdict, dataclass
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from worldvla_ros.training.video_metrics import (
     decibels,
     frechet_distance,
 )
+from worldvla_ros.training.whole_files import write_whole
 
 MODEL, COPY, CEILING = 'world model', 'copy last frame', 'tokenizer ceiling'
 TILE_PX, HEADER_PX, LABEL_PX = 128, 18, 110  # of the strip picture
@@ -213,16 +213,6 @@ def write_report(report: Report, strips: Sequence[StripRow], folder: Path) -> No
     write_whole(folder / 'metrics.csv', write_csv)
     write_whole(folder / 'curve.png', lambda draft: _draw_curve(report, draft))
     write_whole(folder / 'strip.png', lambda draft: draw_strips(strips).save(draft))
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside the target and rename it, so that nobody reads half of it."""
-    draft = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
-    try:
-        write(draft)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def draw_strips(strips: Sequence[StripRow]) -> Image.Image:

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from worldvla_ros.errors import FrameError, InferenceError
+from worldvla_ros.errors import FrameError, InferenceError, StateError
 
 ACTION_DIM = 7
 """Values of one action: dx dy dz, rotation vector about the base axes (3), gripper."""
+
+STATE_DIM = 7
+"""Values of the arm's state, see `arm_state`: position (3), rotation vector (3), gripper."""
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:
@@ -40,6 +43,16 @@ class Observation:
 
     frames: tuple[Frame, ...]  # oldest first; one frame only at the start of an episode
     instruction: str
+    state: np.ndarray | None = None  # (7,) of the arm at the newest frame, see `arm_state`
+
+    def __post_init__(self) -> None:
+        """Refuse anything that is not a state; freeze the array."""
+        if self.state is None:
+            return
+        if self.state.shape != (STATE_DIM,) or not np.isfinite(self.state).all():
+            raise StateError(f'the state of the arm must be ({STATE_DIM},) finite numbers, got '
+                             f'{self.state.tolist()}')
+        object.__setattr__(self, 'state', _frozen(self.state))
 
     @property
     def stamp_ns(self) -> int:

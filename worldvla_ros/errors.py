@@ -14,6 +14,10 @@ class FrameError(WorldVLAError):
     """An image has an encoding, shape, dtype or stamp that cannot be used as a frame."""
 
 
+class StateError(WorldVLAError):
+    """The arm's state is missing where the policy reads it, or is no usable state."""
+
+
 class InstructionError(WorldVLAError):
     """An instruction is empty where one is needed, too long, or not plain text."""
 

@@ -4,6 +4,8 @@
     frames --image tokenizer--> code indices --prompt builder--> prompt ids
            --chunk decoder--> action tokens --action tokenizer--> ActionChunk
 
+Checkpoints that read the arm's state have its tokens in the prompt, too.
+
 The robot's limits are not known here: what a chunk may do is the safety stage's decision.
 """
 
@@ -13,8 +15,8 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from worldvla_ros.datatypes import ActionChunk, Frame, LatencySplit, Observation
-from worldvla_ros.errors import FrameError, InferenceError
+from worldvla_ros.datatypes import STATE_DIM, ActionChunk, Frame, LatencySplit, Observation
+from worldvla_ros.errors import FrameError, InferenceError, StateError
 from worldvla_ros.model.chunk_decoder import ChunkDecoder, chunk_decoder
 from worldvla_ros.policy.pretrained import Pretrained
 
@@ -33,6 +35,7 @@ class WorldVLAPolicy:
         self.pretrained = pretrained
         self._prompts = pretrained.prompts
         self._action_tokenizer = pretrained.action_tokenizer
+        self._state_tokenizer = pretrained.state_tokenizer
         self._recent_codes: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
         self._decoder = self._new_decoder()
 
@@ -47,14 +50,16 @@ class WorldVLAPolicy:
     def predict_chunk(self, observation: Observation) -> ActionChunk:
         """Return the actions for the next `horizon` control steps.
 
-        Raises FrameError, InstructionError or InferenceError for an observation that the model
-        cannot take: no square images, too many of them, an empty or endless instruction.
+        Raises FrameError, InstructionError, StateError or InferenceError for an observation that
+        the model cannot take: no square images, too many of them, an empty or endless
+        instruction, no state where the checkpoint reads it.
         """
         started = time.perf_counter()
         self._check_number_of_frames(observation)
         images = [self._codes(frame) for frame in observation.frames]
         encoded = time.perf_counter()
-        prompt_ids = self._prompts.action(observation.instruction, images)
+        prompt_ids = self._prompts.action(observation.instruction, images,
+                                          self._state_ids(observation))
         decoded = self._decoder.decode(prompt_ids)
         token_ids, entropy = decoded.token_ids.cpu().numpy(), decoded.entropy.cpu().numpy()
         if not np.isfinite(entropy).all():
@@ -90,10 +95,11 @@ class WorldVLAPolicy:
         self._decoder.warm_up()
         blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
         frames = [Frame(blank + np.uint8(i), i) for i in range(self.history_length)]
+        state = np.zeros(STATE_DIM)
         for seen in (frames[-1:], frames):
-            self.predict_chunk(Observation(tuple(seen), 'warm up'))
+            self.predict_chunk(Observation(tuple(seen), 'warm up', state))
             self.prepare(frames[-1], 'warm up', older=tuple(frames[:-1]))
-            self.predict_chunk(Observation(tuple(seen), 'warm up'))
+            self.predict_chunk(Observation(tuple(seen), 'warm up', state))
 
     @property
     def image_size(self) -> int:
@@ -111,6 +117,11 @@ class WorldVLAPolicy:
         return self.pretrained.settings.horizon
 
     @property
+    def reads_state(self) -> bool:
+        """Whether observations must have the arm's state."""
+        return self.pretrained.settings.reads_state
+
+    @property
     def description(self) -> str:
         """One line for logs: name, size, state of training, number format, fingerprint."""
         return self.pretrained.description
@@ -120,7 +131,9 @@ class WorldVLAPolicy:
         blank = np.zeros([2 * side for side in self.pretrained.grid_hw], dtype=np.int64)
         history = [blank] * self.history_length
         older = len(self._prompts.action_prefix('?', history[:-1]))
-        full = len(self._prompts.action('?', history))
+        state = None if self._state_tokenizer is None else self._state_tokenizer.encode(
+            np.zeros(STATE_DIM))
+        full = len(self._prompts.action('?', history, state))
         return chunk_decoder(
             self.pretrained.model, self.horizon, newest_rows=full - older,
             prompt_lengths=(older + USUAL_TEXT_TOKENS, full + USUAL_TEXT_TOKENS,
@@ -132,6 +145,14 @@ class WorldVLAPolicy:
         if not 1 <= len(observation.frames) <= self.history_length:
             raise FrameError(f'expected 1 to {self.history_length} frames, got '
                              f'{len(observation.frames)}')
+
+    def _state_ids(self, observation: Observation) -> NDArray[np.int64] | None:
+        if self._state_tokenizer is None:
+            return None
+        if observation.state is None:
+            raise StateError('this checkpoint reads the state of the arm, and the observation '
+                             'has none; give Observation.state, see worldvla_ros.arm_state')
+        return self._state_tokenizer.encode(observation.state)
 
     def _codes(self, frame: Frame) -> NDArray[np.int64]:
         """Return the code indices of a frame; one seen a moment ago is not encoded again."""

@@ -19,6 +19,7 @@ from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import PromptBuilder
+from worldvla_ros.tokens.state_tokenizer import StateTokenizer
 from worldvla_ros.tokens.text_tokenizer import TOKENIZER_FILE, TextTokenizer
 
 IMAGE_TOKENIZER_FOLDER = 'image_tokenizer'
@@ -37,7 +38,10 @@ class Pretrained:
     fingerprint: str = 'never saved'  # short name of the weights, for logs
 
     def __post_init__(self) -> None:
-        """Refuse an image tokenizer whose codes are not those of the vocabulary."""
+        """Refuse an image tokenizer or settings that do not fit the vocabulary."""
+        if self.settings.reads_state and not self.model.config.vocabulary.has_state:
+            raise CheckpointError('policy.json has ranges of the state of the arm, and the '
+                                  'vocabulary of the model has no tokens for it')
         known, made = self.model.config.vocabulary.num_codes, self.image_tokenizer.config.n_embed
         if known != made:
             raise CheckpointError(f'the image tokenizer has {made} codes, the vocabulary of the '
@@ -77,6 +81,14 @@ class Pretrained:
         """Tokenizer with the statistics of this checkpoint's training actions."""
         return ActionTokenizer(self.settings.action_minimum, self.settings.action_maximum,
                                self.model.config.vocabulary)
+
+    @property
+    def state_tokenizer(self) -> StateTokenizer | None:
+        """Tokenizer of the arm's state; None for a checkpoint that does not read it."""
+        low, high = self.settings.state_minimum, self.settings.state_maximum
+        if low is None or high is None:
+            return None
+        return StateTokenizer(low, high, self.model.config.vocabulary)
 
     @property
     def grid_hw(self) -> tuple[int, int]:

@@ -11,6 +11,10 @@ from worldvla_ros.tokens.sequence import ACTION_PROMPT, WORLD_PROMPT
 
 POLICY_FILE = 'policy.json'
 
+_NEWER = {'chunk_mask': True, 'bin_choice': 'greedy', 'state_minimum': None,
+          'state_maximum': None}
+"""Settings that older files lack, as their checkpoints were trained."""
+
 
 @dataclass(frozen=True)
 class PolicySettings:
@@ -23,6 +27,8 @@ class PolicySettings:
     horizon: int = 5  # actions per chunk
     action_minimum: tuple[float, ...] = LIBERO_MINIMUM  # (7,) controller input
     action_maximum: tuple[float, ...] = LIBERO_MAXIMUM  # (7,) controller input
+    state_minimum: tuple[float, ...] | None = None  # (7,) of `arm_state`; None: not read
+    state_maximum: tuple[float, ...] | None = None
     action_prompt: str = ACTION_PROMPT
     world_prompt: str = WORLD_PROMPT
     chunk_mask: bool = True  # trained so that no action sees an earlier one of its chunk
@@ -40,9 +46,17 @@ class PolicySettings:
         if self.bin_choice not in BIN_CHOICES:
             raise CheckpointError(f'bin_choice must be one of {BIN_CHOICES}, got '
                                   f'{self.bin_choice!r}')
+        if (self.state_minimum is None) != (self.state_maximum is None):
+            raise CheckpointError('state_minimum and state_maximum go together: give both, or '
+                                  'null for both')
         if self.action_prompt.count('{instruction}') != 1:
             raise CheckpointError('action_prompt must hold {instruction} once, got '
                                   f'{self.action_prompt!r}')
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether the arm's state is part of the prompt."""
+        return self.state_minimum is not None
 
     @classmethod
     def load(cls, path: Path) -> 'PolicySettings':
@@ -57,12 +71,13 @@ class PolicySettings:
             raise CheckpointError(f'cannot read {path}: {error}') from error
         known = {field.name for field in fields(cls)}
         if isinstance(entries, dict):
-            entries = {'chunk_mask': True, 'bin_choice': 'greedy'} | entries  # newer than files
+            entries = _NEWER | entries
         if not isinstance(entries, dict) or set(entries) != known:
             raise CheckpointError(f'{path}: expected an object with the keys {sorted(known)}, '
                                   f'got {sorted(entries)}')
-        for name in ('action_minimum', 'action_maximum'):
-            entries[name] = tuple(entries[name])
+        for name in ('action_minimum', 'action_maximum', 'state_minimum', 'state_maximum'):
+            if entries[name] is not None or name.startswith('action'):
+                entries[name] = tuple(entries[name])
         return cls(**entries)
 
     def save(self, path: Path) -> None:

@@ -14,7 +14,13 @@ public training data did; de-quantizing in float32, as the public evaluation doe
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from worldvla_ros.errors import ConfigError, TokenError
+from worldvla_ros.errors import TokenError
+from worldvla_ros.tokens.quantization import (
+    RANGE_EPSILON,
+    checked_range,
+    normalize,
+    quantize,
+)
 from worldvla_ros.tokens.vocab import VALUES_PER_ACTION, Vocabulary
 
 LIBERO_MINIMUM = (-0.9375, -0.9375, -0.9375, -0.32571429, -0.375, -0.375, -1.0)
@@ -25,8 +31,6 @@ LIBERO_MAXIMUM = (0.9375, 0.9375, 0.9375, 0.375, 0.375, 0.375, 1.0)
 BIN_CHOICES = ('greedy', 'mean')
 """How a value follows from the probabilities of its bins: see `model.decoded.choose_bins`."""
 
-_RANGE_EPSILON = 1e-8  # added to max - min by the public implementation
-
 
 class ActionTokenizer:
     """Quantizes actions [..., 7] in controller input to token ids [..., 7], and back."""
@@ -34,17 +38,8 @@ class ActionTokenizer:
     def __init__(self, minimum: ArrayLike, maximum: ArrayLike,
                  vocabulary: Vocabulary | None = None) -> None:
         """Take the statistics of the training actions, seven values each, minimum < maximum."""
-        self.minimum = np.asarray(minimum, dtype=np.float64)
-        self.maximum = np.asarray(maximum, dtype=np.float64)
-        for name, bound in (('minimum', self.minimum), ('maximum', self.maximum)):
-            if bound.shape != (VALUES_PER_ACTION,) or not np.isfinite(bound).all():
-                raise ConfigError(f'action {name} must be {VALUES_PER_ACTION} finite values, '
-                                  f'got {bound.tolist()}')
-        if not (self.minimum < self.maximum).all():
-            raise ConfigError(f'every action minimum must be below its maximum, got '
-                              f'{self.minimum.tolist()} and {self.maximum.tolist()}')
+        self.minimum, self.maximum = checked_range('action', VALUES_PER_ACTION, minimum, maximum)
         self.vocabulary = vocabulary or Vocabulary()
-        self._edges = np.linspace(-1.0, 1.0, self.vocabulary.num_bins)
         self._centres = _bin_centres(self.vocabulary.num_bins)
 
     @property
@@ -61,8 +56,8 @@ class ActionTokenizer:
         self._check_last_axis(values)
         if np.isnan(values).any():
             raise TokenError('cannot quantize an action with NaN; expected numbers')
-        bins = np.digitize(self.normalize(values), self._edges)  # 1 .. num_bins
-        return bins.astype(np.int64) + (self.vocabulary.bin_start - 1)
+        bins = quantize(values, self.minimum, self.maximum, self.vocabulary.num_bins)
+        return bins + self.vocabulary.bin_start
 
     def decode(self, token_ids: ArrayLike) -> NDArray[np.float64]:
         """Return the actions (bin centres) of token ids [..., 7].
@@ -80,12 +75,11 @@ class ActionTokenizer:
 
     def normalize(self, actions: NDArray[np.float64]) -> NDArray[np.float64]:
         """Map controller input to [-1, 1] by the statistics, saturating."""
-        span = self.maximum - self.minimum + _RANGE_EPSILON
-        return np.clip(2 * (actions - self.minimum) / span - 1, -1.0, 1.0)
+        return normalize(actions, self.minimum, self.maximum)
 
     def unnormalize(self, values: NDArray[np.floating]) -> NDArray[np.float64]:
         """Map [-1, 1] back to controller input; inverse of `normalize` inside the range."""
-        span = self.maximum - self.minimum + _RANGE_EPSILON
+        span = self.maximum - self.minimum + RANGE_EPSILON
         return np.asarray((values + 1) / 2 * span + self.minimum, dtype=np.float64)
 
     def dequantize(self, token_ids: NDArray[np.integer]) -> NDArray[np.float32]:

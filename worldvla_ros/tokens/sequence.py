@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layout of the token sequence: image blocks, action blocks and the prompts of both branches.
 
-    action:  BOS text(t) IMAGE(t-1) IMAGE(t) SEP          -> (BOA a1..a7 EOA) x K, SEP
+    action:  BOS text(t) IMAGE(t-1) IMAGE(t) [STATE] SEP  -> (BOA a1..a7 EOA) x K, SEP
     world:   BOS text IMAGE(t) BOA a1..a7 EOA SEP         -> IMAGE(t+1), SEP
     IMAGE:   BOI grid(h) grid(w), 2h rows of (2w codes, NEW_LINE), EOI      h, w in 32 px blocks
+    STATE:   state_begin, s1..s7, state_end; only of checkpoints that read the arm's state
+
+RynnVLA-002 has the state in front of the images. Here it is last, so that what is known before
+the newest frame (text, older frames) is still a prefix that can be computed ahead.
 
 Where the public code clamps, broadcasts or crashes on malformed output, the parsers here raise
 TokenError.
@@ -15,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from worldvla_ros.datatypes import STATE_DIM
 from worldvla_ros.errors import InstructionError, TokenError
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION, Vocabulary
@@ -77,6 +82,15 @@ def action_block(token_ids: ArrayLike, vocabulary: Vocabulary) -> TokenIds:
     return np.concatenate(([vocabulary.boa], ids, [vocabulary.eoa]))
 
 
+def state_block(token_ids: ArrayLike, vocabulary: Vocabulary) -> TokenIds:
+    """Return the tokens of the arm's state, with its delimiters."""
+    ids = np.asarray(token_ids, dtype=np.int64)
+    if ids.shape != (STATE_DIM,) or not vocabulary.has_state:
+        raise TokenError(f'a state has {STATE_DIM} tokens of a vocabulary that has them, got '
+                         f'shape {ids.shape}, state bins {vocabulary.state_bins}')
+    return np.concatenate(([vocabulary.state_begin], ids, [vocabulary.state_end]))
+
+
 def parse_action_chunk(token_ids: ArrayLike, vocabulary: Vocabulary,
                        num_actions: int | None = None) -> TokenIds:
     """Return the action tokens [K, 7] of generated output, final separator optional.
@@ -120,10 +134,15 @@ class PromptBuilder:
                                    '"pick up the milk and place it in the basket"')
         return self._text(self.action_prompt.format(instruction=instruction))
 
-    def action(self, instruction: str, images: Sequence[ArrayLike]) -> TokenIds:
-        """Return the action prompt for image codes [2h, 2w], oldest first."""
-        return np.concatenate((self.action_prefix(instruction, images),
-                               [self.vocabulary.separator]))
+    def action(self, instruction: str, images: Sequence[ArrayLike],
+               state_ids: ArrayLike | None = None) -> TokenIds:
+        """Return the action prompt for image codes [2h, 2w], oldest first.
+
+        :param state_ids: tokens (7,) of the arm's state, for models that were trained with it.
+        """
+        state = [] if state_ids is None else state_block(state_ids, self.vocabulary)
+        return np.concatenate((self.action_prefix(instruction, images), state,
+                               [self.vocabulary.separator])).astype(np.int64)
 
     def action_prefix(self, instruction: str, images: Sequence[ArrayLike]) -> TokenIds:
         """Return the action prompt up to and including these images: text, older frames."""

@@ -11,7 +11,7 @@ the same numbers there would be a second home.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from worldvla_ros.errors import CheckpointError, TokenError
@@ -22,10 +22,12 @@ VALUES_PER_ACTION = 7
 ACTION_BLOCK_LENGTH = VALUES_PER_ACTION + 2
 """Tokens of one action in the sequence: BOA, seven values, EOA."""
 
+_STATE_FIELDS = ('state_begin', 'state_end', 'state_bin_start')
+
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Layout of the shared vocabulary of text, image and action tokens."""
+    """Layout of the shared vocabulary of text, image, action and state tokens."""
 
     size: int = 65536  # rows of the embedding table
     bos: int = 0  # begin of sequence; a released config.json says 1, which is stale
@@ -41,6 +43,9 @@ class Vocabulary:
     eoa: int = 15004  # end of action
     bin_start: int = 10006  # action bin b (0-based) -> bin_start + b
     num_bins: int = 256
+    state_begin: int | None = 15504  # opens the arm's state (RynnVLA-002); None: no such tokens
+    state_end: int | None = 16004
+    state_bin_start: int | None = 15506  # state bin b (0-based) -> state_bin_start + b
 
     def __post_init__(self) -> None:
         """Refuse ids outside the table and ranges that overlap."""
@@ -59,6 +64,10 @@ class Vocabulary:
     def _named_ranges(self) -> dict[str, range]:
         singles = ('bos', 'separator', 'boi', 'eoi', 'new_line', 'boa', 'eoa')
         ranges = {name: range(getattr(self, name), getattr(self, name) + 1) for name in singles}
+        if self.has_state:
+            ranges |= {'begin of state': range(self.state_begin, self.state_begin + 1),
+                       'end of state': range(self.state_end, self.state_end + 1),
+                       'state bins': self.state_bins}
         return ranges | {'image codes': self.codes, 'action bins': self.bins,
                          'grid sizes': range(self.grid_start,
                                              self.grid_start + self.num_grid_sizes)}
@@ -66,7 +75,10 @@ class Vocabulary:
     @classmethod
     def compact(cls, num_text_tokens: int, num_codes: int, num_grid_sizes: int = 32
                 ) -> 'Vocabulary':
-        """Return a layout without gaps: text (BOS is text id 0), specials, grid, bins, codes."""
+        """Return a layout without gaps: text (BOS is text id 0), specials, grid, bins, codes.
+
+        It has no tokens of the arm's state; see `with_state`.
+        """
         specials = num_text_tokens
         grid_start = specials + 6
         bin_start = grid_start + num_grid_sizes
@@ -74,19 +86,29 @@ class Vocabulary:
         return cls(size=code_start + num_codes, bos=0, separator=specials, boi=specials + 1,
                    eoi=specials + 2, new_line=specials + 3, boa=specials + 4, eoa=specials + 5,
                    grid_start=grid_start, num_grid_sizes=num_grid_sizes, code_start=code_start,
-                   num_codes=num_codes, bin_start=bin_start)
+                   num_codes=num_codes, bin_start=bin_start, state_begin=None, state_end=None,
+                   state_bin_start=None)
+
+    def with_state(self) -> 'Vocabulary':
+        """Return the layout with tokens of the arm's state, behind all others if it has none."""
+        if self.has_state:
+            return self
+        return replace(self, size=self.size + 2 + self.num_bins, state_begin=self.size,
+                       state_end=self.size + 1, state_bin_start=self.size + 2)
 
     @classmethod
     def from_dict(cls, entries: Mapping[str, Any]) -> 'Vocabulary':
         """Read the layout from a config.json entry; an unknown or missing key is an error."""
         names = {field.name for field in fields(cls)}
+        entries = dict.fromkeys(_STATE_FIELDS) | dict(entries)  # newer than some checkpoints
         if set(entries) != names:
             raise CheckpointError(
                 f'vocabulary: unknown keys {sorted(set(entries) - names)}, missing keys '
                 f'{sorted(names - set(entries))}; expected exactly {sorted(names)}')
-        return cls(**{name: int(entries[name]) for name in names})
+        return cls(**{name: None if name in _STATE_FIELDS and entries[name] is None
+                      else int(entries[name]) for name in names})
 
-    def to_dict(self) -> dict[str, int]:
+    def to_dict(self) -> dict[str, int | None]:
         """Return the entry for config.json; inverse of `from_dict`."""
         return asdict(self)
 
@@ -99,6 +121,17 @@ class Vocabulary:
     def bins(self) -> range:
         """Ids of the action bins, lowest value first."""
         return range(self.bin_start, self.bin_start + self.num_bins)
+
+    @property
+    def has_state(self) -> bool:
+        """Whether there are tokens of the arm's state."""
+        return self.state_bin_start is not None
+
+    @property
+    def state_bins(self) -> range:
+        """Ids of the bins of the arm's state, lowest value first; empty if there are none."""
+        start = self.state_bin_start
+        return range(0) if start is None else range(start, start + self.num_bins)
 
     def grid_token(self, blocks: int) -> int:
         """Return the id that says a side of the image has this many blocks of 32 px."""

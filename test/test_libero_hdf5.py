@@ -24,6 +24,23 @@ def test_episodes_come_back_upright_and_in_numeric_order(tmp_path, official):
     assert nine.instruction == written[1].instruction and nine.success
 
 
+@pytest.mark.parametrize('official', [False, True])
+def test_the_state_of_the_arm_is_relative_to_the_base(tmp_path, official):
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [episode()], official)
+    back, = read_episodes(path)
+    np.testing.assert_allclose(back.states, np.tile([0.0] * 6 + [0.08], (12, 1)), atol=1e-9)
+
+
+def test_a_file_that_does_not_say_where_the_base_is_has_no_states(tmp_path):
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [episode()])
+    with h5py.File(path, 'r+') as file:
+        del file['data/demo_0'].attrs['base_position']
+    back, = read_episodes(path)
+    assert back.states is None
+
+
 def test_labels_and_executed_actions_stay_apart(tmp_path):
     one = episode()
     one.executed[:] += 0.01

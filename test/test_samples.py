@@ -44,6 +44,17 @@ def test_an_action_sample_is_the_prompt_of_inference_and_the_chunk(history_lengt
     assert not sample.labelled[:len(prompt)].any() and sample.labelled[len(prompt):].all()
 
 
+def test_the_state_of_the_newest_frame_stands_behind_the_images():
+    vocabulary = VOCABULARY.with_state()
+    prompts = PromptBuilder(TEXT, vocabulary)
+    states = np.arange(STEPS * 7).reshape(STEPS, 7) + vocabulary.state_bins.start
+    sample = SampleBuilder(prompts, 2, 5).build('action', 'pick', CODES, ACTIONS, 3, states)
+    prompt = prompts.action('pick', list(CODES[2:4]), states[3])
+    np.testing.assert_array_equal(sample.ids[~sample.labelled], prompt)
+    assert prompt[-10:].tolist() == [vocabulary.state_begin, *states[3], vocabulary.state_end,
+                                     vocabulary.separator]
+
+
 @pytest.mark.parametrize('horizon', [1, 5, 9])
 def test_only_the_action_blocks_and_the_last_separator_are_learned(horizon):
     sample = build(builder(horizon=horizon), 'action', 0)

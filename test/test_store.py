@@ -63,6 +63,21 @@ def test_a_store_gives_back_the_codes_and_actions_of_every_frame(store):
     assert len(np.unique(store.codes)) > 3  # the pictures differ, so this is no test of zeros
 
 
+def test_a_store_gives_back_the_states_and_their_range(store):
+    states = np.concatenate([episode(number).states for number in range(4)])
+    np.testing.assert_allclose(store.states, states, atol=1e-6)
+    low, high = store.state_range(store.episodes)
+    np.testing.assert_allclose(low, states.min(0), atol=1e-6)
+    assert (high > low).all()
+
+
+def test_demonstrations_without_states_give_no_range_of_them(tmp_path):
+    episodes = [episode(0), replace(episode(1), states=None)]
+    store = write_store(tmp_path / 'store', episodes, tiny_tokenizer(), IMAGE_SIZE)
+    with pytest.raises(DatasetError, match='12 of 24 frames have no state'):
+        store.state_range(store.episodes)
+
+
 def test_the_split_is_made_within_each_task(tmp_path):
     store = TokenStore.open(small_store(tmp_path, num_episodes=20, steps=3)[0])
     train, held_out = store.split()

@@ -77,6 +77,48 @@ def test_a_tiny_model_memorises_two_demonstrations(tmp_path):
             assert (error <= tokenizer.bin_width).all()
 
 
+def test_a_policy_that_reads_the_state_learns_from_it(tmp_path):
+    """Pictures and text are the same everywhere, so that only the state tells the actions."""
+    demos = [replace(episode(number, 10), frames=episode(0, 10).frames[:1].repeat(10, 0))
+             for number in range(2)]
+    save_image_tokenizer(tiny_tokenizer(), tmp_path / 'tokenizer')
+    write_store(tmp_path / 'store', demos, tiny_tokenizer(), 64)
+    config = tiny_config(tmp_path, steps=120, branches=('action',), state=True, history_length=1)
+    config = replace(
+        config, data=replace(config.data, batch_size=12),
+        model=replace(TINY, hidden_size=64, intermediate_size=128, dropout=0.0),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=10, weight_decay=0.0),
+        run=replace(config.run, save_every=120, log_every=10))
+    policy = WorldVLAPolicy.from_pretrained(train(config), dtype='float32')
+    assert policy.reads_state
+    assert float(read_metrics(tmp_path / 'run')[-1]['action_accuracy']) == 1.0
+
+
+def test_a_checkpoint_without_the_state_begins_to_read_it(tmp_path):
+    before = train(tiny_config(tmp_path, steps=2))
+    config = tiny_config(tmp_path, steps=2, output='next', state=True)
+    config = replace(config, model=replace(config.model, init_from=str(before)))
+    start = build_experiment(config).pretrained
+    old = WorldVLAPolicy.from_pretrained(before, dtype='float32').pretrained
+    rows = old.model.config.vocabulary.size
+    assert start.model.config.vocabulary.size == rows + 258 and start.settings.reads_state
+    weights_of = start.model.state_dict()
+    for name, value in old.model.state_dict().items():
+        torch.testing.assert_close(weights_of[name][:len(value)], value, rtol=0, atol=0)
+    bins = start.model.config.vocabulary.state_bins
+    table = start.model.model.embed_tokens.weight.detach()[bins.start:bins.stop]
+    similarity = torch.nn.functional.cosine_similarity
+    assert similarity(table[100], table[101], 0) > 0.8
+    assert similarity(table[100], table[101], 0) > similarity(table[100], table[140], 0) + 0.3
+    policy = WorldVLAPolicy.from_pretrained(train(config), dtype='float32')
+    assert policy.reads_state
+
+    without = replace(config, data=replace(config.data, state=False),
+                      model=replace(config.model, init_from=str(tmp_path / 'next' / 'final')),
+                      run=replace(config.run, output=str(tmp_path / 'without')))
+    assert not build_experiment(without).pretrained.settings.reads_state
+
+
 @pytest.mark.parametrize('checkpointing', [False, True])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, checkpointing):
     config = tiny_config(tmp_path)

@@ -5,8 +5,10 @@ import json
 
 import h5py
 import numpy as np
+from scipy.spatial.transform import Rotation
 import torch
 
+from worldvla_ros.arm_state import arm_state
 from worldvla_ros.model.image_tokenizer import ImageTokenizer, save_image_tokenizer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.training.libero_hdf5 import Episode
@@ -33,11 +35,18 @@ def episode(number=0, steps=12, instruction=INSTRUCTIONS[0], task='pick', succes
     frames = frames.repeat(16, 1).repeat(16, 2)
     actions = 0.9 * np.sin(rng.uniform(0, 6, 7) + np.arange(steps)[:, None] * 0.5)
     actions[:, 6] = np.where(np.arange(steps) < steps // 2, -1.0, 1.0)
-    return Episode(f'demo_{number}', task, instruction, frames, actions, actions.copy(), success)
+    states = arm_state(0.05 * actions[:, :3].cumsum(0), Rotation.from_rotvec(
+        [np.pi, 0, 0]) * Rotation.from_rotvec(0.1 * actions[:, 3:6]),
+        0.04 * np.stack([actions[:, 6], -actions[:, 6]], 1))
+    return Episode(f'demo_{number}', task, instruction, frames, actions, actions.copy(), success,
+                   states)
 
 
 def write_hdf5(path, episodes, official=False):
-    """Write episodes as the recorder does, or as the official files are laid out."""
+    """Write episodes as the recorder does, or as the official files are laid out.
+
+    The states of the arm are those of a hand that points down, at the robot's base.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, 'w') as file:
         data = file.create_group('data')
@@ -46,12 +55,17 @@ def write_hdf5(path, episodes, official=False):
             group['actions'] = one.actions
             group['dones'] = np.r_[np.zeros(len(one.actions) - 1), one.success].astype(np.uint8)
             group['obs/agentview_rgb'] = one.frames[:, ::-1, ::-1]
-            info = json.dumps({'language_instruction': one.instruction})
+            info = {'language_instruction': one.instruction}
+            base = (-0.66, 0.0, 0.912)
+            group['robot_states'] = np.tile((0.04, -0.04, *base, 1.0, 0.0, 0.0, 0.0),
+                                            (len(one.actions), 1))
             if official:
-                data.attrs['problem_info'] = info
+                data.attrs['problem_info'] = json.dumps(
+                    info | {'problem_name': 'libero_tabletop_manipulation'})
             else:
                 group['executed_actions'] = one.executed
-                group.attrs['problem_info'] = info
+                group.attrs['problem_info'] = json.dumps(info)
+                group.attrs['base_position'] = base
 
 
 def small_store(folder, num_episodes=4, steps=12):

@@ -81,7 +81,8 @@ class DemonstrationRecorder:
             gripper_positions=np.stack([view.gripper_positions for view in seen]),
             ee_positions=np.stack([view.ee_position for view in seen]),
             ee_quaternions=np.stack([view.ee_quaternion for view in seen]),
-            attributes=attributes | {'assets': self._env.assets})
+            attributes=attributes | {'assets': self._env.assets,
+                                     'base_position': self._env.base_position})
 
 
 @contextlib.contextmanager

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
+from worldvla_ros.arm_state import arm_state
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
@@ -70,10 +72,12 @@ class CheckpointPolicy:
         self._frames: deque[Frame] = deque(maxlen=self._policy.history_length)
         self._actions: deque[np.ndarray] = deque()
         self._instruction = ''
+        self._base = np.zeros(3)  # of the robot in the world frame [m]
 
     def start(self, env: LiberoEnv, observation: SimObservation) -> None:
         """Forget the last episode."""
         self._instruction = env.instruction
+        self._base = env.base_position
         self._frames.clear()
         self._actions.clear()
 
@@ -81,8 +85,11 @@ class CheckpointPolicy:
         """Return the next action of the chunk; infer a new chunk when it is used up."""
         self._frames.append(Frame(observation.agentview, round(observation.time * 1e9)))
         if not self._actions:
+            state = arm_state(observation.ee_position - self._base,
+                              Rotation.from_quat(observation.ee_quaternion),
+                              observation.gripper_positions)
             chunk = self._policy.predict_chunk(Observation(tuple(self._frames),
-                                                           self._instruction))
+                                                           self._instruction, state))
             self._actions.extend(chunk.actions[:self._execute])
         return self._actions.popleft()
 

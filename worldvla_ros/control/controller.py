@@ -2,12 +2,13 @@
 """The control loop: decides, for one instant, which command is due and why.
 
     frames -> FrameHistory -> Backend -> ChunkSchedule -> apply_limits -> Outgoing
+    state of the arm -> ArmHistory, for policies that read it
 
 It has no clock, no thread and no ROS: every call says what time it is. One thread owns it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import sys
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from worldvla_ros.control.chunk_requests import ChunkRequests
 from worldvla_ros.control.instruction import checked_instruction
 from worldvla_ros.control.settings import ControllerSettings
-from worldvla_ros.datatypes import ActionChunk, Frame
+from worldvla_ros.datatypes import ActionChunk, Frame, Observation
 from worldvla_ros.errors import FrameError, InstructionError, WorldVLAError
 from worldvla_ros.inference.backend import Backend, BackendInfo, Health, Result
 from worldvla_ros.policy.chunk_schedule import (
@@ -25,6 +26,7 @@ from worldvla_ros.policy.chunk_schedule import (
     Ticket,
 )
 from worldvla_ros.policy.frame_history import FrameHistory, PushResult, Stale, StaleReason
+from worldvla_ros.policy.state_history import ArmHistory
 from worldvla_ros.safety.command import Command
 from worldvla_ros.safety.latency import LatencyWindow
 from worldvla_ros.safety.limits import Reason, SafetyDecision, Verdict, apply_limits
@@ -35,7 +37,8 @@ _RETRY_NS = 1_000_000_000  # pause after a failed inference: the same input fail
 _KEEP_GRIPPER = 0.0  # before the first command: neither open nor close
 _STALE_REASONS = {StaleReason.NO_FRAME: Reason.NO_OBSERVATION,
                   StaleReason.TOO_OLD: Reason.STALE_OBSERVATION,
-                  StaleReason.CLOCK: Reason.CLOCK}
+                  StaleReason.CLOCK: Reason.CLOCK,
+                  StaleReason.NO_STATE: Reason.NO_STATE}
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,9 @@ class PolicyController:
             info.history_length, period_ns=settings.period_ns,
             tolerance_ns=round(obs.tolerance * 1e9), max_age_ns=round(obs.max_age * 1e9),
             frozen_after=sys.maxsize if obs.frozen_after < 0 else obs.frozen_after or None)
+        # None: the policy does not read the state of the arm. Whoever pushes into it in lockstep
+        # calls `answer` then: the state may come after its frame.
+        self.arm = ArmHistory(settings.state_tolerance_ns) if info.reads_state else None
         self.schedule = ChunkSchedule(control.schedule, control.replan_steps or info.horizon)
         self.estop = EStop(round(control.heartbeat_estop * 1e9) or None)
         self.latency = LatencyWindow(_LATENCY_WINDOW, warm_up=0)  # the backend warmed up itself
@@ -145,8 +151,10 @@ class PolicyController:
         self._ee_position = position
 
     def reset_history(self) -> None:
-        """Forget frames, plans and the gripper: a new episode begins."""
+        """Forget frames, states, plans and the gripper: a new episode begins."""
         self.history.clear()
+        if self.arm is not None:
+            self.arm.clear()
         self._void('reset')
         self._previous = Command.hold(_KEEP_GRIPPER)
         self._asked = False
@@ -232,6 +240,8 @@ class PolicyController:
     def _obstacle(self, now_ns: int, steady_ns: int) -> Reason:
         """Say what forbids motion now; what was planned before it appeared is void."""
         obstacle = self._find_obstacle(now_ns, steady_ns)
+        if obstacle is Reason.NO_STATE and self.settings.lockstep:
+            return obstacle  # it is on its way, and time stands still: the plan stays good
         if obstacle is not Reason.NONE and not self._obstructed:
             self._void(f'halted: {obstacle.name}')
         self._obstructed = obstacle is not Reason.NONE
@@ -249,10 +259,20 @@ class PolicyController:
             return Reason.WORKER_DOWN
         if not self.instruction:
             return Reason.NO_INSTRUCTION
-        observation = self.history.observation(now_ns, self.instruction)
+        observation = self._observe(now_ns, self.instruction)
         if isinstance(observation, Stale):
             return _STALE_REASONS[observation.reason]
         return Reason.FROZEN_CAMERA if self.history.frozen else Reason.NONE
+
+    def _observe(self, now_ns: int, instruction: str) -> Observation | Stale:
+        """Return what the policy may see now, with the state of the arm if it reads it."""
+        observation = self.history.observation(now_ns, instruction)
+        if self.arm is None or isinstance(observation, Stale):
+            return observation
+        state = self.arm.state(observation.stamp_ns)
+        if state is None:
+            return Stale(StaleReason.NO_STATE, now_ns - observation.stamp_ns)
+        return replace(observation, state=state)
 
     def _replan(self, now_ns: int, steady_ns: int) -> None:
         """Ask for a chunk if one is wanted and the backend is free."""
@@ -263,7 +283,7 @@ class PolicyController:
         self._submit(self.instruction, _Request(ticket, steady_ns), now_ns)
 
     def _submit(self, instruction: str, request: _Request, now_ns: int) -> None:
-        observation = self.history.observation(now_ns, instruction)
+        observation = self._observe(now_ns, instruction)
         self._number += 1
         self._requests[self._number] = request
         try:

@@ -49,6 +49,12 @@ class ObservationSettings:
     tolerance: float = bounded(
         0.02, unit='s', minimum=0.0, maximum=1.0, read_only=True,
         doc='How far a frame of the history may be from its place in time; below half a period')
+    state_tolerance: float = bounded(
+        0.05, unit='s', minimum=0.0, maximum=1.0, read_only=True,
+        doc='For checkpoints that read the state of the arm: how far ee_pose and joint_states may '
+            'be in time from the newest frame. Longer than the period of the slower of them, '
+            'because a frame may come just before its state; in lockstep at most half a period, '
+            'because there each frame waits for its own state')
     frozen_after: int = bounded(
         0, unit='frames', minimum=-1, maximum=10000, read_only=True,
         doc='Identical frames in succession, while moving, that mean a frozen camera; '
@@ -76,6 +82,13 @@ class ControllerSettings:
     def period_ns(self) -> int:
         """Control period [ns]."""
         return round(1e9 / self.control.rate)
+
+    @property
+    def state_tolerance_ns(self) -> int:
+        """How far the state of the arm may be from its frame [ns]."""
+        tolerance_ns = round(self.obs.state_tolerance * 1e9)
+        # A state that fits two frames would make commands depend on what arrives first.
+        return min(tolerance_ns, (self.period_ns - 1) // 2) if self.lockstep else tolerance_ns
 
     @property
     def lockstep(self) -> bool:

@@ -34,6 +34,7 @@ class BackendInfo:
     horizon: int  # actions per chunk
     history_length: int  # frames in a full observation
     image_size: int  # [px] side of the square the model sees
+    reads_state: bool = False  # observations must have the state of the arm
 
 
 @dataclass(frozen=True, eq=False)

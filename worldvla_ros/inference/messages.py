@@ -3,6 +3,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from worldvla_ros.datatypes import ActionChunk
 from worldvla_ros.inference.backend import BackendInfo
 from worldvla_ros.inference.shared_frames import FrameSlot
@@ -43,13 +45,14 @@ class Heartbeat:
     memory_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """One chunk, please; the frames lie in shared memory until it is answered."""
 
     number: int
     slots: tuple[FrameSlot, ...]
     instruction: str
+    state: np.ndarray | None = None  # (7,) of the arm, for policies that read it
     prepare_only: bool = False  # the frame is the one before the newest; the answer is empty
 
 

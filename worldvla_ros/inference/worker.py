@@ -67,7 +67,7 @@ def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
 def describe_policy(policy: 'WorldVLAPolicy') -> BackendInfo:
     """Say what a loaded policy is and needs."""
     return BackendInfo(policy.description, policy.horizon, policy.history_length,
-                       policy.image_size)
+                       policy.image_size, policy.reads_state)
 
 
 def explain(error: BaseException) -> str:
@@ -94,8 +94,8 @@ def _answer(request: Request, frames: SharedFrames, policy: 'WorldVLAPolicy') ->
         if request.prepare_only:
             policy.prepare(observed[-1], request.instruction)
             return Answer(request.number, None)
-        return Answer(request.number,
-                      policy.predict_chunk(Observation(observed, request.instruction)))
+        return Answer(request.number, policy.predict_chunk(
+            Observation(observed, request.instruction, request.state)))
     except Exception as error:
         return Answer(request.number, None, explain(error), traceback.format_exc())
 

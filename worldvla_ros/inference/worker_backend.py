@@ -97,7 +97,7 @@ class WorkerBackend:
         slots = self._frames.write(observation.frames)
         self._request = request
         self._deadline = time.monotonic() + self._answer_timeout
-        self._send(Request(request, slots, observation.instruction))
+        self._send(Request(request, slots, observation.instruction, observation.state))
 
     def prepare(self, frame: Frame, instruction: str) -> None:
         """Send a frame ahead of its successor; see `Backend.prepare`."""

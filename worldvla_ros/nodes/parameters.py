@@ -90,7 +90,12 @@ class PolicyParameters(ControllerSettings):
         0.0, unit='s', minimum=0.0, maximum=60.0, read_only=True,
         doc='Time that the backends replay and mock take for a chunk')
     base_frame: str = bounded(
-        'panda_link0', read_only=True, doc='frame_id of the commands: base link of the robot')
+        'panda_link0', read_only=True,
+        doc='frame_id of the commands, and of ee_pose: base link of the robot')
+    gripper_joints: tuple[str, ...] = bounded(
+        ('panda_finger_joint1', 'panda_finger_joint2'), read_only=True,
+        doc='Joints of the gripper in joint_states; for checkpoints that read the state of the '
+            'arm')
     autostart: bool = bounded(
         True, read_only=True, doc='Configure and activate at start, without a lifecycle manager')
     status_rate: float = bounded(

@@ -38,6 +38,7 @@ class StaleReason(Enum):
     NO_FRAME = 'no frame has arrived'
     TOO_OLD = 'the newest frame is older than max_age'
     CLOCK = 'the newest frame is stamped further ahead of now than max_age: clocks disagree'
+    NO_STATE = 'no state of the arm has come for the newest frame'
 
 
 @dataclass(frozen=True)

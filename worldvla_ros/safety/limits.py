@@ -49,6 +49,7 @@ class Reason(IntEnum):
     FROZEN_CAMERA = 15
     CLOCK = 16
     CONFLICT = 17
+    NO_STATE = 18
 
 
 REASON_TEXT = {
@@ -71,6 +72,8 @@ REASON_TEXT = {
     Reason.FROZEN_CAMERA: 'the camera repeats one picture while the robot moves; restart it',
     Reason.CLOCK: 'frame stamps and the node clock disagree; check use_sim_time and /clock',
     Reason.CONFLICT: 'another publisher commands the same topic; stop one of them',
+    Reason.NO_STATE: 'no state of the arm for the newest frame; publish ee_pose and joint_states, '
+                     'stamped and in time with the camera',
 }
 """What is wrong and what to do, for people."""
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
+from worldvla_ros.tokens.state_tokenizer import StateTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.losses import IGNORED
@@ -48,12 +49,15 @@ class SampleTable:
 
     def __init__(self, store: TokenStore, episodes: Sequence[StoredEpisode],
                  branches: Sequence[str], builder: SampleBuilder,
-                 action_tokenizer: ActionTokenizer) -> None:
+                 action_tokenizer: ActionTokenizer,
+                 state_tokenizer: StateTokenizer | None = None) -> None:
         self._store, self._episodes = store, tuple(episodes)
         self._branches, self._builder = tuple(branches), builder
         # The action branch learns the expert's label; the next frame follows from what was done.
         self._labels = action_tokenizer.encode(store.actions).astype(np.int32)
         self._executed = action_tokenizer.encode(store.executed).astype(np.int32)
+        self._states = (None if state_tokenizer is None
+                        else state_tokenizer.encode(store.states).astype(np.int32))
         self._rows = np.array(
             [(b, e, start) for b, branch in enumerate(self._branches)
              for e, episode in enumerate(self._episodes)
@@ -85,8 +89,9 @@ class SampleTable:
         branch_index, episode_index, start = self._rows[index]
         branch, episode = self._branches[branch_index], self._episodes[episode_index]
         action_ids = self._labels if branch == 'action' else self._executed
+        states = None if self._states is None else self._states[episode.steps]
         return self._builder.build(branch, episode.instruction, self._store.codes[episode.steps],
-                                   action_ids[episode.steps], int(start))
+                                   action_ids[episode.steps], int(start), states)
 
 
 def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:

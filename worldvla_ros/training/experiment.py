@@ -22,6 +22,7 @@ from worldvla_ros.training.samples import VIDEO_PROMPT, SampleBuilder
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import StoredEpisode, TokenStore, tokenizer_fingerprint
 
+MOST_STATE_WAVES = 32  # over the range of a value of the state: the shortest is of 8 bins
 INIT_STD = 0.02  # of the weights, as usual for transformers of this family
 
 
@@ -48,7 +49,7 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     train, held_out = store.split(config.data.split)
     source = str(resume_from or config.model.init_from)
     if source:
-        pretrained = _loaded(source, config, store)
+        pretrained = _loaded(source, config, store, train)
     else:
         pretrained = _new(config, store, train, image_tokenizer)
     samples = SampleBuilder(pretrained.prompts, config.data.history_length, config.data.horizon,
@@ -56,7 +57,7 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
 
     def table(episodes: list[StoredEpisode]) -> SampleTable:
         return SampleTable(store, episodes, config.data.branches, samples,
-                           pretrained.action_tokenizer)
+                           pretrained.action_tokenizer, pretrained.state_tokenizer)
     try:
         held_out_table = table(held_out)
     except DatasetError:
@@ -89,6 +90,36 @@ def embed_codebook(model: Transformer, codebook: Tensor) -> None:
         table.weight[codes.start:codes.stop] = rows
 
 
+@torch.no_grad()
+def embed_state_bins(model: Transformer) -> None:
+    """Start the input rows of the state's bins so that neighbouring bins are alike.
+
+    Each column is a random wave over the bins, most of them long; the network then reads a
+    measured value from the first step on, and need not learn 256 unrelated words.
+    """
+    bins = model.config.vocabulary.state_bins
+    frequency = torch.rand(model.config.hidden_size) ** 2 * MOST_STATE_WAVES
+    phase = torch.rand(model.config.hidden_size)
+    position = torch.arange(len(bins))[:, None] / len(bins)
+    rows = INIT_STD * 2 ** 0.5 * torch.sin(2 * torch.pi * (position * frequency + phase))
+    model.model.embed_tokens.weight[bins.start:bins.stop] = rows
+
+
+@torch.no_grad()
+def with_state_tokens(model: Transformer) -> Transformer:
+    """Return the network with tokens of the arm's state, which no weight knows yet."""
+    if model.config.vocabulary.has_state:
+        embed_state_bins(model)
+        return model
+    larger = Transformer(replace(model.config, vocabulary=model.config.vocabulary.with_state()))
+    initialise(larger)
+    weights = larger.state_dict()
+    for name, value in model.state_dict().items():
+        weights[name][:len(value)] = value
+    embed_state_bins(larger)
+    return larger
+
+
 def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
          image_tokenizer: ImageTokenizer) -> Pretrained:
     settings = _settings(config, store, train)
@@ -98,6 +129,8 @@ def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
                                          config.model.text_tokens)
     shape = config.model
     vocabulary = Vocabulary.compact(text_tokenizer.num_tokens, store.header.num_codes)
+    if config.data.state:
+        vocabulary = vocabulary.with_state()
     torch.manual_seed(config.run.seed)
     model = Transformer(TransformerConfig(
         hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
@@ -106,11 +139,17 @@ def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
     initialise(model)
     if shape.image_embeddings == 'codebook':
         embed_codebook(model, image_tokenizer.quantize.embedding.weight)
+    if config.data.state:
+        embed_state_bins(model)
     return Pretrained(model, image_tokenizer, text_tokenizer, settings)
 
 
-def _loaded(folder: str, config: TrainConfig, store: TokenStore) -> Pretrained:
-    """Load a checkpoint; what it learned of actions and prompts goes on, history may differ."""
+def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
+            ) -> Pretrained:
+    """Load a checkpoint; what it learned of actions and prompts goes on, history may differ.
+
+    One that has not read the state of the arm begins to where the configuration says so.
+    """
     given = Pretrained.load(folder, dtype='float32')
     have = (given.model.config.vocabulary.num_codes, given.settings.image_size)
     if have != (store.header.num_codes, store.header.image_size):
@@ -124,9 +163,17 @@ def _loaded(folder: str, config: TrainConfig, store: TokenStore) -> Pretrained:
             f'{folder} has the image tokenizer {tokenizer}, the store {config.data.store} was '
             f'made with {store.header.tokenizer}; make the store again with the tokenizer of '
             'the checkpoint')
-    given.model.requires_grad_(True)
-    return replace(given, settings=replace(
-        given.settings, name=config.run.name, trained=True, notes=_notes(store),
+    low, high = given.settings.state_minimum, given.settings.state_maximum
+    model = given.model
+    if not config.data.state:
+        low = high = None
+    elif low is None:
+        torch.manual_seed(config.run.seed)
+        model = with_state_tokens(model)
+        low, high = _state_range(store, train)
+    model.requires_grad_(True)
+    return replace(given, model=model, settings=replace(
+        given.settings, state_minimum=low, state_maximum=high, name=config.run.name, trained=True, notes=_notes(store),
         history_length=config.data.history_length, horizon=config.data.horizon,
         bin_choice=config.model.bin_choice, chunk_mask=config.data.chunk_mask))
 
@@ -136,11 +183,19 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
     low, high = LIBERO_MINIMUM, LIBERO_MAXIMUM
     if config.data.action_range == 'data':
         low, high = (tuple(bound.tolist()) for bound in store.action_range(train))
+    state_low, state_high = _state_range(store, train) if config.data.state else (None, None)
     return PolicySettings(
         name=config.run.name, trained=True, image_size=store.header.image_size,
+        state_minimum=state_low, state_maximum=state_high,
         history_length=config.data.history_length, horizon=config.data.horizon,
         chunk_mask=config.data.chunk_mask, bin_choice=config.model.bin_choice,
         action_minimum=low, action_maximum=high, notes=_notes(store))
+
+
+def _state_range(store: TokenStore, train: list[StoredEpisode]
+                 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    low, high = store.state_range(train)
+    return tuple(low.tolist()), tuple(high.tolist())
 
 
 def _notes(store: TokenStore) -> str:

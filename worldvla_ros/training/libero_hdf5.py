@@ -5,6 +5,9 @@ One file holds one task: `data/demo_N/{actions, dones, obs/agentview_rgb, ...}`.
 as robosuite renders them, upside down, and are turned by 180 degrees here, which is what policies
 are given. Frame t is what was seen before action t. Our recordings add `executed_actions`: noise
 injected into the expert included, so they, not `actions`, lead from frame t to frame t + 1.
+
+LIBERO gives the pose of the hand in the world frame. Our recordings say where the robot's base
+stands (`base_position`); in the official files that follows from the kind of scene.
 """
 
 from collections.abc import Iterator
@@ -12,15 +15,26 @@ import contextlib
 from dataclasses import dataclass
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
-from worldvla_ros.datatypes import ACTION_DIM
+from worldvla_ros.arm_state import arm_state
+from worldvla_ros.datatypes import ACTION_DIM, STATE_DIM
 from worldvla_ros.training.failures import DatasetError
 
 FILE_ENDING = '_demo.hdf5'  # of LIBERO's files; parts of a recording under way end otherwise
+
+ROBOT_BASES = {
+    'libero_floor_manipulation': (-0.6, 0.0, 0.0),
+    'libero_tabletop_manipulation': (-0.66, 0.0, 0.912),
+    'libero_kitchen_tabletop_manipulation': (-0.66, 0.0, 0.912),
+    'libero_living_room_tabletop_manipulation': (-0.51, 0.0, 0.42),
+    'libero_study_tabletop_manipulation': (-0.75, 0.0, 0.912)}
+"""Where the robot's base stands in LIBERO's scenes, world frame [m]; a test asks the simulator."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +48,16 @@ class Episode:
     actions: NDArray[np.float64]  # (T, 7) controller input: the labels
     executed: NDArray[np.float64]  # (T, 7) controller input: what moved the robot
     success: bool
+    states: NDArray[np.float64] | None = None  # (T, 7) of `arm_state`; None: not recorded
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
         steps = len(self.actions)
         for what, array, tail in (('frames', self.frames, (*self.frames.shape[1:3], 3)),
                                   ('actions', self.actions, (ACTION_DIM,)),
-                                  ('executed actions', self.executed, (ACTION_DIM,))):
-            if steps == 0 or array.shape != (steps, *tail):
+                                  ('executed actions', self.executed, (ACTION_DIM,)),
+                                  ('states', self.states, (STATE_DIM,))):
+            if array is not None and (steps == 0 or array.shape != (steps, *tail)):
                 raise DatasetError(f'{self.task}, {self.name}: expected {what} of shape '
                                    f'{(steps, *tail)} with at least one step, got {array.shape}')
         if not (np.isfinite(self.actions).all() and np.isfinite(self.executed).all()):
@@ -51,7 +67,8 @@ class Episode:
     def kept(self, steps: NDArray[np.bool_]) -> 'Episode':
         """Return the episode without the steps that a filter drops."""
         return Episode(self.name, self.task, self.instruction, self.frames[steps],
-                       self.actions[steps], self.executed[steps], self.success)
+                       self.actions[steps], self.executed[steps], self.success,
+                       None if self.states is None else self.states[steps])
 
 
 def demonstration_files(folder: Path) -> list[Path]:
@@ -84,13 +101,28 @@ def _read_episode(group: h5py.Group, name: str, task: str, instruction: str) -> 
     executed = group['executed_actions'][:] if 'executed_actions' in group else actions
     turned = np.ascontiguousarray(group['obs/agentview_rgb'][:][:, ::-1, ::-1])
     return Episode(name, task, instruction, frames=turned, actions=actions,
-                   executed=executed.astype(np.float64), success=bool(group['dones'][-1]))
+                   executed=executed.astype(np.float64), success=bool(group['dones'][-1]),
+                   states=_states(group))
+
+
+def _states(group: h5py.Group) -> NDArray[np.float64] | None:
+    """Return the states of the arm (T, 7), None where the file does not tell them."""
+    base = group.attrs.get('base_position',
+                           ROBOT_BASES.get(_problem_info(group).get('problem_name', '').lower()))
+    if base is None or 'robot_states' not in group:
+        return None
+    fingers, positions, quaternions = np.split(group['robot_states'][:], (2, 5), axis=1)
+    return arm_state(positions - base, Rotation.from_quat(quaternions), fingers)
+
+
+def _problem_info(group: h5py.Group) -> dict[str, Any]:
+    """Return what a file says of its task; the official ones keep it once, in `data`."""
+    text = group.attrs.get('problem_info', group.parent.attrs.get('problem_info', '{}'))
+    return dict(json.loads(text))
 
 
 def _instruction(group: h5py.Group, path: Path) -> str:
-    """Return the instruction; the official files keep it once, in the group `data`."""
-    info = group.attrs.get('problem_info', group.parent.attrs.get('problem_info', '{}'))
-    instruction = json.loads(info).get('language_instruction', '')
+    instruction = _problem_info(group).get('language_instruction', '')
     if isinstance(instruction, list):
         instruction = ''.join(instruction)
     if not instruction.strip():

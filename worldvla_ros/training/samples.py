@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From episodes to training sequences: which steps make a sample, and which tokens are learned.
 
-    action:  BOS text IMAGE(t-M+1)..IMAGE(t) SEP | (BOA a EOA)(t) .. (t+K-1) SEP
+    action:  BOS text IMAGE(t-M+1)..IMAGE(t) [STATE(t)] SEP | (BOA a EOA)(t) .. (t+K-1) SEP
     world:   BOS text IMAGE(t) BOA a(t) EOA SEP | IMAGE(t+1) SEP, and for each further round
              BOA a EOA SEP | IMAGE SEP
     video:   like world without the actions, for the ablation
@@ -39,7 +39,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleBuilder:
-    """Builds samples from the code indices [T, 2h, 2w] and action tokens [T, 7] of an episode."""
+    """Builds samples from the tokens of an episode.
+
+    These are code indices [T, 2h, 2w], action tokens [T, 7] and, for models that read the arm's
+    state, state tokens [T, 7].
+    """
 
     prompts: PromptBuilder
     history_length: int  # M, frames of the action branch
@@ -52,21 +56,24 @@ class SampleBuilder:
         return range(max(0, num_steps - needed + 1))
 
     def build(self, branch: str, instruction: str, codes: NDArray[np.integer],
-              action_ids: NDArray[np.integer], start: int) -> Sample:
+              action_ids: NDArray[np.integer], start: int,
+              state_ids: NDArray[np.integer] | None = None) -> Sample:
         """Return the sample of one branch that starts at this step."""
         if branch == 'action':
-            return self.action(instruction, codes, action_ids, start)
+            return self.action(instruction, codes, action_ids, start, state_ids)
         actions = None if branch == 'video' else action_ids
         return self._rounds(branch, codes, actions, start)
 
     def action(self, instruction: str, codes: NDArray[np.integer],
-               action_ids: NDArray[np.integer], start: int) -> Sample:
+               action_ids: NDArray[np.integer], start: int,
+               state_ids: NDArray[np.integer] | None = None) -> Sample:
         """Return the sample whose newest frame is `start`, with the actions from there on."""
         images = codes[max(0, start - self.history_length + 1):start + 1]
         vocabulary = self.prompts.vocabulary
         blocks = [action_block(ids, vocabulary)
                   for ids in action_ids[start:start + self.horizon]]
-        prompt = self.prompts.action(instruction, list(images))
+        state = None if state_ids is None else state_ids[start]
+        prompt = self.prompts.action(instruction, list(images), state)
         target = _concatenate([*blocks, [vocabulary.separator]])
         return _joined('action', [(prompt, target)])
 

@@ -21,6 +21,7 @@ class DataConfig:
     history_length: int = bounded(2, minimum=1, unit='frame', doc='of the action branch')
     horizon: int = bounded(5, minimum=1, unit='action', doc='of the action branch')
     world_rounds: int = bounded(1, minimum=1, unit='frame', doc='predicted in one world sample')
+    state: bool = bounded(False, doc='the state of the arm in the prompt of the action branch')
     split: str = bounded('numeric', choices=('numeric', 'published'))
     action_range: str = bounded('data', choices=('data', 'libero'),
                                 doc='extremes of the training episodes, or the published ones')

@@ -6,9 +6,10 @@ A store is a folder that is written whole or not at all:
     codes.npy      uint16  [F, 2h, 2w]  code indices of all frames, episode after episode
     actions.npy    float32 [F, 7]       labels, controller input
     executed.npy   float32 [F, 7]       what moved the robot; differs where noise was injected
+    states.npy     float32 [F, 7]       of the arm, see `arm_state`; NaN where not recorded
     store.json     episodes (task, name, instruction, start, length) and fingerprints
 
-184 bytes per frame at 128 px, 568 at 256 px: 200,000 frames are 37 or 114 MB.
+212 bytes per frame at 128 px, 596 at 256 px: 200,000 frames are 42 or 119 MB.
 """
 
 from collections import defaultdict
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from worldvla_ros.datatypes import STATE_DIM
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
@@ -31,10 +33,11 @@ from worldvla_ros.training.failures import DatasetError, TrainingError, explain_
 from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.samples import split_names
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever what is written changes, so that an old store is not misread."""
 HEADER_FILE = 'store.json'
-ARRAYS = ('codes', 'actions', 'executed')
+ARRAYS = ('codes', 'actions', 'executed', 'states')
+_SMALLEST_RANGE = 1e-3  # of a value of the state that never changes [m] or [rad]
 FRAMES_PER_PASS = 32  # through the tokenizer at once: bounds the memory
 
 
@@ -75,6 +78,7 @@ class TokenStore:
         self.codes: NDArray[np.uint16] = arrays['codes']
         self.actions: NDArray[np.float32] = arrays['actions']
         self.executed: NDArray[np.float32] = arrays['executed']
+        self.states: NDArray[np.float32] = arrays['states']
 
     @classmethod
     def open(cls, folder: str | Path, tokenizer: str | None = None) -> 'TokenStore':
@@ -136,6 +140,21 @@ class TokenStore:
                               'change in the data, so they have no range; use the LIBERO range')
         return low, high
 
+    def state_range(self, episodes: Iterable[StoredEpisode]
+                    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the smallest and largest state (7,) of the arm in some episodes.
+
+        Raises DatasetError where an episode has no states.
+        """
+        rows = np.concatenate([self.states[episode.steps] for episode in episodes])
+        if np.isnan(rows).any():
+            raise DatasetError(
+                f'{int(np.isnan(rows).any(1).sum())} of {len(rows)} frames have no state of the '
+                'arm: their demonstrations were recorded without it; set data.state to false, or '
+                'record them again')
+        low, high = rows.min(0).astype(np.float64), rows.max(0).astype(np.float64)
+        return low, np.where(high > low, high, low + _SMALLEST_RANGE)
+
 
 def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageTokenizer,
                 image_size: int, reuse: TokenStore | None = None) -> TokenStore:
@@ -156,6 +175,9 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
                               if codes is None else codes)
         parts['actions'].append(episode.actions.astype(np.float32))
         parts['executed'].append(episode.executed.astype(np.float32))
+        states = episode.states
+        parts['states'].append(np.full((len(episode.actions), STATE_DIM), np.nan, np.float32)
+                               if states is None else states.astype(np.float32))
         stored.append(StoredEpisode(episode.task, episode.name, episode.instruction, start,
                                     len(episode.actions)))
         start += len(episode.actions)

@@ -19,6 +19,7 @@ LAYERS = {
     'worldvla_ros.errors': (),
     'worldvla_ros.datatypes': (),
     'worldvla_ros.config': (),
+    'worldvla_ros.whole_files': (),
     'worldvla_ros.graph': (),
     'worldvla_ros.tokens': ('worldvla_ros.datatypes',),
     # token ids have one home, so the networks take the id ranges from there and nothing else
@@ -30,7 +31,7 @@ LAYERS = {
     'worldvla_ros.policy.chunk_schedule': ('worldvla_ros.datatypes',),
     'worldvla_ros.training': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.model', 'worldvla_ros.config',
-        'worldvla_ros.datatypes'),
+        'worldvla_ros.datatypes', 'worldvla_ros.whole_files'),
     'worldvla_ros.inference': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.datatypes',
         'worldvla_ros.config', 'worldvla_ros.safety'),
@@ -44,7 +45,7 @@ LAYERS = {
         'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes'),
     'worldvla_sim': (
         'worldvla_ros.policy', 'worldvla_ros.safety', 'worldvla_ros.config',
-        'worldvla_ros.datatypes'),
+        'worldvla_ros.datatypes', 'worldvla_ros.whole_files'),
     # replays what training's filters leave of demonstrations
     'worldvla_sim.replay': ('worldvla_sim', 'worldvla_ros.training'),
     # trains and evaluates, each in processes of their own, so it reads the files of both

@@ -14,6 +14,7 @@ from pathlib import Path
 import sys
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
+from worldvla_ros.whole_files import write_whole
 from worldvla_sim.baselines import BASELINES, EPISODES
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.report_pictures import Bar, success_plot, video_strip
@@ -85,13 +86,10 @@ class Tally:
 def write_report(results: Sequence[Results], path: Path) -> None:
     """Write the page whole or not at all. Raises ConfigError if it cannot be written."""
     page = render_report(results, path.parent)
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page)
-        temporary.replace(path)
+        write_whole(path, lambda draft: draft.write_text(page))
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f'cannot write the report to {path}: {error}') from error
 
 

@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.whole_files import write_whole
 from worldvla_sim.episodes import EpisodeRecord
 
 FORMAT = 'worldvla_ros/evaluation/1'
@@ -35,16 +36,13 @@ class Results:
     run: dict[str, Any] = field(default_factory=dict)  # what `describe_run` says
 
     def save(self, path: Path) -> None:
-        """Write JSON beside the target and rename it, so that readers never see half a file."""
+        """Write JSON, whole or not at all; ConfigError when it cannot be written."""
         content = {'format': FORMAT, 'settings': self.settings, 'run': self.run,
                    'complete': self.complete,
                    'records': [asdict(record) for record in self.records]}
-        temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         try:
-            temporary.write_text(json.dumps(content, indent=1) + '\n')
-            temporary.replace(path)
+            write_whole(path, lambda draft: draft.write_text(json.dumps(content, indent=1) + '\n'))
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise ConfigError(f'cannot write results to {path}: {error}') from error
 
     @classmethod

@@ -5,15 +5,14 @@ Usage: `python -m worldvla_sim.view_demos --help`. Pictures are shown upright, n
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
-import contextlib
-import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 import sys
 
 import numpy as np
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
+from worldvla_ros.whole_files import write_whole
 from worldvla_sim import pictures
 from worldvla_sim.demonstrations import (
     Demonstration,
@@ -28,17 +27,12 @@ _FRAME_RATE = 20  # [Hz] of the control loop
 _SHEET_FRAMES, _SHEET_COLUMNS = 24, 6
 
 
-@contextlib.contextmanager
-def _renamed_when_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name with the same suffix; rename it at the end."""
-    temporary = path.with_name(f'.{os.getpid()}.{path.name}')
+def _write_picture(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a picture whole or not at all; ConfigError when it cannot be written."""
     try:
-        yield temporary
-        temporary.replace(path)
+        write_whole(path, write)
     except OSError as error:
         raise ConfigError(f'cannot write {path}: {error}') from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def upright(images: np.ndarray) -> np.ndarray:
@@ -60,8 +54,7 @@ def save_sheet(demo: Demonstration, path: Path) -> None:
     steps = np.unique(np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int))
     rows = [(f'steps {part[0]} to {part[-1]}', [frames[step] for step in part])
             for part in np.array_split(steps, -(-len(steps) // _SHEET_COLUMNS))]
-    with _renamed_when_whole(path) as temporary:
-        pictures.save_contact_sheet(temporary, rows)
+    _write_picture(path, lambda draft: pictures.save_contact_sheet(draft, rows))
 
 
 def no_ops(actions: np.ndarray) -> np.ndarray:
@@ -98,8 +91,7 @@ def plot_histograms(actions: np.ndarray, path: Path) -> None:
         panel.set(title=name, yscale='log', xlim=(-1.05, 1.05))
     panels[4].set(xlabel='controller input', ylabel='steps')
     panels[7].axis('off')
-    with _renamed_when_whole(path) as temporary:
-        figure.savefig(temporary, format='png', dpi=100)
+    _write_picture(path, lambda draft: figure.savefig(draft, format='png', dpi=100))
 
 
 def _parser() -> argparse.ArgumentParser:

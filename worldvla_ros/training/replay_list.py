@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from worldvla_ros.training.failures import DatasetError, explain_os_error
 from worldvla_ros.training.libero_hdf5 import FILE_ENDING
 from worldvla_ros.training.samples import moving_steps
-from worldvla_ros.training.whole_files import write_whole
+from worldvla_ros.whole_files import write_whole
 
 FORMAT = 'worldvla_ros/replay/1'
 

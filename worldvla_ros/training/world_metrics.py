@@ -43,7 +43,6 @@ from worldvla_ros.training.video_metrics import (
     squared_errors,
     ssim,
 )
-from worldvla_ros.training.whole_files import write_whole
 from worldvla_ros.training.world_report import (
     CEILING,
     COPY,
@@ -53,6 +52,7 @@ from worldvla_ros.training.world_report import (
     StripRow,
     write_report,
 )
+from worldvla_ros.whole_files import write_whole
 
 FRAMES_PER_PASS = 16  # through the image tokenizer at once: bounds the memory
 

@@ -33,7 +33,7 @@ from worldvla_ros.training.video_metrics import (
     decibels,
     frechet_distance,
 )
-from worldvla_ros.training.whole_files import write_whole
+from worldvla_ros.whole_files import write_whole
 
 MODEL, COPY, CEILING = 'world model', 'copy last frame', 'tokenizer ceiling'
 TILE_PX, HEADER_PX, LABEL_PX = 128, 18, 110  # of the strip picture

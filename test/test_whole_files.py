@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A file is whole or as it was before."""
+
+import pytest
+
+from worldvla_ros.whole_files import write_whole
+
+
+def test_the_target_appears_with_the_last_byte(tmp_path):
+    target = tmp_path / 'table.json'
+
+    def write(draft):
+        draft.write_text('{')
+        assert not target.exists()
+        draft.write_text('{}')
+    write_whole(target, write)
+    assert target.read_text() == '{}'
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_target_stays_as_it_was_when_its_successor_cannot_be_written(tmp_path):
+    target = tmp_path / 'table.json'
+    target.write_text('{}')
+
+    def write(draft):
+        draft.write_text('{')
+        raise OSError('No space left on device')
+    with pytest.raises(OSError, match='No space left'):
+        write_whole(target, write)
+    assert target.read_text() == '{}'
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_writers_that_choose_a_format_by_suffix_find_it_on_the_draft(tmp_path):
+    suffixes = []
+
+    def write(draft):
+        suffixes.append(draft.suffix)
+        draft.touch()
+    write_whole(tmp_path / 'curve.png', write)
+    write_whole(tmp_path / 'README', write)
+    assert suffixes == ['.png', '']

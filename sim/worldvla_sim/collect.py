@@ -19,7 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from worldvla_ros.errors import ConfigError, SimulationError, WorldVLAError
+from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_sim.commands import EXIT_OK, resumable
 from worldvla_sim.dagger import LearnerSettings, learner_settings, record_turns
 from worldvla_sim.demonstrations import (
     DemonstrationRecorder,
@@ -28,7 +29,7 @@ from worldvla_sim.demonstrations import (
     whole_file,
     write_demonstration,
 )
-from worldvla_sim.evaluate import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, parse_indices
+from worldvla_sim.evaluate import parse_indices
 from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
@@ -268,22 +269,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@resumable
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all demonstrations are there, 2 on errors, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
-    try:
-        settings = CollectionSettings(
-            options.suite, resolve_assets(options.assets).kind, options.robot, options.msaa,
-            options.image_size, options.wrist, options.noise, options.seed,
-            learner_settings(options.policy) if options.policy is not None else None)
-        tasks = options.tasks or range(len(suite_tasks(options.suite)))
-        failed = collect(settings, tasks, options.per_task, options.out, workers=options.workers)
-    except WorldVLAError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        print('interrupted; the same command continues', file=sys.stderr)
-        return EXIT_INTERRUPTED
+    settings = CollectionSettings(
+        options.suite, resolve_assets(options.assets).kind, options.robot, options.msaa,
+        options.image_size, options.wrist, options.noise, options.seed,
+        learner_settings(options.policy) if options.policy is not None else None)
+    tasks = options.tasks or range(len(suite_tasks(options.suite)))
+    failed = collect(settings, tasks, options.per_task, options.out, workers=options.workers)
     for task, count in failed.items():
         print(f'task {task}: {options.per_task} demonstrations, {count} failed attempts dropped')
     return EXIT_OK

@@ -13,6 +13,7 @@ import sys
 from tqdm import tqdm
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
+from worldvla_sim.commands import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
@@ -34,8 +35,6 @@ from worldvla_sim.runner import (
 from worldvla_sim.tasks import SUITES, initial_states, load_task, suite_tasks
 from worldvla_sim.videos import KINDS, EpisodeVideos
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
-
-EXIT_OK, EXIT_ERRORS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 _DEFAULTS = {item.name: item.default for item in fields(EvaluationSettings)
              if item.default is not MISSING}

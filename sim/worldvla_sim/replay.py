@@ -16,7 +16,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
-from worldvla_ros.errors import SimulationError, WorldVLAError
+from worldvla_ros.errors import SimulationError
 from worldvla_ros.training.libero_hdf5 import FILE_ENDING, demonstration_files
 from worldvla_ros.training.replay_list import (
     Replay,
@@ -25,8 +25,8 @@ from worldvla_ros.training.replay_list import (
     kept_steps,
     task_name,
 )
+from worldvla_sim.commands import EXIT_ERRORS, EXIT_OK, resumable
 from worldvla_sim.demonstrations import demonstration_names, open_demonstrations
-from worldvla_sim.evaluate import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from worldvla_sim.libero_env import ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
 from worldvla_sim.tasks import SUITES, suite_tasks
@@ -180,19 +180,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@resumable
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all were replayed, 1 with errors, 2 for bad input, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
-    try:
-        jobs = find_jobs(options.demonstrations, options.drop_no_ops, suite=options.suite,
-                         assets=resolve_assets(options.assets).kind, robot=options.robot)
-        results = replay(jobs, options.out, options.drop_no_ops, workers=options.workers)
-    except WorldVLAError as error:
-        print(f'error: {error}', file=sys.stderr)
-        return EXIT_USAGE
-    except KeyboardInterrupt:
-        print('interrupted; the same command goes on', file=sys.stderr)
-        return EXIT_INTERRUPTED
+    jobs = find_jobs(options.demonstrations, options.drop_no_ops, suite=options.suite,
+                     assets=resolve_assets(options.assets).kind, robot=options.robot)
+    results = replay(jobs, options.out, options.drop_no_ops, workers=options.workers)
     print(summary(results))
     return EXIT_ERRORS if any(one.error for one in results.replays) else EXIT_OK
 

@@ -83,6 +83,19 @@ def test_what_was_replayed_is_not_replayed_again_and_errors_are(demos, tmp_path,
     assert 'name another file' in capsys.readouterr().err
 
 
+def test_ctrl_c_says_how_to_go_on_and_leaves_the_list(demos, tmp_path, pool, monkeypatch, capsys):
+    out = tmp_path / 'replays.json'
+    command = [str(demos), '--out', str(out)]
+
+    def interrupted(self, jobs):
+        raise KeyboardInterrupt
+        yield
+    monkeypatch.setattr(replay.WorkerPool, 'run', interrupted)
+    assert replay.main(command) == 130
+    assert capsys.readouterr().err.endswith('interrupted; the same command goes on\n')
+    assert ReplayList.load(out).replays == []
+
+
 def test_a_demonstration_that_was_recorded_again_is_replayed_again(demos, tmp_path, pool):
     out = tmp_path / 'replays.json'
     for _ in range(2):

@@ -10,7 +10,7 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_sim.ablation.plan import load_plan
 from worldvla_sim.ablation.report import dry_run_text, write_report
 from worldvla_sim.ablation.run import Estimate, outcome, run_rows
-from worldvla_sim.evaluate import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from worldvla_sim.commands import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 
 
 def _parser() -> argparse.ArgumentParser:

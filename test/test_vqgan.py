@@ -235,6 +235,20 @@ def test_the_perceptual_loss_is_small_for_like_pictures_and_has_a_gradient(tmp_p
         assert distance.item() == pytest.approx(3 * 0.01 ** 2, rel=1e-3)
 
 
+class Pictures(torch.nn.Module):
+    """Returns what it is given, which is no feature."""
+
+    def forward(self, x: torch.Tensor, resize_images: bool, return_lpips: bool) -> torch.Tensor:
+        return x
+
+
+def test_a_script_without_features_is_refused_as_a_perceptual_loss(tmp_path):
+    torch.jit.script(Pictures()).save(str(tmp_path / 'vgg16.pt'))
+    loss = load_perceptual_loss(tmp_path / 'vgg16.pt')
+    with pytest.raises(CheckpointError, match=r'expected features \[1, D\].*vgg16.pt'):
+        loss(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
+
+
 def test_training_with_perceptual_weights_minds_them(tmp_path):
     torch.jit.script(Features()).save(str(tmp_path / 'vgg16.pt'))
     frames, still = episode(0, 2).frames, np.zeros((2, 64, 64), bool)

@@ -3,8 +3,7 @@
 
 Two kinds of file are taken, and none is downloaded:
 
-- `vgg16.pt` of the StyleGAN2-ADA metrics, TorchScript: its features are scaled so that their
-  squared distance is LPIPS (Zhang 2018);
+- `vgg16.pt` of the StyleGAN2-ADA metrics, TorchScript, see `load_lpips`: LPIPS (Zhang 2018);
 - the state dict of torchvision's VGG-16: the mean squared distance of channel-normalised features
   at the five depths of LPIPS, without LPIPS's learned channel weights.
 """
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from worldvla_ros.errors import CheckpointError
+from worldvla_ros.training.torchscript import ScriptedFeatures, load_lpips
 
 VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Of the 3 x 3 convolutions between the poolings of VGG-16 (Simonyan 2015, configuration D)."""
@@ -36,16 +36,13 @@ class PerceptualLoss(nn.Module):
 class LpipsScript(PerceptualLoss):
     """LPIPS by the TorchScript file."""
 
-    def __init__(self, script: torch.jit.ScriptModule) -> None:
+    def __init__(self, features: ScriptedFeatures) -> None:
         super().__init__()
-        self.script = script.eval()
-        for parameter in script.parameters():  # a script has no requires_grad_ of its own
-            parameter.requires_grad_(False)
+        self._features = features
 
     def forward(self, decoded: Tensor, pixels: Tensor) -> Tensor:
         """Return the mean LPIPS."""
-        one, other = (self.script((batch + 1) * 127.5, resize_images=False, return_lpips=True)
-                      for batch in (decoded, pixels))
+        one, other = (self._features((batch + 1) * 127.5) for batch in (decoded, pixels))
         return (one - other).square().sum(-1).mean()
 
 
@@ -84,9 +81,8 @@ class VggFeatures(PerceptualLoss):
 
 def load_perceptual_loss(path: Path, device: str = 'cpu') -> PerceptualLoss:
     """Load either file; CheckpointError when it is missing or neither of the two."""
-    with contextlib.suppress(RuntimeError, ValueError, OSError):
-        script = torch.jit.load(str(path), map_location=device)
-        return LpipsScript(script)
+    with contextlib.suppress(CheckpointError):
+        return LpipsScript(load_lpips(path, device))
     try:  # no TorchScript: the other kind of file, or none
         state = torch.load(path, map_location=device, weights_only=True)
         return VggFeatures(state).to(device)

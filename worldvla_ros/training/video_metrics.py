@@ -8,7 +8,6 @@ of this package: both take the TorchScript file that the field passes around.
 
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from worldvla_ros.errors import CheckpointError
+from worldvla_ros.training.torchscript import ScriptedFeatures, load_lpips
 
 Video = NDArray[np.uint8]  # (T, H, W, 3) RGB
 
@@ -65,17 +64,12 @@ def _ssim_of_pair(pixels: Tensor, kernel: Tensor) -> float:
 
 
 class PerceptualDistance:
-    """LPIPS with VGG-16 (Zhang 2018), smaller is more alike.
-
-    The file is the `vgg16.pt` published with the metrics of StyleGAN2-ADA: a TorchScript module
-    `(pixels [N, 3, H, W] in [0, 255], resize_images, return_lpips)` whose features [N, D] are
-    scaled so that LPIPS is their squared distance.
-    """
+    """LPIPS with VGG-16 (Zhang 2018), smaller is more alike; for the file see `load_lpips`."""
 
     def __init__(self, path: Path, device: str = 'cpu') -> None:
-        self._network = _Script(path, device, 'vgg16.pt of the StyleGAN2-ADA metrics',
-                                resize_images=False, return_lpips=True)
+        self._network = load_lpips(path, device)
 
+    @torch.inference_mode()
     def __call__(self, frames: Video, real: Video) -> NDArray[np.float64]:
         """Return the distance (T,) of each pair of frames."""
         features = (self._network(_planes(np.stack(pair)))
@@ -91,9 +85,10 @@ class VideoFeatures:
     """
 
     def __init__(self, path: Path, device: str = 'cpu') -> None:
-        self._network = _Script(path, device, 'i3d_torchscript.pt', rescale=True, resize=True,
-                                return_features=True)
+        self._network = ScriptedFeatures(path, device, 'i3d_torchscript.pt', rescale=True,
+                                         resize=True, return_features=True)
 
+    @torch.inference_mode()
     def __call__(self, video: Video) -> NDArray[np.float64]:
         """Return the feature (D,) of a video of MIN_FVD_FRAMES frames or more."""
         pixels = _planes(video).transpose(0, 1)[None]
@@ -119,38 +114,6 @@ def frechet_distance(features: NDArray[np.float64], other: NDArray[np.float64]) 
     return float(np.square(means[0] - means[1]).sum() + spread)
 
 
-class _Script:
-    """A TorchScript module from a file, with the options it is always called with."""
-
-    def __init__(self, path: Path, device: str, expected: str, **options: bool) -> None:
-        self._path, self._device, self._expected = path, device, expected
-        self._options: dict[str, Any] = options
-        try:
-            self._module = torch.jit.load(  # type: ignore[no-untyped-call]
-                str(path), map_location=device).eval()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise CheckpointError(f'{path} is no TorchScript file: {_first_line(error)}; '
-                                  f'expected {expected}') from error
-
-    @torch.inference_mode()
-    def __call__(self, pixels: Tensor) -> Tensor:
-        try:
-            features: Tensor = self._module(pixels.to(self._device), **self._options)
-        except (RuntimeError, TypeError) as error:
-            raise CheckpointError(
-                f'{self._path} does not take {tuple(pixels.shape)} with '
-                f'{sorted(self._options)}: {_first_line(error)}; expected {self._expected}'
-            ) from error
-        if features.ndim != 2 or len(features) != len(pixels):
-            raise CheckpointError(f'{self._path}: expected features [{len(pixels)}, D], got '
-                                  f'{tuple(features.shape)}; expected {self._expected}')
-        return features
-
-
 def _planes(frames: Video) -> Tensor:
     """Return pixels float32 [N, 3, H, W] in [0, 255]."""
     return torch.tensor(frames).permute(0, 3, 1, 2).float()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -257,7 +257,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--noise', type=float, default=0.1,
                         help='standard deviation of the executed motion (default: 0.1)')
     parser.add_argument('--policy', metavar='NAME|FOLDER',
-                        help='a policy or checkpoint that takes turns with the expert (DAgger)')
+                        help='takes turns with the expert (DAgger): worldvla-mini, random, hold, '
+                             'or the folder of a checkpoint')
     parser.add_argument('--workers', type=int, default=1)
     parser.add_argument('--image-size', type=int, default=256, help='[px] (default: 256)')
     parser.add_argument('--wrist', action='store_true', help='record the wrist camera too')

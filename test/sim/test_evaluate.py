@@ -16,8 +16,9 @@ import pytest
 
 from worldvla_ros.datatypes import ActionChunk
 from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_ros.policy.named_checkpoints import NAMES
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
-from worldvla_sim import evaluate, policies
+from worldvla_sim import collect, evaluate, policies
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.results import Results, summary_table, wilson_interval
@@ -178,6 +179,15 @@ def test_an_episode_that_cannot_run_is_an_error_and_the_command_says_so(tmp_path
 def test_bad_input_ends_with_status_2_and_says_what_there_is(options, message, capsys):
     assert evaluate.main(['--assets', 'builtin', *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command', [evaluate, collect])
+def test_help_names_every_policy_that_has_a_name(command, capsys, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '200')  # argparse would break a name at its hyphen
+    with pytest.raises(SystemExit):
+        command.main(['--help'])
+    shown = capsys.readouterr().out
+    assert [name for name in (*policies.POLICIES, *NAMES) if name not in shown] == []
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -22,7 +22,7 @@ import roofline
 import torch
 from workloads import world_prompt_of
 
-from worldvla_ros.datatypes import Frame, Observation
+from worldvla_ros.datatypes import STATE_DIM, Frame, Observation
 from worldvla_ros.model.engine.image import StaticImageRows
 from worldvla_ros.model.engine.network import Weights
 from worldvla_ros.model.generate import decode_chunk, generate_free
@@ -189,12 +189,13 @@ def policy(bench: Bench) -> list[Row]:
             rng = np.random.default_rng(0)
             frames = [Frame(rng.integers(0, 256, (size, size, 3), np.uint8), i)
                       for i in range(bench.chunks + 1)]
+            state = np.zeros(STATE_DIM) if policy.reads_state else None
             totals = []
             for older, newest in pairwise(frames):
                 policy.prepare(older, task)
                 if bench.device.type == 'cuda':
                     torch.cuda.synchronize()
-                chunk = policy.predict_chunk(Observation((older, newest), task))
+                chunk = policy.predict_chunk(Observation((older, newest), task, state))
                 totals.append(1e3 * chunk.latency.total)
             rows += quantiles(f'{size} px: policy, newest frame -> actions', np.array(totals),
                               K=K, target_ms={256: 30, 512: 50}.get(size))

@@ -22,7 +22,7 @@ from report import Row, row, save, table_of
 import torch
 from workloads import prompt_of, random_model
 
-from worldvla_ros.datatypes import Frame, Observation
+from worldvla_ros.datatypes import STATE_DIM, Frame, Observation
 from worldvla_ros.model.checkpoint import pick_dtype
 from worldvla_ros.model.generate import (
     chunk_capacity,
@@ -177,12 +177,14 @@ def policy_latency(num_chunks: int) -> list[Row]:
     rng = np.random.default_rng(0)
     frames = [Frame(rng.integers(0, 256, (256, 256, 3), np.uint8), i)
               for i in range(num_chunks + 1)]
+    state = np.zeros(STATE_DIM) if policy.reads_state else None
     for name, ahead in (('frame -> chunk', True), ('frame -> chunk, nothing prepared', False)):
         totals = []
         for older, newest in pairwise(frames):
             if ahead:
                 policy.prepare(older, task)
-            totals.append(policy.predict_chunk(Observation((older, newest), task)).latency.total)
+            observation = Observation((older, newest), task, state)
+            totals.append(policy.predict_chunk(observation).latency.total)
         for quantile in (50, 99):
             target = '<= 100' if ahead else None
             value = 1e3 * float(np.percentile(totals, quantile))

@@ -45,15 +45,17 @@ def test_a_parameter_file_that_does_not_exist_is_refused(graph):
         graph({'params_file': '/no/robot.yaml'})
 
 
-def test_the_camera_topic_is_remapped_raw_and_compressed():
-    spec, = policy_graph({'image': '/camera/image_raw'})
+def test_the_topics_of_camera_and_arm_are_remapped():
+    spec, = policy_graph({'image': '/camera/image_raw', 'ee_pose': '/arm/pose'})
     assert spec.remappings == {'image': '/camera/image_raw',
-                               'image/compressed': '/camera/image_raw/compressed'}
+                               'image/compressed': '/camera/image_raw/compressed',
+                               'ee_pose': '/arm/pose', 'joint_states': 'joint_states'}
 
 
 def test_the_demo_wires_camera_commands_time_and_mode():
     policy, bridge = demo_graph({'mode': 'realtime'})
     assert policy.remappings['image'] == 'camera/agentview/image_raw'
+    assert all(policy.remappings[name] == name for name in ('ee_pose', 'joint_states'))
     assert bridge.remappings['action'] == f'/{policy.name}/action'
     assert policy.parameters['use_sim_time'] is True
     assert policy.parameters['control.mode'] == bridge.parameters['mode'] == 'realtime'

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     'worldvla_ros.errors': (),
     'worldvla_ros.datatypes': (),
+    'worldvla_ros.arm_state': (),
     'worldvla_ros.config': (),
     'worldvla_ros.whole_files': (),
     'worldvla_ros.graph': (),
@@ -29,14 +30,16 @@ LAYERS = {
         'worldvla_ros.tokens', 'worldvla_ros.model', 'worldvla_ros.datatypes'),
     'worldvla_ros.policy.frame_history': ('worldvla_ros.datatypes',),
     'worldvla_ros.policy.chunk_schedule': ('worldvla_ros.datatypes',),
+    'worldvla_ros.policy.state_history': ('worldvla_ros.arm_state',),
     'worldvla_ros.training': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.model', 'worldvla_ros.config',
-        'worldvla_ros.datatypes', 'worldvla_ros.whole_files'),
+        'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files'),
     'worldvla_ros.inference': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.datatypes',
         'worldvla_ros.config', 'worldvla_ros.safety'),
     'worldvla_ros.control': (
         'worldvla_ros.policy.frame_history', 'worldvla_ros.policy.chunk_schedule',
+        'worldvla_ros.policy.state_history',
         'worldvla_ros.safety', 'worldvla_ros.inference.backend', 'worldvla_ros.config',
         'worldvla_ros.datatypes'),
     'worldvla_ros.nodes': (
@@ -45,7 +48,7 @@ LAYERS = {
         'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes'),
     'worldvla_sim': (
         'worldvla_ros.policy', 'worldvla_ros.safety', 'worldvla_ros.config',
-        'worldvla_ros.datatypes', 'worldvla_ros.whole_files'),
+        'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files'),
     # replays what training's filters leave of demonstrations
     'worldvla_sim.replay': ('worldvla_sim', 'worldvla_ros.training'),
     # trains and evaluates, each in processes of their own, so it reads the files of both
@@ -69,7 +72,8 @@ ROS = {'rclpy', 'launch', 'launch_ros', 'ament_index_python', 'cv_bridge', 'tf2_
 MAY_LOAD_ROS = ('worldvla_ros.nodes', 'worldvla_sim.ros', 'worldvla_sim.libero_bridge',
                 'worldvla_sim.expert_node', 'worldvla_sim.demo')
 
-TORCH_FREE = ('worldvla_ros.policy.frame_history', 'worldvla_ros.policy.chunk_schedule',
+TORCH_FREE = ('worldvla_ros.arm_state', 'worldvla_ros.policy.frame_history',
+              'worldvla_ros.policy.chunk_schedule', 'worldvla_ros.policy.state_history',
               'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes',
               'worldvla_ros.tokens', 'worldvla_ros.control', 'worldvla_ros.inference',
               'worldvla_ros.graph', 'worldvla_ros.nodes', *MAY_LOAD_ROS)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The inference worker, a real process: it answers, dies, hangs, comes back and never outlives."""
 
+from dataclasses import replace
 import os
 from pathlib import Path
 import signal
@@ -12,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from state_policies import state_checkpoint
 
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import FrameError, InferenceError
@@ -130,6 +132,29 @@ def test_a_worker_answers_with_exactly_the_chunk_that_this_process_computes(back
     finally:
         inproc.stop()
     assert not [one for one in threading.enumerate() if one.name.startswith('policy')]
+
+
+def test_the_state_of_the_arm_reaches_a_policy_that_reads_it(backend, tmp_path):
+    frames = tuple(Frame(noise(seed)[:64, :64], seed * PERIOD) for seed in (1, 2))
+    states = (None, np.zeros(7), np.full(7, 0.5))
+    settings = replace(SETTINGS, checkpoint=str(state_checkpoint(tmp_path / 'tiny')))
+    feeling, inproc = new_backend(settings), InprocBackend(settings)
+    assert not backend._info.reads_state
+    try:
+        assert feeling.start() == inproc.start() and feeling._info.reads_state
+        answers = []
+        for number, state in enumerate(states):
+            asked = Observation(frames, 'go', state)
+            inproc.submit(number, asked)
+            answers.append((ask(feeling, number, asked), result_of(inproc, number)))
+    finally:
+        feeling.stop()
+        inproc.stop()
+    missing, *chunks = answers
+    assert all(one.chunk is None and 'state of the arm' in one.error for one in missing)
+    for one, other in chunks:
+        np.testing.assert_array_equal(one.chunk.token_ids, other.chunk.token_ids)
+    assert (chunks[0][0].chunk.token_ids != chunks[1][0].chunk.token_ids).any()
 
 
 def test_frames_of_any_layout_give_the_same_chunk(backend):

@@ -28,9 +28,11 @@ def tiny_model(seed: int = 0, *, layers: int = 2, hidden: int = 32, heads: int =
     return model.to(dtype).eval()
 
 
-def attentive_model(num_text_tokens: int) -> Transformer:
+def attentive_model(num_text_tokens: int, with_state: bool = False) -> Transformer:
     """Return a random transformer with weights so large that attention looks at the action."""
-    config = replace(tiny_model().config, vocabulary=Vocabulary.compact(num_text_tokens, 64))
+    vocabulary = Vocabulary.compact(num_text_tokens, 64)
+    config = replace(tiny_model().config,
+                     vocabulary=vocabulary.with_state() if with_state else vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Transformer(config).eval()

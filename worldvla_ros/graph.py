@@ -32,6 +32,8 @@ POLICY_ARGUMENTS = {
                            'of a checkpoint, or random: small, untrained weights'),
     'device': Argument('Torch device of the worker: cpu, cuda, ...'),
     'image': Argument('Topic of the third-person camera', 'image'),
+    'ee_pose': Argument('Topic of the end effector\'s pose in the frame of the base', 'ee_pose'),
+    'joint_states': Argument('Topic of the joints, among them the gripper\'s', 'joint_states'),
     'mode': Argument('realtime for robots, lockstep for a simulator that waits', '',
                      ('', 'realtime', 'lockstep')),
     'use_sim_time': Argument('Take the time from /clock', '', _FLAG),
@@ -93,7 +95,9 @@ def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
                                       'use_sim_time': ('use_sim_time', _flag)}),
         parameter_files=_files(arguments),
         remappings={'image': arguments['image'],
-                    'image/compressed': f'{arguments["image"]}/compressed'})]
+                    'image/compressed': f'{arguments["image"]}/compressed',
+                    'ee_pose': arguments['ee_pose'],
+                    'joint_states': arguments['joint_states']})]
 
 
 def sim_graph(given: Mapping[str, str]) -> list[NodeSpec]:

@@ -1,16 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole loop as processes: simulator, policy node, worker with a real model, one client."""
 
+from geometry_msgs.msg import PoseStamped
 import numpy as np
 from processes import children_of, is_alive
 import pytest
 import rclpy
 from sensor_msgs.msg import JointState
+from state_policies import state_checkpoint
 
+from worldvla_ros.arm_state import arm_state
+from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE, demo_graph
 from worldvla_ros.msg import Episode
-from worldvla_ros.nodes.conversions import to_ns
+from worldvla_ros.nodes.conversions import message_to_pose, to_ns
 from worldvla_ros.nodes.process_group import ProcessGroup
+from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_sim.ros.episode_client import EpisodeClient
 
 STEPS = 40
@@ -19,27 +24,31 @@ STEPS = 40
 class Played:
     """One episode as the client saw it."""
 
-    def __init__(self, client, joints):
+    def __init__(self, client, joints, poses):
         joints.clear()
         self.record = client.play('libero_object', 4, 2)
+        self.arm = {stamp: (poses[stamp], joints[stamp][-2:]) for stamp in joints}
         self.joints = np.array([joints[stamp] for stamp in sorted(joints)])
         self.chunks = np.array([chunk.actions for chunk in self.record.chunks])
         self.frames = np.stack(self.record.ordered_frames)
 
 
-def play(log_folder, episodes):
+def play(log_folder, episodes, dtype='auto', **given):
     """Start all processes, play episodes, stop; what was seen, and which processes there were."""
-    policy, bridge = demo_graph({})
+    policy, bridge = demo_graph(given)
+    policy.parameters['dtype'] = dtype
     bridge.parameters['max_steps'] = STEPS
-    joints = {}
+    joints, poses = {}, {}
     rclpy.init()
     try:
         with ProcessGroup([policy, bridge], log_folder) as processes:
             client = EpisodeClient(processes)
             client.create_subscription(JointState, 'joint_states', lambda message: joints.update(
                 {to_ns(message.header.stamp): message.position}), 100)
+            client.create_subscription(PoseStamped, 'ee_pose', lambda message: poses.update(
+                {to_ns(message.header.stamp): message}), 100)
             client.wait_until_ready()
-            played = [Played(client, joints) for _ in range(episodes)]
+            played = [Played(client, joints, poses) for _ in range(episodes)]
             pids = [*processes.process_ids.values()]
             pids += [child for pid in pids for child in children_of(pid)]
     finally:
@@ -68,6 +77,24 @@ def test_an_episode_in_lockstep_through_all_processes_is_deterministic(domain_id
     assert not any(map(is_alive, pids))
     for name in (POLICY_NODE, BRIDGE_NODE):
         assert 'Traceback' not in (tmp_path / f'{name}.log').read_text()
+
+
+def test_a_policy_that_reads_the_state_of_the_arm_gets_that_of_its_newest_frame(
+        domain_id, tmp_path):
+    checkpoint = str(state_checkpoint(tmp_path / 'tiny'))
+    (played,), _ = play(tmp_path, 1, 'float32', checkpoint=checkpoint, image_size='64')
+    policy = WorldVLAPolicy.from_pretrained(checkpoint, dtype='float32')
+    record, states = played.record, []
+    for chunk in record.chunks:
+        stamps = [to_ns(stamp) for stamp in chunk.frame_stamps]
+        pose, fingers = played.arm[stamps[-1]]
+        states.append(arm_state(*message_to_pose(pose, 'panda_link0'), fingers))
+        expected = policy.predict_chunk(Observation(
+            tuple(Frame(record.frames[stamp], stamp) for stamp in stamps), record.instruction,
+            states[-1]))
+        assert list(chunk.token_ids) == expected.token_ids.reshape(-1).tolist()
+    assert len(states) == STEPS / policy.horizon, 'none was void because its state came later'
+    assert np.ptp(states, axis=0)[:3].max() > 0.01, 'the arm moves'
 
 
 @pytest.mark.slow

@@ -7,17 +7,20 @@ import math
 
 from builtin_interfaces.msg import Time
 import cv2
+from geometry_msgs.msg import PoseStamped
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 from rclpy.serialization import deserialize_message, serialize_message
-from sensor_msgs.msg import CompressedImage, Image
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
+from worldvla_ros.arm_state import arm_state
 from worldvla_ros.control.controller import ChunkArrival, Outgoing
 from worldvla_ros.datatypes import ActionChunk, Frame, LatencySplit
-from worldvla_ros.errors import FrameError
+from worldvla_ros.errors import FrameError, StateError
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.nodes import conversions
 from worldvla_ros.policy.chunk_schedule import Arrival, ArrivalOutcome, ScheduledAction
@@ -173,6 +176,64 @@ def test_a_stamp_survives_the_way_to_a_message_and_back(stamp_ns):
     stamp = conversions.to_time(stamp_ns)
     assert 0 <= stamp.nanosec < 10**9
     assert conversions.to_ns(stamp) == stamp_ns
+
+
+# --- the arm ----------------------------------------------------------------------------------
+
+
+def pose_message(position=(0.5, -0.1, 0.2), orientation=(1.0, 0.0, 0.0, 0.0), header=HEADER):
+    message = PoseStamped(header=header)
+    place, turn = message.pose.position, message.pose.orientation
+    place.x, place.y, place.z = position
+    turn.x, turn.y, turn.z, turn.w = orientation
+    return message
+
+
+def joints_message(header=HEADER, **positions):
+    return JointState(header=header, name=list(positions), position=list(positions.values()))
+
+
+def test_pose_and_joints_become_the_state_that_training_saw():
+    turned = Rotation.from_rotvec([0, 0, 0.3]) * Rotation.from_rotvec([np.pi, 0, 0])
+    place, rotation = conversions.message_to_pose(
+        pose_message(orientation=turned.as_quat().tolist()), 'panda_link0')
+    fingers = conversions.message_to_fingers(
+        joints_message(right=-0.03, elbow=1.0, left=0.01), ('left', 'right'))
+    np.testing.assert_array_equal(fingers, [0.01, -0.03])
+    np.testing.assert_allclose(arm_state(place, rotation, fingers),
+                               [0.5, -0.1, 0.2, 0, 0, 0.3, 0.04], atol=1e-12)
+
+
+def test_a_quaternion_is_rounded_but_not_guessed():
+    rounded = (0.7071, 0.7071, 0.0, 0.0)
+    _, rotation = conversions.message_to_pose(pose_message(orientation=rounded), 'panda_link0')
+    assert rotation.magnitude() == pytest.approx(np.pi)
+    for orientation in ((0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 0.0, 0.0), (0.5, 0.0, 0.0, 0.0)):
+        with pytest.raises(StateError, match='length 1'):
+            conversions.message_to_pose(pose_message(orientation=orientation), 'panda_link0')
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'position': (math.nan, 0.0, 0.0)}, 'finite'),
+    ({'position': (math.inf, 0.0, 0.0)}, 'finite'),
+    ({'orientation': (1.0, 0.0, math.nan, 0.0)}, 'finite'),
+    ({'header': Header(stamp=HEADER.stamp, frame_id='world')}, "'world'.*'panda_link0'.*base_"),
+    ({'header': Header(stamp=HEADER.stamp)}, 'base_frame'),
+    ({'header': Header(frame_id='panda_link0')}, 'no stamp')])
+def test_a_pose_that_tells_no_state_is_refused(change, words):
+    with pytest.raises(StateError, match=words):
+        conversions.message_to_pose(pose_message(**change), 'panda_link0')
+
+
+@pytest.mark.parametrize('message, words', [
+    (joints_message(elbow=1.0, left=0.0), 'position of right; it has elbow, left; set gripper_'),
+    (joints_message(), 'position of left, right; it has none'),
+    (JointState(header=HEADER, name=['left', 'right'], position=[0.0]), 'position of right'),
+    (joints_message(left=0.0, right=math.nan), 'finite, got'),
+    (joints_message(Header(), left=0.0, right=0.0), 'no stamp')])
+def test_joints_that_tell_no_state_are_refused(message, words):
+    with pytest.raises(StateError, match=words):
+        conversions.message_to_fingers(message, ('left', 'right'))
 
 
 # --- commands and chunks ----------------------------------------------------------------------

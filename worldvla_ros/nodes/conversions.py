@@ -1,19 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages to data types and back: images, stamps, commands, chunks. Nothing else touches both."""
+"""Messages to data types and back: images, stamps, the arm, commands, chunks.
+
+Nothing else touches both.
+"""
 
 from array import array
+from collections.abc import Sequence
 import sys
 
 from builtin_interfaces.msg import Time
 import cv2
-from geometry_msgs.msg import TwistStamped, Vector3
+from geometry_msgs.msg import PoseStamped, TwistStamped, Vector3
 import numpy as np
-from sensor_msgs.msg import CompressedImage, Image
+from scipy.spatial.transform import Rotation
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
 from worldvla_ros.control.controller import ChunkArrival, Outgoing
 from worldvla_ros.datatypes import ActionChunk, Frame
-from worldvla_ros.errors import FrameError
+from worldvla_ros.errors import FrameError, StateError
 from worldvla_ros.msg import ActionChunk as ActionChunkMsg
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.safety.command import ActionScale, Command
@@ -23,6 +28,7 @@ _CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
 _BLUE_FIRST = ('bgr8', 'bgra8')
 SUPPORTED_ENCODINGS = tuple(_CHANNELS)
 _NS = 1_000_000_000
+_NORM_TOLERANCE = 0.01  # of a quaternion; float32 and sensible rounding are far below it
 
 
 def to_ns(stamp: Time) -> int:
@@ -76,6 +82,48 @@ def frame_to_image(frame: Frame, frame_id: str) -> Image:
     return Image(header=Header(stamp=to_time(frame.stamp_ns), frame_id=frame_id), height=height,
                  width=width, encoding='rgb8', is_bigendian=int(sys.byteorder == 'big'),
                  step=3 * width, data=data)
+
+
+def message_to_pose(message: PoseStamped, base_frame: str) -> tuple[np.ndarray, Rotation]:
+    """
+    Read position (3,) [m] and rotation of the end effector in the frame of the base.
+
+    Raises StateError for another frame, no stamp, or values that are no pose.
+    """
+    _check_stamp('ee_pose', message.header)
+    if message.header.frame_id != base_frame:
+        raise StateError(f'ee_pose is in frame {message.header.frame_id!r} and must be in that of '
+                         f'the base, {base_frame!r}; transform it, or set base_frame')
+    position, turn = message.pose.position, message.pose.orientation
+    place = np.array([position.x, position.y, position.z])
+    quaternion = np.array([turn.x, turn.y, turn.z, turn.w])
+    if not (np.isfinite(place).all() and np.isfinite(quaternion).all()):
+        raise StateError(f'ee_pose must be finite, got position {place.tolist()}, orientation '
+                         f'xyzw {quaternion.tolist()}')
+    if abs(np.linalg.norm(quaternion) - 1.0) > _NORM_TOLERANCE:
+        raise StateError(f'the orientation of ee_pose must be a quaternion of length 1, got xyzw '
+                         f'{quaternion.tolist()}')
+    return place, Rotation.from_quat(quaternion)
+
+
+def message_to_fingers(message: JointState, names: Sequence[str]) -> np.ndarray:
+    """
+    Read the positions of the gripper's joints (n,) [m], in the order of their names.
+
+    Raises StateError for a joint that is missing, no stamp, or a position that is no number.
+    """
+    _check_stamp('joint_states', message.header)
+    positions = dict(zip(message.name, message.position, strict=False))
+    missing = [name for name in names if name not in positions]
+    if missing:
+        raise StateError(f'joint_states has no position of {", ".join(missing)}; it has '
+                         f'{", ".join(positions) or "none"}; set gripper_joints to the joints of '
+                         f'your gripper')
+    fingers = np.array([positions[name] for name in names])
+    if not np.isfinite(fingers).all():
+        raise StateError(f'the positions of {", ".join(names)} in joint_states must be finite, '
+                         f'got {fingers.tolist()}')
+    return fingers
 
 
 def outgoing_to_action(outgoing: Outgoing, header: Header) -> DeltaAction:
@@ -141,6 +189,11 @@ def chunk_to_message(chunk: ActionChunk, header: Header) -> ActionChunkMsg:
         entropy=array('f', chunk.entropy.astype(np.float32).tobytes()),
         latency_encode=chunk.latency.encode, latency_prefill=chunk.latency.prefill,
         latency_decode=chunk.latency.decode, latency_total=chunk.latency.total)
+
+
+def _check_stamp(topic: str, header: Header) -> None:
+    if to_ns(header.stamp) == 0:
+        raise StateError(f'{topic} has no stamp, and only a stamp tells which frame it belongs to')
 
 
 def _to_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:

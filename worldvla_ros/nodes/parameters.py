@@ -12,6 +12,7 @@ from rclpy.node import Node
 
 from worldvla_ros.config import FieldInfo, bounded, describe, unflatten
 from worldvla_ros.control.settings import ControllerSettings
+from worldvla_ros.errors import ConfigError
 from worldvla_ros.inference.backend import BACKENDS
 
 T = TypeVar('T')
@@ -106,6 +107,12 @@ class PolicyParameters(ControllerSettings):
     worker: WorkerParameters = field(default_factory=WorkerParameters)
     camera: CameraParameters = field(default_factory=CameraParameters)
     servo: ServoParameters = field(default_factory=ServoParameters)
+
+    def __post_init__(self) -> None:
+        """Refuse a gripper without joints, too."""
+        super().__post_init__()
+        if not self.gripper_joints:
+            raise ConfigError('gripper_joints must name at least one joint of joint_states')
 
 
 def declare(node: Node, cls: type) -> None:

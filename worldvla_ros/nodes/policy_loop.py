@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The topics of a configured policy: frames and instructions in, commands out at a fixed rate.
+"""The topics of a configured policy: frames, arm, instructions in, commands out at a fixed rate.
 
 A thin shell around PolicyController: convert, call, convert, publish. Commands go out at the
 control rate as long as the loop is active, and the last one before any silence is zero motion.
 """
 
+from collections.abc import Callable
 import functools
 import time
 
@@ -16,13 +17,13 @@ from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rclpy.timer import Timer
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Bool, Header, String
 
 from worldvla_ros.action import RunTask
 from worldvla_ros.control.controller import ChunkArrival, Outgoing, PolicyController
 from worldvla_ros.datatypes import Frame
-from worldvla_ros.errors import FrameError, InstructionError
+from worldvla_ros.errors import FrameError, InstructionError, StateError
 from worldvla_ros.inference.backend import Backend, BackendInfo
 from worldvla_ros.msg import ActionChunk, DeltaAction, PolicyStatus
 from worldvla_ros.nodes import conversions
@@ -58,6 +59,7 @@ class PolicyLoop:
         self._timers: list[Timer] = []
         self._last_tick_ns = 0
         self._reported = ''
+        self._heard_gripper = False
         self._publish_to()
         self._listen()
         self._reports = node.create_timer(1.0 / config.status_rate, self._report,
@@ -80,10 +82,12 @@ class PolicyLoop:
             image = (CompressedImage, 'image/compressed', conversions.compressed_to_frame)
         message_type, topic, convert = image
         create = self._node.create_subscription
-        self._subscriptions = [
+        self._subscriptions = [  # of what waits, the executor takes the first first: arm, frame
+            create(PoseStamped, 'ee_pose', self._on_ee_pose, qos_profile_sensor_data),
+            *([] if self.controller.arm is None else [create(
+                JointState, 'joint_states', self._on_joint_states, qos_profile_sensor_data)]),
             create(message_type, topic, functools.partial(self._on_image, convert),
                    qos_profile_sensor_data),
-            create(PoseStamped, 'ee_pose', self._on_ee_pose, qos_profile_sensor_data),
             create(String, '~/instruction', self._on_instruction, 10),
             create(Bool, '~/estop', self._on_estop, 10)]
 
@@ -188,6 +192,32 @@ class PolicyLoop:
     def _on_ee_pose(self, message: PoseStamped) -> None:
         position = message.pose.position
         self.controller.set_ee_position(np.array([position.x, position.y, position.z]))
+        arm = self.controller.arm
+        if arm is not None:
+            self._take_state('ee_pose', lambda: arm.push_pose(
+                conversions.to_ns(message.header.stamp),
+                *conversions.message_to_pose(message, self._config.base_frame)))
+
+    def _on_joint_states(self, message: JointState) -> None:
+        joints, arm = self._config.gripper_joints, self.controller.arm
+        if self._heard_gripper and not set(joints) & set(message.name):
+            return  # arm and gripper may share the topic, each with messages of its own
+        self._heard_gripper |= self._take_state('joint_states', lambda: arm.push_fingers(
+            conversions.to_ns(message.header.stamp),
+            conversions.message_to_fingers(message, joints)))
+
+    def _take_state(self, topic: str, push: Callable[[], None]) -> bool:
+        """Take a part of the arm's state, or say why not; in lockstep a frame may wait for it."""
+        try:
+            push()
+        except StateError as error:
+            self._reporter.state_errors[topic] = str(error)
+            self._node.get_logger().error(f'state of the arm refused: {error}',
+                                          throttle_duration_sec=_LOG_PERIOD)
+            return False
+        self._reporter.state_errors.pop(topic, None)
+        self.answer()
+        return True
 
     def _on_instruction(self, message: String) -> None:
         if not self.active:

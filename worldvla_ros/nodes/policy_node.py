@@ -80,7 +80,8 @@ class PolicyNode(LifecycleNode):
             self._free()
             return _FAILURE
         self.get_logger().info(f'ready: {info.description}; {info.horizon} actions per chunk, '
-                               f'{info.history_length} frames of {info.image_size} px')
+                               f'{info.history_length} frames of {info.image_size} px'
+                               f'{", and the state of the arm" if info.reads_state else ""}')
         return _SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:

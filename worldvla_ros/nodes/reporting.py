@@ -49,6 +49,7 @@ class Reporter:
         self._underruns = controller.schedule.underruns
         self._dropped = controller.schedule.dropped_actions
         self.frame_error = ''
+        self.state_errors: dict[str, str] = {}  # by topic; what is wrong with its last message
 
     def halt_text(self) -> str:
         """Say what is wrong and what to do; empty while all is well."""
@@ -63,6 +64,8 @@ class Reporter:
         if self.frame_error and controller.halt in (Reason.NO_OBSERVATION,
                                                     Reason.STALE_OBSERVATION):
             return f'{text}; the last image was refused: {self.frame_error}'
+        if self.state_errors and controller.halt is Reason.NO_STATE:
+            return f'{text}; refused: {"; ".join(self.state_errors.values())}'
         return text
 
     def status(self, header: Header, now_ns: int, steady_ns: int) -> PolicyStatus:
@@ -98,12 +101,16 @@ class Reporter:
             observation_age=-1.0, latency_p50=-1.0, latency_p99=-1.0)
 
     def diagnostics(self, header: Header, status: PolicyStatus, name: str) -> DiagnosticArray:
-        """Describe camera, worker and control loop for the diagnostics aggregator."""
+        """Describe camera, worker, control loop and, if it is read, the arm, for an aggregator."""
         backend, halt = self._controller.backend, self._controller.halt
         camera_fault = halt in (Reason.NO_OBSERVATION, Reason.STALE_OBSERVATION,
                                 Reason.FROZEN_CAMERA, Reason.CLOCK)
         worker_fault = backend.health is not Health.READY
         holding = status.state in (PolicyStatus.STATE_HOLDING, PolicyStatus.STATE_ERROR)
+        arm = [] if self._controller.arm is None else [_diagnostic(
+            f'{name}: arm', halt is Reason.NO_STATE,
+            self.halt_text() if halt is Reason.NO_STATE else '',
+            last_refused='; '.join(self.state_errors.values()) or 'none')]
         return DiagnosticArray(header=header, status=[
             _diagnostic(f'{name}: camera', camera_fault, self.halt_text() if camera_fault else '',
                         rate_hz=self._camera_rate, age_s=status.observation_age,
@@ -116,6 +123,7 @@ class Reporter:
             _diagnostic(f'{name}: control', holding, status.halt_text if holding else '',
                         rate_hz=status.control_rate, instruction=status.instruction or 'none',
                         halt=halt.name.lower(), underruns=status.underruns),
+            *arm,
         ])
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.commands import EXIT_OK, resumable
 from worldvla_sim.dagger import LearnerSettings, learner_settings, record_turns
 from worldvla_sim.demonstrations import (
@@ -247,6 +248,13 @@ def _check_settings(out: Path, settings: CollectionSettings) -> None:
         raise ConfigError(f'cannot use the folder {out}: {error}') from error
 
 
+def _image_size(learner: LearnerSettings | None) -> int:
+    """Return the side [px] of the pictures that a learner sees; any will do without a checkpoint."""
+    if learner is None or learner.weights is None:
+        return CollectionSettings.image_size
+    return PolicySettings.load(Path(learner.name) / POLICY_FILE).image_size
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m worldvla_sim.collect',
@@ -260,7 +268,8 @@ def _parser() -> argparse.ArgumentParser:
                         help='takes turns with the expert (DAgger): worldvla-mini, random, hold, '
                              'or the folder of a checkpoint')
     parser.add_argument('--workers', type=int, default=1)
-    parser.add_argument('--image-size', type=int, default=256, help='[px] (default: 256)')
+    parser.add_argument('--image-size', type=int,
+                        help='[px] (default: what the checkpoint of --policy needs, else 256)')
     parser.add_argument('--wrist', action='store_true', help='record the wrist camera too')
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
     parser.add_argument('--robot', choices=ROBOTS, default='light')
@@ -274,10 +283,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all demonstrations are there, 2 on errors, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
+    learner = learner_settings(options.policy) if options.policy is not None else None
+    image_size = _image_size(learner) if options.image_size is None else options.image_size
     settings = CollectionSettings(
         options.suite, resolve_assets(options.assets).kind, options.robot, options.msaa,
-        options.image_size, options.wrist, options.noise, options.seed,
-        learner_settings(options.policy) if options.policy is not None else None)
+        image_size, options.wrist, options.noise, options.seed, learner)
     tasks = options.tasks or range(len(suite_tasks(options.suite)))
     failed = collect(settings, tasks, options.per_task, options.out, workers=options.workers)
     for task, count in failed.items():

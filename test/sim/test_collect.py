@@ -98,6 +98,18 @@ def test_a_folder_of_other_settings_is_not_mixed(collected, capsys):
     assert 'other settings' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(('options', 'expected'), [
+    ([], 256), (['--policy', 'hold'], 256), (['--policy', 'worldvla-mini'], 192),
+    (['--policy', 'worldvla-mini', '--image-size', '64'], 64)])
+def test_pictures_have_the_size_that_the_policy_needs(options, expected, monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(collect, 'collect', lambda settings, *rest, **more: (
+        asked.append(settings.image_size) or {}))
+    assert collect.main(['--suite', 'libero_object', '--assets', 'builtin', '--out',
+                         str(tmp_path), *options]) == 0
+    assert asked == [expected]
+
+
 def test_killed_runs_continue_with_attempts_that_were_not_played(tmp_path):
     settings = collect.CollectionSettings('libero_object', 'builtin')
     folder = collect.AttemptFolder(tmp_path, settings, TASK, per_task=3)

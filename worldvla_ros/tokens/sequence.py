@@ -85,10 +85,11 @@ def action_block(token_ids: ArrayLike, vocabulary: Vocabulary) -> TokenIds:
 def state_block(token_ids: ArrayLike, vocabulary: Vocabulary) -> TokenIds:
     """Return the tokens of the arm's state, with its delimiters."""
     ids = np.asarray(token_ids, dtype=np.int64)
-    if ids.shape != (STATE_DIM,) or not vocabulary.has_state:
+    delimiters = vocabulary.state_delimiters
+    if ids.shape != (STATE_DIM,) or delimiters is None:
         raise TokenError(f'a state has {STATE_DIM} tokens of a vocabulary that has them, got '
                          f'shape {ids.shape}, state bins {vocabulary.state_bins}')
-    return np.concatenate(([vocabulary.state_begin], ids, [vocabulary.state_end]))
+    return np.concatenate((delimiters[:1], ids, delimiters[1:]))
 
 
 def parse_action_chunk(token_ids: ArrayLike, vocabulary: Vocabulary,
@@ -140,9 +141,9 @@ class PromptBuilder:
 
         :param state_ids: tokens (7,) of the arm's state, for models that were trained with it.
         """
-        state = [] if state_ids is None else state_block(state_ids, self.vocabulary)
-        return np.concatenate((self.action_prefix(instruction, images), state,
-                               [self.vocabulary.separator])).astype(np.int64)
+        state = [] if state_ids is None else [state_block(state_ids, self.vocabulary)]
+        return np.concatenate((self.action_prefix(instruction, images), *state,
+                               [self.vocabulary.separator]))
 
     def action_prefix(self, instruction: str, images: Sequence[ArrayLike]) -> TokenIds:
         """Return the action prompt up to and including these images: text, older frames."""

@@ -48,7 +48,9 @@ class Vocabulary:
     state_bin_start: int | None = 15506  # state bin b (0-based) -> state_bin_start + b
 
     def __post_init__(self) -> None:
-        """Refuse ids outside the table and ranges that overlap."""
+        """Refuse ids outside the table, ranges that overlap, and half of the state's tokens."""
+        if len({getattr(self, name) is None for name in _STATE_FIELDS}) > 1:
+            raise CheckpointError(f'vocabulary: give all of {", ".join(_STATE_FIELDS)} or none')
         owner: dict[int, str] = {}
         for name, ids in self._named_ranges().items():
             for token in (ids[0], ids[-1]):
@@ -64,10 +66,10 @@ class Vocabulary:
     def _named_ranges(self) -> dict[str, range]:
         singles = ('bos', 'separator', 'boi', 'eoi', 'new_line', 'boa', 'eoa')
         ranges = {name: range(getattr(self, name), getattr(self, name) + 1) for name in singles}
-        if self.has_state:
-            ranges |= {'begin of state': range(self.state_begin, self.state_begin + 1),
-                       'end of state': range(self.state_end, self.state_end + 1),
-                       'state bins': self.state_bins}
+        if self.state_delimiters is not None:
+            begin, end = self.state_delimiters
+            ranges |= {'begin of state': range(begin, begin + 1),
+                       'end of state': range(end, end + 1), 'state bins': self.state_bins}
         return ranges | {'image codes': self.codes, 'action bins': self.bins,
                          'grid sizes': range(self.grid_start,
                                              self.grid_start + self.num_grid_sizes)}
@@ -105,8 +107,10 @@ class Vocabulary:
             raise CheckpointError(
                 f'vocabulary: unknown keys {sorted(set(entries) - names)}, missing keys '
                 f'{sorted(names - set(entries))}; expected exactly {sorted(names)}')
-        return cls(**{name: None if name in _STATE_FIELDS and entries[name] is None
-                      else int(entries[name]) for name in names})
+        values: dict[str, Any] = {
+            name: value if value is None and name in _STATE_FIELDS else int(value)
+            for name, value in entries.items()}
+        return cls(**values)
 
     def to_dict(self) -> dict[str, int | None]:
         """Return the entry for config.json; inverse of `from_dict`."""
@@ -126,6 +130,13 @@ class Vocabulary:
     def has_state(self) -> bool:
         """Whether there are tokens of the arm's state."""
         return self.state_bin_start is not None
+
+    @property
+    def state_delimiters(self) -> tuple[int, int] | None:
+        """Ids that open and close the arm's state; None if there are none."""
+        if self.state_begin is None or self.state_end is None:
+            return None
+        return self.state_begin, self.state_end
 
     @property
     def state_bins(self) -> range:

@@ -173,7 +173,8 @@ def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[Sto
         low, high = _state_range(store, train)
     model.requires_grad_(True)
     return replace(given, model=model, settings=replace(
-        given.settings, state_minimum=low, state_maximum=high, name=config.run.name, trained=True, notes=_notes(store),
+        given.settings, name=config.run.name, trained=True, notes=_notes(store),
+        state_minimum=low, state_maximum=high,
         history_length=config.data.history_length, horizon=config.data.horizon,
         bin_choice=config.model.bin_choice, chunk_mask=config.data.chunk_mask))
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from worldvla_ros.config import bounded, check, flatten, from_mapping, read_yaml, unflatten
+from worldvla_ros.datatypes import STATE_DIM
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import TokenStore
@@ -181,8 +182,8 @@ def tokens_per_step(config: TrainConfig, store: TokenStore) -> int:
              + data.world_rounds * (image + separator)
              + (data.world_rounds - 1) * (action + separator))
     lengths = {
-        'action': (opening + data.history_length * image + separator
-                   + data.horizon * action + separator),
+        'action': (opening + data.history_length * image + data.state * (STATE_DIM + 2)
+                   + separator + data.horizon * action + separator),
         'world': world, 'video': world - data.world_rounds * action}
     first, *others = (lengths[branch] for branch in data.branches)
     if not others:

@@ -249,7 +249,7 @@ def _check_settings(out: Path, settings: CollectionSettings) -> None:
 
 
 def _image_size(learner: LearnerSettings | None) -> int:
-    """Return the side [px] of the pictures that a learner sees; any will do without a checkpoint."""
+    """Return the side [px] of the pictures that a learner sees; 256 without a checkpoint."""
     if learner is None or learner.weights is None:
         return CollectionSettings.image_size
     return PolicySettings.load(Path(learner.name) / POLICY_FILE).image_size

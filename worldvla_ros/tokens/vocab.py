@@ -102,14 +102,14 @@ class Vocabulary:
     def from_dict(cls, entries: Mapping[str, Any]) -> 'Vocabulary':
         """Read the layout from a config.json entry; an unknown or missing key is an error."""
         names = {field.name for field in fields(cls)}
-        entries = dict.fromkeys(_STATE_FIELDS) | dict(entries)  # newer than some checkpoints
-        if set(entries) != names:
+        complete: dict[str, Any] = {**dict.fromkeys(_STATE_FIELDS), **entries}  # newer than some
+        if set(complete) != names:
             raise CheckpointError(
-                f'vocabulary: unknown keys {sorted(set(entries) - names)}, missing keys '
-                f'{sorted(names - set(entries))}; expected exactly {sorted(names)}')
+                f'vocabulary: unknown keys {sorted(set(complete) - names)}, missing keys '
+                f'{sorted(names - set(complete))}; expected exactly {sorted(names)}')
         values: dict[str, Any] = {
             name: value if value is None and name in _STATE_FIELDS else int(value)
-            for name, value in entries.items()}
+            for name, value in complete.items()}
         return cls(**values)
 
     def to_dict(self) -> dict[str, int | None]:

@@ -68,6 +68,15 @@ def test_what_the_simulator_records_is_what_training_reads(tmp_path):
     assert back.instruction == one.instruction and back.success
 
 
+def test_tasks_are_chosen_by_a_pattern(tmp_path):
+    for name in ('pick_up_the_milk', 'pick_up_the_butter'):
+        write_hdf5(tmp_path / 'bc' / f'{name}_demo.hdf5', [episode()])
+    milk, = demonstration_files(tmp_path, '*milk*')
+    assert milk.name == 'pick_up_the_milk_demo.hdf5'
+    with pytest.raises(DatasetError, match=r'no demonstrations \(soup\*_demo'):
+        demonstration_files(tmp_path, 'soup*')
+
+
 def test_parts_of_a_recording_under_way_are_not_demonstrations(tmp_path):
     write_hdf5(tmp_path / 'pick' / '00001.hdf5', [episode()])
     with pytest.raises(DatasetError, match='no demonstrations'):

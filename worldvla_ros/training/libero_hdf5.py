@@ -71,12 +71,15 @@ class Episode:
                        None if self.states is None else self.states[steps])
 
 
-def demonstration_files(folder: Path) -> list[Path]:
-    """Return the HDF5 files below a folder, or the one file itself, sorted by name."""
-    files = [folder] if folder.is_file() else sorted(folder.rglob('*' + FILE_ENDING))
+def demonstration_files(folder: Path, task: str = '*') -> list[Path]:
+    """Return the HDF5 files below a folder, or the one file itself, sorted by name.
+
+    :param task: pattern (as of a shell) of the tasks whose files are wanted.
+    """
+    files = [folder] if folder.is_file() else sorted(folder.rglob(task + FILE_ENDING))
     if not files:
-        raise DatasetError(f'no demonstrations (*{FILE_ENDING}) in {folder}; record some with '
-                           '`python -m worldvla_sim.collect`, or give the folder of a suite')
+        raise DatasetError(f'no demonstrations ({task}{FILE_ENDING}) in {folder}; record some '
+                           'with `python -m worldvla_sim.collect`, or give the folder of a suite')
     return files
 
 

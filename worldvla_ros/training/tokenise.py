@@ -17,16 +17,17 @@ from worldvla_ros.training.replay_list import ReplayList, actions_digest, kept_s
 from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write_store
 
 
-def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None = None
-                      ) -> Iterator[Episode]:
+def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None = None,
+                      task: str = '*') -> Iterator[Episode]:
     """Yield the successful episodes below a folder.
 
     :param drop_no_ops: apply the published filter, as far as neither the label nor the executed
         action moves anything.
     :param only: keep what succeeded in these replays, of the same kind; None keeps all.
+    :param task: pattern of the tasks to read.
     Raises DatasetError for an episode that is not among the replays.
     """
-    for path in demonstration_files(folder):
+    for path in demonstration_files(folder, task):
         for episode in read_episodes(path, folder if folder.is_dir() else None):
             digest = actions_digest(episode.actions, episode.executed)
             if not episode.success or (only is not None and not only.succeeded(
@@ -65,6 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--tokenizer', type=Path, required=True, help='image tokenizer folder')
     parser.add_argument('--out', type=Path, required=True, help='folder of the new store')
     parser.add_argument('--image-size', type=int, default=128, help='side of the frames [px]')
+    parser.add_argument('--task', default='*', metavar='PATTERN',
+                        help="read these tasks alone, such as 'pick_up_the_milk*'")
     parser.add_argument('--drop-no-ops', action='store_true',
                         help='apply the published filter; needs --only')
     parser.add_argument('--only', type=Path, metavar='FILE',
@@ -75,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tokenizer = load_image_tokenizer(options.tokenizer)
         only = checked_replays(options.demonstrations, options.drop_no_ops, options.only)
-        episodes = tqdm(filtered_episodes(options.demonstrations, options.drop_no_ops, only),
-                        unit='episode', mininterval=1.0 if sys.stderr.isatty() else 30.0)
+        chosen = filtered_episodes(options.demonstrations, options.drop_no_ops, only, options.task)
+        episodes = tqdm(chosen, unit='episode', mininterval=1.0 if sys.stderr.isatty() else 30.0)
         reuse = None if options.reuse is None else TokenStore.open(
             options.reuse, tokenizer_fingerprint(tokenizer))
         store = write_store(options.out, episodes, tokenizer, options.image_size, reuse)

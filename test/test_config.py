@@ -5,7 +5,6 @@ import array
 from dataclasses import dataclass, field
 import math
 
-import hypothesis
 from hypothesis import given
 from hypothesis import strategies as st
 import pytest
@@ -124,8 +123,6 @@ def test_describe_tells_all_that_a_parameter_declaration_needs():
     assert infos['gains.proportional'].doc == 'P gain'
 
 
-# on a busy machine both would report the time, not the code
-@hypothesis.settings(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 @given(st.builds(
     Settings, name=st.text(), rate_hz=st.floats(1, 200), steps=st.integers(1, 25),
     mode=st.sampled_from(['sync', 'async']), verbose=st.booleans(),

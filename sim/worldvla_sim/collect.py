@@ -248,11 +248,18 @@ def _check_settings(out: Path, settings: CollectionSettings) -> None:
         raise ConfigError(f'cannot use the folder {out}: {error}') from error
 
 
-def _image_size(learner: LearnerSettings | None) -> int:
-    """Return the side [px] of the pictures that a learner sees; 256 without a checkpoint."""
+def _image_size(learner: LearnerSettings | None, asked: int | None) -> int:
+    """Return the side [px] of the pictures to record.
+
+    :raises ConfigError: another one was asked for than the learner sees.
+    """
     if learner is None or learner.weights is None:
-        return CollectionSettings.image_size
-    return PolicySettings.load(Path(learner.name) / POLICY_FILE).image_size
+        return CollectionSettings.image_size if asked is None else asked
+    seen = PolicySettings.load(Path(learner.name) / POLICY_FILE).image_size
+    if asked not in (None, seen):
+        raise ConfigError(f'{learner.name} needs images of {seen} px, got --image-size {asked}; '
+                          f'leave it out')
+    return seen
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -284,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all demonstrations are there, 2 on errors, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
     learner = learner_settings(options.policy) if options.policy is not None else None
-    image_size = _image_size(learner) if options.image_size is None else options.image_size
+    image_size = _image_size(learner, options.image_size)
     settings = CollectionSettings(
         options.suite, resolve_assets(options.assets).kind, options.robot, options.msaa,
         image_size, options.wrist, options.noise, options.seed, learner)

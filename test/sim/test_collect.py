@@ -100,7 +100,8 @@ def test_a_folder_of_other_settings_is_not_mixed(collected, capsys):
 
 @pytest.mark.parametrize(('options', 'expected'), [
     ([], 256), (['--policy', 'hold'], 256), (['--policy', 'worldvla-mini'], 192),
-    (['--policy', 'worldvla-mini', '--image-size', '64'], 64)])
+    (['--policy', 'worldvla-mini', '--image-size', '192'], 192),
+    (['--policy', 'hold', '--image-size', '64'], 64)])
 def test_pictures_have_the_size_that_the_policy_needs(options, expected, monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(collect, 'collect', lambda settings, *rest, **more: (
@@ -108,6 +109,14 @@ def test_pictures_have_the_size_that_the_policy_needs(options, expected, monkeyp
     assert collect.main(['--suite', 'libero_object', '--assets', 'builtin', '--out',
                          str(tmp_path), *options]) == 0
     assert asked == [expected]
+
+
+def test_a_size_that_the_policy_does_not_see_is_refused_before_anything_is_written(
+        tmp_path, capsys):
+    assert collect.main([*COMMAND, '--policy', 'worldvla-mini', '--out',
+                         str(tmp_path / 'new')]) == 2
+    assert 'needs images of 192 px, got --image-size 64' in capsys.readouterr().err
+    assert not (tmp_path / 'new').exists()
 
 
 def test_killed_runs_continue_with_attempts_that_were_not_played(tmp_path):

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control loop under any order of events: a command is due now, asked for now, and allowed."""
+
+from control_loop import HORIZON, SECOND, Loop
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+import numpy as np
+from obstacles import OBSTACLES
+
+from worldvla_ros.errors import InstructionError
+from worldvla_ros.inference.backend import Health
+from worldvla_ros.safety.limits import Reason, Verdict
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever happens in whatever order, a command is due now, asked for now, and allowed."""
+
+    @initialize(schedule=st.sampled_from(['sync', 'async']), replan_steps=st.integers(1, 3),
+                latency=st.integers(0, 5))
+    def begin(self, schedule, replan_steps, latency):
+        self.loop = Loop(schedule=schedule, replan_steps=replan_steps, latency=latency)
+        self.voided = 0  # requests up to this one are void
+        self.used = set()
+
+    def void(self):
+        self.voided = len(self.loop.backend.requests)
+
+    @rule(text=st.sampled_from(['go', 'come', '', 'x' * 10_000, 'go\x00']))
+    def instruct(self, text):
+        usable = text in ('go', 'come')
+        try:
+            self.loop.controller.set_instruction(text)
+            assert usable or not text
+        except InstructionError:
+            assert not usable
+        assert self.loop.controller.instruction == (text if usable else '')
+        self.void()
+
+    @rule(reason=st.sampled_from(sorted(set(OBSTACLES) - {Reason.CLOCK})),
+          appear=st.booleans())
+    def obstacle(self, reason, appear):
+        OBSTACLES[reason][not appear](self.loop)
+        if reason in (Reason.ESTOP, Reason.PAUSED):
+            self.void()
+
+    @rule()
+    def reset(self):
+        self.loop.controller.reset_history()
+        self.void()
+
+    @rule()
+    def fail(self):
+        number = self.loop.controller._number + 1
+        self.loop.backend.answers[number] = 'a failure'
+
+    @rule(bad=st.sampled_from([np.nan, 1e9]))
+    def talk_nonsense(self, bad):
+        number = self.loop.controller._number + 1
+        self.loop.backend.answers[number] = np.full((HORIZON, 7), bad, np.float32)
+
+    @rule(count=st.integers(1, 8), camera=st.booleans())
+    def go_on(self, count, camera):
+        for _ in range(count):
+            self.judge(self.loop.step(camera=camera))
+
+    def judge(self, outgoing):
+        loop, command = self.loop, outgoing.command
+        assert command.is_finite and np.abs(command.translation).max() <= 0.05
+        assert (outgoing.verdict is Verdict.PASS) == (outgoing.reason is Reason.NONE)
+        age_ns = loop.controller.history.age_ns(loop.now)
+        allowed = (not loop.controller.estop.locked and not loop.controller.paused
+                   and not loop.controller.conflict and loop.backend.health is Health.READY
+                   and age_ns is not None and age_ns <= SECOND // 2)
+        if not allowed:
+            self.void()
+        if outgoing.action is None:
+            assert outgoing.verdict is Verdict.HOLD and command.is_zero_motion
+            return
+        assert allowed
+        action = outgoing.action
+        assert action.chunk.instruction == loop.controller.instruction != ''
+        assert loop.backend.request_of(action.chunk) >= self.voided
+        step = action.chunk_sequence, action.step
+        assert step not in self.used
+        self.used.add(step)
+
+    @invariant()
+    def the_model_saw_only_fresh_frames(self):
+        if hasattr(self, 'loop'):
+            assert all(one.image.any() for _, observation in self.loop.backend.requests[-3:]
+                       for one in observation.frames)
+
+
+TestAnyOrder = AnyOrder.TestCase
+TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

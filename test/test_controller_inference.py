@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What comes from the model: nonsense, failures, and chunks that a service asked for."""
+
+from control_loop import Loop, assert_hold, chunk_actions
+from hypothesis import given
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from worldvla_ros.errors import FrameError, InferenceError
+from worldvla_ros.inference.backend import Health
+from worldvla_ros.safety.limits import Reason, SafetyLimits, Verdict
+
+# --- what the model may say (rule h) ----------------------------------------------------------
+
+
+@pytest.mark.parametrize('axis', [0, 4, 6])
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_no_number_holds_for_that_step_only(axis, bad):
+    loop = Loop()
+    actions = chunk_actions(1)
+    actions[1, axis] = bad
+    loop.backend.answers[1] = actions
+    loop.run()
+    outgoing = loop.step()
+    assert_hold(outgoing, Reason.NOT_FINITE)
+    assert (outgoing.action.chunk_sequence, outgoing.action.step) == (1, 1)
+    assert loop.step().verdict is Verdict.PASS
+
+
+@given(st.lists(st.lists(st.floats(width=32), min_size=7, max_size=7), min_size=1, max_size=6))
+def test_whatever_the_model_says_the_commands_are_finite_and_inside_the_limits(actions):
+    loop = Loop()
+    loop.backend.answers[1] = np.array(actions, np.float32)
+    limits = loop.controller.settings.limits
+    loop.controller.set_instruction('go')
+    for outgoing in loop.steps(len(actions) + 2):
+        command = outgoing.command
+        assert command.is_finite
+        assert np.abs(command.translation).max() <= limits.max_translation
+        assert np.abs(command.rotation_vector).max() <= limits.max_rotation
+        assert limits.gripper_min <= command.gripper <= limits.gripper_max
+
+
+def test_a_workspace_needs_the_end_effector_position():
+    loop = Loop(limits=SafetyLimits(workspace_max=(0.5, 0.5, 0.5)))
+    loop.backend.answers[1] = chunk_actions(100)
+    loop.controller.set_instruction('go')
+    loop.steps(2)
+    assert_hold(loop.outgoing, Reason.WORKSPACE, gripper=0)
+    loop.controller.set_ee_position(np.array([0.499, 0, 0]))
+    outgoing = loop.step()
+    assert outgoing.reason is Reason.WORKSPACE and outgoing.verdict is Verdict.LIMITED
+    assert outgoing.command.translation[0] == pytest.approx(0.001)
+
+
+# --- failures ---------------------------------------------------------------------------------
+
+
+def test_a_failed_inference_is_tried_again_after_a_pause_and_recovers():
+    loop = Loop()
+    loop.backend.answers = {1: 'out of memory', 2: 'out of memory'}
+    loop.controller.set_instruction('go')
+    outgoing = loop.steps(15)
+    assert [one.reason for one in outgoing] == [Reason.WAITING_FOR_CHUNK] + 14 * [
+        Reason.WORKER_DOWN]
+    assert loop.controller.inference_error == 'out of memory'
+    assert len(loop.backend.requests) == 1
+    loop.steps(30)
+    assert len(loop.backend.requests) == 3
+    assert any(one.action is not None for one in loop.steps(2))
+    assert loop.controller.inference_error == ''
+
+
+def test_a_frame_that_the_backend_refuses_is_a_failed_inference_and_no_crash():
+    loop = Loop()
+    loop.backend.refusal = FrameError('too large')
+    loop.controller.set_instruction('go')
+    assert_hold(loop.step(), Reason.WORKER_DOWN, gripper=0)
+    assert loop.controller.inference_error == 'too large'
+    loop.backend.refusal = None
+    assert any(one.action is not None for one in loop.steps(25))
+
+
+def test_the_failure_of_a_void_request_does_not_delay_the_next():
+    loop = Loop(latency=None)
+    loop.backend.answers[1] = 'the instruction is too long'
+    loop.controller.set_instruction('go')
+    loop.step()
+    loop.controller.set_instruction('stop it')
+    loop.backend.finish()
+    assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK, gripper=0)
+    assert [observation.instruction for _, observation in loop.backend.requests] == [
+        'go', 'stop it']
+
+
+# --- services ---------------------------------------------------------------------------------
+
+
+def test_a_service_gets_its_chunk_and_nothing_moves():
+    loop = Loop()
+    results = []
+    loop.see()
+    loop.controller.request_chunk('look', results.append)
+    assert_hold(loop.step(), Reason.NO_INSTRUCTION, gripper=0)
+    assert_hold(loop.step(), Reason.NO_INSTRUCTION, gripper=0)
+    assert [one.chunk.instruction for one in results] == ['look']
+    assert loop.arrivals == [] and loop.controller.schedule.queue_depth == 0
+
+
+def test_a_service_waits_for_the_chunk_of_the_robot_and_does_not_disturb_it():
+    loop = Loop(latency=2).run(4)
+    results = []
+    loop.steps(3)
+    assert loop.backend.busy
+    loop.controller.request_chunk('look', results.append)
+    loop.steps(12)
+    assert [one.chunk.instruction for one in results] == ['look']
+    assert {one.chunk.instruction for one in loop.arrivals} == {'go'}
+
+
+@pytest.mark.parametrize('camera, worker, reason', [
+    (False, Health.READY, 'no frame'), (True, Health.LOADING, 'loading')])
+def test_a_service_that_cannot_be_served_gets_the_reason(camera, worker, reason):
+    loop = Loop()
+    results = []
+    loop.backend.health = worker
+    loop.backend.refusal = InferenceError(f'the worker is {worker.value}')
+    loop.controller.request_chunk('look', results.append)
+    loop.step(camera=camera)
+    result, = results
+    assert result.chunk is None and reason in result.error

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Obstacles: zero motion with its reason, and a fresh chunk afterwards (rules d, f)."""
+
+from control_loop import PERIOD, SECOND, Loop, assert_hold
+from obstacles import OBSTACLES, lose_camera, lose_worker, pause, press_estop
+import pytest
+
+from worldvla_ros.control.settings import ObservationSettings
+from worldvla_ros.safety.limits import Reason, Verdict
+
+any_obstacle = pytest.mark.parametrize('reason', OBSTACLES, ids=lambda reason: reason.name)
+
+
+@any_obstacle
+@pytest.mark.parametrize('schedule', ['sync', 'async'])
+def test_an_obstacle_holds_at_once_and_afterwards_only_a_fresh_chunk_moves(reason, schedule):
+    appear, vanish = OBSTACLES[reason]
+    loop = Loop(schedule=schedule).run()
+    appear(loop)
+    for _ in range(5):
+        assert_hold(loop.step(camera=False), reason)
+        assert loop.controller.halt is reason and loop.controller.schedule.queue_depth == 0
+        if reason is Reason.CLOCK:
+            loop.now -= PERIOD
+    submitted = len(loop.backend.requests)
+    vanish(loop)
+    vanished = loop.now
+    assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK)
+    outgoing = loop.step()
+    assert outgoing.verdict is Verdict.PASS and outgoing.action.step == 0
+    assert len(loop.backend.requests) == submitted + 1
+    assert outgoing.action.chunk.frame_stamps_ns[-1] > vanished
+
+
+@any_obstacle
+@pytest.mark.parametrize('schedule', ['sync', 'async'])
+@pytest.mark.parametrize('starved', [False, True])
+def test_a_chunk_in_flight_when_an_obstacle_appears_is_never_run(reason, schedule, starved):
+    """Starved pins a bug: being halted already, it did not void the chunk in flight."""
+    appear, vanish = OBSTACLES[reason]
+    loop = Loop(schedule=schedule, replan_steps=2).run()
+    loop.backend.latency = None
+    loop.steps(6 if starved else 2)
+    assert loop.backend.busy
+    void = len(loop.backend.requests)
+    appear(loop)
+    assert_hold(loop.step(camera=False), reason)
+    if loop.backend.busy:
+        loop.backend.finish()
+    if reason is Reason.CLOCK:
+        loop.now -= PERIOD
+    assert_hold(loop.step(camera=False), reason)
+    loop.backend.latency = 0
+    vanish(loop)
+    moved = [one.action for one in loop.steps(6) if one.action is not None]
+    assert moved and all(loop.backend.request_of(one.chunk) >= void for one in moved)
+
+
+def test_without_a_camera_it_says_that_no_frame_has_come():
+    loop = Loop()
+    loop.controller.set_instruction('go')
+    assert_hold(loop.step(camera=False), Reason.NO_OBSERVATION, gripper=0)
+    assert loop.controller.observation_age(loop.now) == -1
+
+
+@pytest.mark.parametrize('schedule', ['async', 'sync'])
+def test_a_frozen_camera_holds_until_the_picture_changes(schedule):
+    loop = Loop(obs=ObservationSettings(frozen_after=5), schedule=schedule, replan_steps=1).run()
+    for _ in range(12):
+        loop.now += PERIOD
+        loop.see(value=1)
+        outgoing = loop.controller.tick(loop.now, loop.now)
+    assert_hold(outgoing, Reason.FROZEN_CAMERA)
+    assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK)
+    assert loop.step().verdict is Verdict.PASS
+
+
+def test_a_silent_estop_topic_locks_where_a_heartbeat_is_asked_for():
+    loop = Loop(heartbeat_estop=0.2)
+    loop.controller.set_estop(False, loop.now)
+    loop.run()
+    assert_hold(loop.steps(3)[-1], Reason.ESTOP)
+    loop.controller.set_estop(False, loop.now)
+    assert_hold(loop.step(), Reason.ESTOP)  # a sign of life alone does not unlock it
+
+
+def test_the_gravest_obstacle_is_the_one_reported():
+    loop = Loop().run()
+    lose_camera(loop)
+    lose_worker(loop)
+    assert loop.step(camera=False).reason is Reason.WORKER_DOWN
+    pause(loop)
+    assert loop.step(camera=False).reason is Reason.PAUSED
+    press_estop(loop)
+    assert loop.step(camera=False).reason is Reason.ESTOP
+
+
+def test_stamps_that_jump_back_void_the_plan():
+    loop = Loop().run()
+    loop.now -= 10 * SECOND
+    assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK)
+    assert loop.step().action.chunk.frame_stamps_ns == (loop.now - PERIOD,)
+
+
+def test_a_stop_from_outside_is_zero_motion_and_voids_the_plan():
+    loop = Loop().run()
+    assert_hold(loop.controller.hold(Reason.SHUTDOWN), Reason.SHUTDOWN)
+    assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK)
+
+
+def test_a_reset_forgets_frames_plan_and_gripper():
+    loop = Loop().run()
+    loop.controller.reset_history()
+    assert_hold(loop.step(camera=False), Reason.NO_OBSERVATION, gripper=0)
+    loop.steps(2)
+    assert len(loop.backend.requests[-1][1].frames) == 1

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an inference worker starts and ends; it never outlives its node."""
+
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import pytest
+from worker_processes import (
+    NO_CHECKPOINT,
+    ROOT,
+    ask,
+    descriptors,
+    is_alive,
+    new_backend,
+    observation,
+    wait_for,
+)
+
+from worldvla_ros.errors import InferenceError
+from worldvla_ros.inference.backend import Health
+
+# --- started by a thread that has ended -------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def started_by_a_thread():
+    """A worker without a restart in its budget, started by a thread that has ended."""
+    backend = new_backend(heartbeat_timeout=2.0, max_restarts=0)
+    starter = threading.Thread(target=backend.start)
+    starter.start()
+    starter.join()
+    yield backend
+    backend.stop()
+
+
+def test_a_worker_outlives_the_thread_that_started_it(started_by_a_thread):
+    """Pins a bug: with PR_SET_PDEATHSIG the kernel killed it when that thread ended."""
+    time.sleep(0.2)
+    assert ask(started_by_a_thread, 1).chunk is not None
+
+
+def test_the_silence_of_a_worker_that_prepares_is_no_fault(started_by_a_thread):
+    """Pins a bug: a preparation longer than the heartbeat timeout got the worker killed."""
+    backend = started_by_a_thread
+    os.kill(backend.process_id, signal.SIGSTOP)
+    backend.prepare(observation().frames[0], 'go')
+    time.sleep(2.5)
+    assert backend.poll() == [] and backend.health is Health.READY
+    os.kill(backend.process_id, signal.SIGCONT)
+    assert ask(backend, 1).chunk is not None
+
+
+def test_an_idle_worker_that_falls_silent_fails_for_good_without_a_budget(started_by_a_thread):
+    backend = started_by_a_thread
+    pid = backend.process_id
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: backend.poll() or backend.health is not Health.READY)
+    assert backend.health is Health.FAILED and not is_alive(pid)
+    assert 'fell silent' in backend.fault and 'configure the node again' in backend.fault
+    assert backend.poll() == [] and backend.health is Health.FAILED
+    with pytest.raises(InferenceError, match='failed'):
+        backend.submit(1, observation())
+    backend.stop()
+    assert backend.health is Health.STOPPED
+
+
+# --- start and stop ---------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_does_not_exist_fails_the_start_with_the_reason():
+    """Interrupts meanwhile pin a bug: before it could ignore Ctrl-C, it died of it."""
+    before, threads = descriptors(), threading.active_count()
+    backend = new_backend(NO_CHECKPOINT)
+    with pytest.raises(InferenceError, match='/nowhere/at/all') as caught:
+        backend.start(lambda: os.kill(backend.process_id, signal.SIGINT))
+    assert 'Traceback' not in str(caught.value)
+    assert backend.process_id is None and backend.health is Health.STOPPED
+    assert descriptors() == before and threading.active_count() == threads
+
+
+def test_a_start_can_be_given_up():
+    backend = new_backend()
+    pids = []
+
+    def give_up():
+        pids.append(backend.process_id)
+        return True
+    with pytest.raises(InferenceError, match='interrupted'):
+        backend.start(give_up)
+    assert not is_alive(pids[0]) and backend.process_id is None
+
+
+def test_a_worker_that_loads_for_too_long_is_given_up():
+    backend = new_backend(load_timeout=0.2)
+    with pytest.raises(InferenceError, match='load_timeout'):
+        backend.start()
+    assert backend.process_id is None
+
+
+def test_stop_leaves_no_thread_and_no_descriptor_and_may_be_repeated():
+    before, threads = descriptors(), threading.active_count()
+    never_started = new_backend()
+    never_started.stop()
+    never_started.stop()
+    backend = new_backend()
+    with pytest.raises(InferenceError):
+        backend.start(lambda: True)
+    backend.stop()
+    assert descriptors() == before and threading.active_count() == threads
+
+
+PARENT = textwrap.dedent('''
+    import sys, time
+    sys.path.insert(0, {test!r})
+    from worker_processes import new_backend, observation
+    backend = new_backend()
+    if {wait}:
+        backend.start()
+        backend.submit(1, observation())
+    else:
+        backend._launch()
+    print(backend.process_id, flush=True)
+    time.sleep(600)
+''')
+
+
+@pytest.mark.parametrize('wait', [
+    pytest.param(True, id='busy', marks=pytest.mark.slow), pytest.param(False, id='loading')])
+def test_a_worker_is_gone_when_the_node_is_killed(wait):
+    program = PARENT.format(test=str(Path(__file__).parent), wait=wait)
+    with subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}) as parent:
+        worker = int(parent.stdout.readline())
+        assert is_alive(worker)
+        parent.kill()
+        parent.wait()
+        wait_for(lambda: not is_alive(worker), timeout=20)

@@ -222,6 +222,20 @@ def test_the_horizon_can_be_chosen(checkpoint):
     assert policy.predict_chunk(Observation((frame(1),), TASK)).actions.shape == (10, 7)
 
 
+def test_weights_in_eight_bits_are_asked_for_and_named(checkpoint, monkeypatch):
+    asked = []
+    monkeypatch.setattr('worldvla_ros.policy.policy.checked_weights', lambda *_: None)
+    monkeypatch.setattr('worldvla_ros.policy.policy.chunk_decoder',
+                        lambda *_, weights, **options: asked.append(weights))
+    policy = WorldVLAPolicy.from_pretrained(checkpoint, weights='fp8')
+    assert asked == ['fp8'] and policy.description.endswith(', fp8 weights')
+
+
+def test_weights_in_eight_bits_are_refused_on_a_cpu_before_anything_is_read(tmp_path):
+    with pytest.raises(InferenceError, match="'fp8' need a CUDA device"):
+        WorldVLAPolicy.from_pretrained(tmp_path / 'nothing here', weights='fp8')
+
+
 def test_the_random_checkpoint_is_the_same_for_the_same_seed(tmp_path, checkpoint):
     again = ensure_random_checkpoint(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [again.name]  # no draft left

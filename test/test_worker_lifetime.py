@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How an inference worker starts and ends; it never outlives its node."""
 
+from dataclasses import replace
 import os
 from pathlib import Path
 import signal
@@ -14,6 +15,7 @@ import pytest
 from worker_processes import (
     NO_CHECKPOINT,
     ROOT,
+    SETTINGS,
     ask,
     descriptors,
     is_alive,
@@ -82,6 +84,13 @@ def test_a_checkpoint_that_does_not_exist_fails_the_start_with_the_reason():
     assert 'Traceback' not in str(caught.value)
     assert backend.process_id is None and backend.health is Health.STOPPED
     assert descriptors() == before and threading.active_count() == threads
+
+
+def test_weights_that_the_device_cannot_take_fail_the_start_with_the_reason():
+    backend = new_backend(replace(SETTINGS, weights='fp8'))
+    with pytest.raises(InferenceError, match=r"'fp8' need a CUDA device.*'dense'") as caught:
+        backend.start()
+    assert 'Traceback' not in str(caught.value) and backend.health is Health.STOPPED
 
 
 def test_a_start_can_be_given_up():

@@ -14,9 +14,10 @@ from worldvla_ros.inference.worker_backend import WorkerBackend
 ROOT = Path(__file__).parents[1]
 PERIOD = 50_000_000
 SETTINGS = WorkerSettings(checkpoint='random', subfolder='', device='cpu', dtype='float32',
-                          num_actions=0, threads=1, frame_memory=1_000_000)
+                          weights='dense', num_actions=0, threads=1, frame_memory=1_000_000)
 NO_CHECKPOINT = WorkerSettings(checkpoint='/nowhere/at/all', subfolder='', device='cpu',
-                               dtype='float32', num_actions=0, threads=1, frame_memory=1_000_000)
+                               dtype='float32', weights='dense', num_actions=0, threads=1,
+                               frame_memory=1_000_000)
 FOREVER = 60.0
 
 

@@ -99,6 +99,8 @@ def test_the_engine_is_chosen_on_a_gpu():
     assert isinstance(chunk_decoder(model, 5, **options), StaticChunkDecoder)
     assert isinstance(chunk_decoder(model, 5, **options, chunk_mask=False), EagerChunkDecoder)
     assert isinstance(image_rows(model, 51, (3, 2)), StaticImageRows)
+    with pytest.raises(InferenceError, match='action-chunk mask'):
+        chunk_decoder(model, 5, **options, chunk_mask=False, weights='fp8')
 
 
 def test_bfloat16_chunks_flip_only_at_small_margins():

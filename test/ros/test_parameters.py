@@ -2,6 +2,7 @@
 """Parameters: each default once, each range enforced, each refusal names the parameter."""
 
 import math
+from typing import get_args
 
 import pytest
 import rclpy
@@ -10,6 +11,8 @@ from rclpy.parameter import Parameter
 
 from worldvla_ros.config import describe
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.model.engine.network import Weights
+from worldvla_ros.nodes.backends import worker_settings
 from worldvla_ros.nodes.parameters import PolicyParameters, declare, read
 
 
@@ -55,6 +58,12 @@ def test_values_from_outside_arrive(new_node):
     assert parameters.lockstep and parameters.period_ns == 100_000_000
 
 
+@pytest.mark.parametrize('weights', get_args(Weights))
+def test_the_weights_that_the_engine_has_can_be_asked_for(new_node, weights):
+    parameters = read(new_node(weights=weights), PolicyParameters)
+    assert worker_settings(parameters).weights == weights
+
+
 def test_infinite_walls_arrive(new_node):
     parameters = read(new_node(limits__workspace_min=[-math.inf, 0.0, -math.inf]),
                       PolicyParameters)
@@ -76,7 +85,7 @@ def test_a_whole_number_is_taken_where_a_float_is_expected(new_node, name, value
     ('control__mode', 'fast'), ('control__replan_steps', -1), ('control__replan_steps', 2.5),
     ('obs__max_age', 1e9), ('obs__max_age', 'long'), ('backend', 'magic'), ('autostart', 'yes'),
     ('limits__workspace_max', [1.0, 2.0]), ('limits__workspace_max', [-math.inf] * 3),
-    ('worker__max_restarts', 1001), ('checkpoint', 7),
+    ('worker__max_restarts', 1001), ('checkpoint', 7), ('weights', 'int4'),
 ])
 def test_a_value_out_of_range_or_type_is_refused_by_name(new_node, name, value):
     with pytest.raises((ConfigError, InvalidParameterValueException),

@@ -18,6 +18,7 @@ class WorkerSettings:
     subfolder: str  # '' for none
     device: str
     dtype: str
+    weights: str  # dense, fp8
     num_actions: int  # 0: the checkpoint's own horizon
     threads: int  # torch threads; 0: all cores but one
     frame_memory: int  # [byte]

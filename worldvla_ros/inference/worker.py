@@ -53,7 +53,7 @@ def _exit_with_the_pipe(descriptor: int) -> None:
 
 
 def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
-    """Load the policy as the settings say. Raises CheckpointError; imports torch."""
+    """Load the policy as the settings say; imports torch. Raises what `from_pretrained` does."""
     import torch
 
     from worldvla_ros.policy.named_checkpoints import locate_checkpoint
@@ -61,7 +61,8 @@ def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
     torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) - 1))
     return WorldVLAPolicy.from_pretrained(
         locate_checkpoint(settings.checkpoint), subfolder=settings.subfolder or None,
-        device=settings.device, dtype=settings.dtype, num_actions=settings.num_actions or None)
+        device=settings.device, dtype=settings.dtype, weights=settings.weights,
+        num_actions=settings.num_actions or None)
 
 
 def describe_policy(policy: 'WorldVLAPolicy') -> BackendInfo:

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy's way to a chunk: plain passes on a CPU, replayed graphs on a CUDA device."""
 
-from typing import Protocol
+from typing import Protocol, get_args
 
+import torch
+
+from worldvla_ros.errors import InferenceError
 from worldvla_ros.model.decoded import DecodedChunk, Ids
 from worldvla_ros.model.engine.chunk import StaticChunkDecoder
+from worldvla_ros.model.engine.network import Weights
 from worldvla_ros.model.generate import (
     chunk_capacity,
     decode_chunk,
@@ -55,16 +59,37 @@ class EagerChunkDecoder:
 
 
 def chunk_decoder(model: Transformer, num_actions: int, *, prompt_lengths: tuple[int, ...],
-                  newest_rows: int, chunk_mask: bool = True, choice: str = 'greedy'
-                  ) -> ChunkDecoder:
+                  newest_rows: int, chunk_mask: bool = True, choice: str = 'greedy',
+                  weights: str = 'dense') -> ChunkDecoder:
     """Return the fastest decoder for the device that the model is on.
+
+    Raises InferenceError for weights that there are not, or not here.
 
     :param prompt_lengths: lengths that prompts come in, the longest among them.
     :param newest_rows: rows left to compute once all but the newest frame was prefilled.
     :param chunk_mask: False for a network that was trained without it.
     :param choice: see `choose_bins`.
+    :param weights: 'dense' is exact. 'fp8' multiplies in 8 bits, see `Fp8Linear`; only the engine
+        of fixed shapes can, so it needs a CUDA device and the chunk mask.
     """
+    checked = checked_weights(weights, model.device, chunk_mask)
     if model.device.type == 'cuda' and chunk_mask:
         return StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
-                                  newest_rows=newest_rows, choice=choice)
+                                  newest_rows=newest_rows, weights=checked, choice=choice)
     return EagerChunkDecoder(model, num_actions, max(prompt_lengths), chunk_mask, choice)
+
+
+def checked_weights(weights: str, device: str | torch.device, chunk_mask: bool = True) -> Weights:
+    """Return the kind of weights; InferenceError for one that there is not, or not here."""
+    if weights == 'dense':
+        return 'dense'
+    if weights != 'fp8':
+        raise InferenceError(f'weights must be one of {get_args(Weights)}, got {weights!r}')
+    if torch.device(device).type != 'cuda':
+        raise InferenceError(f"weights 'fp8' need a CUDA device, and the device is {device}; "
+                             f"use the device 'cuda' or the weights 'dense'")
+    if not chunk_mask:
+        raise InferenceError("weights 'fp8' need a checkpoint that was trained with the "
+                             "action-chunk mask, and this one was not (chunk_mask in its "
+                             "policy.json); use the weights 'dense'")
+    return 'fp8'

@@ -79,6 +79,11 @@ class PolicyParameters(ControllerSettings):
     dtype: str = bounded(
         'auto', choices=('auto', 'float32', 'bfloat16', 'float16'), read_only=True,
         doc='Number format of the weights; auto: bfloat16 where the device is fast at it')
+    weights: str = bounded(
+        'dense', choices=('dense', 'fp8'), read_only=True,
+        doc='dense: as dtype says; fp8: multiply the layers in 8 bits, for speed and not exactly; '
+            'needs a GPU of compute capability 8.9 or later, bfloat16 and a checkpoint that was '
+            'trained with the action-chunk mask')
     num_actions: int = bounded(
         0, minimum=0, maximum=1000, read_only=True,
         doc='Actions per chunk; 0: as the checkpoint says')

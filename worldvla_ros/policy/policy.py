@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import STATE_DIM, ActionChunk, Frame, LatencySplit, Observation
 from worldvla_ros.errors import FrameError, InferenceError, StateError
-from worldvla_ros.model.chunk_decoder import ChunkDecoder, chunk_decoder
+from worldvla_ros.model.chunk_decoder import ChunkDecoder, checked_weights, chunk_decoder
 from worldvla_ros.policy.pretrained import Pretrained
 
 MAX_TEXT_TOKENS = 192  # room for the instruction in the KV cache; longer ones are refused
@@ -30,9 +30,13 @@ class WorldVLAPolicy:
     Not thread-safe: one thread owns it, as one thread owns the device.
     """
 
-    def __init__(self, pretrained: Pretrained) -> None:
-        """Take a checkpoint in memory; `from_pretrained` reads one."""
+    def __init__(self, pretrained: Pretrained, *, weights: str = 'dense') -> None:
+        """Take a checkpoint in memory; `from_pretrained` reads one.
+
+        :param weights: see `chunk_decoder`.
+        """
         self.pretrained = pretrained
+        self._weights = weights
         self._prompts = pretrained.prompts
         self._action_tokenizer = pretrained.action_tokenizer
         self._state_tokenizer = pretrained.state_tokenizer
@@ -42,10 +46,17 @@ class WorldVLAPolicy:
     @classmethod
     def from_pretrained(cls, path: str | Path, *, subfolder: str | None = None,
                         device: str = 'cpu', dtype: str = 'auto',
-                        num_actions: int | None = None) -> 'WorldVLAPolicy':
-        """Load a checkpoint folder or Hub id; see `Pretrained.load` for the options."""
+                        num_actions: int | None = None,
+                        weights: str = 'dense') -> 'WorldVLAPolicy':
+        """Load a checkpoint folder or Hub id; see `Pretrained.load` for the other options.
+
+        Raises CheckpointError, or InferenceError for weights that cannot be had here.
+
+        :param weights: 'dense', or 'fp8' for products in 8 bits; see `chunk_decoder`.
+        """
+        checked_weights(weights, device)  # before 14 GB are read in vain
         return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype,
-                                   num_actions=num_actions))
+                                   num_actions=num_actions), weights=weights)
 
     def predict_chunk(self, observation: Observation) -> ActionChunk:
         """Return the actions for the next `horizon` control steps.
@@ -124,7 +135,8 @@ class WorldVLAPolicy:
     @property
     def description(self) -> str:
         """One line for logs: name, size, state of training, number format, fingerprint."""
-        return self.pretrained.description
+        coarse = '' if self._weights == 'dense' else f', {self._weights} weights'
+        return self.pretrained.description + coarse
 
     def _new_decoder(self) -> ChunkDecoder:
         """Return a decoder for all prompts up to a full history and the longest instruction."""
@@ -139,7 +151,7 @@ class WorldVLAPolicy:
             prompt_lengths=(older + USUAL_TEXT_TOKENS, full + USUAL_TEXT_TOKENS,
                             full + MAX_TEXT_TOKENS),
             chunk_mask=self.pretrained.settings.chunk_mask,
-            choice=self.pretrained.settings.bin_choice)
+            choice=self.pretrained.settings.bin_choice, weights=self._weights)
 
     def _check_number_of_frames(self, observation: Observation) -> None:
         if not 1 <= len(observation.frames) <= self.history_length:

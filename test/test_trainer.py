@@ -336,6 +336,9 @@ class FakeWriter:
     def add_scalar(self, name, value, step):
         self.scalars[name, step] = value
 
+    def flush(self):
+        self.scalars['flushed'] = True
+
 
 @pytest.mark.parametrize(('installed', 'wanted'), [
     (True, True), (True, None), (True, False), (False, None)])
@@ -346,15 +349,29 @@ def test_tensorboard_gets_every_value_where_it_is_installed(tmp_path, monkeypatc
     FakeWriter.scalars.clear()
     log = run_folder.MetricsLog(tmp_path, 4, wanted)
     log.write(5, 'train', {'total': 1.5})
-    expected = {'purged from': 5, ('train/total', 5): 1.5}
+    expected = {'purged from': 5, ('train/total', 5): 1.5, 'flushed': True}
     assert FakeWriter.scalars == (expected if installed and wanted is not False else {})
     assert read_metrics(tmp_path)[0]['total'] == '1.5'
 
 
 def test_tensorboard_that_is_missed_is_told(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
-    with pytest.raises(TrainingError, match='pip install tensorboard'):
+    with pytest.raises(TrainingError, match=r'pip install -r requirements/.*tensorboard\.txt'):
         run_folder.MetricsLog(tmp_path, 0, True)
+
+
+def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):
+    accumulators = pytest.importorskip(
+        'tensorboard.backend.event_processing.event_accumulator',
+        reason='tensorboard is not installed (requirements/optional/tensorboard.txt)')
+    log = run_folder.MetricsLog(tmp_path, 0, True)
+    for step in (1, 2, 3):
+        log.write(step, 'train', {'total': step})
+    log = run_folder.MetricsLog(tmp_path, 2, True)  # it stopped after step 3 and resumes at 2
+    for step in (3, 4):
+        log.write(step, 'train', {'total': 10 * step})
+    shown = accumulators.EventAccumulator(str(tmp_path)).Reload().Scalars('train/total')
+    assert [(event.step, event.value) for event in shown] == [(1, 1), (2, 2), (3, 30), (4, 40)]
 
 
 def test_speed_is_logged_against_the_machine(tmp_path, capsys):

@@ -28,7 +28,7 @@ Result = TypeVar('Result')
 # than 15 times slower. LP_NUM_THREADS is the software rasteriser of Mesa.
 THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS',
                      'NUMBA_NUM_THREADS', 'LP_NUM_THREADS')
-_STOP_TIMEOUT = 15.0  # [s] for a worker to close what it holds
+STOP_TIMEOUT = 15.0  # [s] for a worker to close what it holds
 
 
 def threads_per_worker(workers: int) -> int:
@@ -54,10 +54,10 @@ class _Worker(Generic[Job]):
     def stop(self) -> None:
         """Ask it to end, then end it, and remove its temp folder."""
         self.connection.close()
-        self.process.join(_STOP_TIMEOUT if self.job is None else 0)
+        self.process.join(STOP_TIMEOUT if self.job is None else 0)
         if self.process.is_alive():
             self.process.terminate()
-            self.process.join(_STOP_TIMEOUT)
+            self.process.join(STOP_TIMEOUT)
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
@@ -167,7 +167,7 @@ class WorkerPool(Generic[Job, Result]):
         try:
             return worker.connection.recv()
         except (EOFError, OSError):
-            worker.process.join(_STOP_TIMEOUT)
+            worker.process.join(STOP_TIMEOUT)
             return JobFailure(f'the worker process died with exit code {worker.process.exitcode} '
                               f'(negative: signal; -9 is often the out-of-memory killer)')
 

@@ -157,6 +157,7 @@ class MetricsLog:
         if self._board is not None:
             for name, value in values.items():
                 self._board.add_scalar(f'{split}/{name}', value, step)
+            self._board.flush()  # so that a crash loses no more of it than of metrics.csv
 
 
 def _summary_writer(folder: Path, resumed_at: int, wanted: bool | None) -> Any:
@@ -168,8 +169,9 @@ def _summary_writer(folder: Path, resumed_at: int, wanted: bool | None) -> Any:
     except ImportError as error:
         if wanted is None:
             return None
-        raise TrainingError('run.tensorboard is true, and tensorboard is not installed; install '
-                            'it with `pip install tensorboard`, or set it to null') from error
+        raise TrainingError('run.tensorboard is true, and tensorboard is not installed; pip '
+                            'install -r requirements/optional/tensorboard.txt, or set it to '
+                            'null') from error
     return SummaryWriter(str(folder), purge_step=resumed_at + 1)
 
 

@@ -27,5 +27,7 @@ setup(
     package_data={'worldvla_ros': ['checkpoints/**/*']},
     package_dir={'worldvla_sim': 'sim/worldvla_sim'},
     install_requires=[*requirements('core.txt'), *requirements('numpy2.txt')],
-    extras_require={'sim': requirements('sim.txt'), 'dev': requirements('dev.txt')},
+    extras_require={'sim': requirements('sim.txt'), 'dev': requirements('dev.txt'),
+                    'ray': requirements('optional/ray.txt'),
+                    'tensorboard': requirements('optional/tensorboard.txt')},
 )

@@ -87,8 +87,8 @@ class RunConfig:
     compile: bool = bounded(False, doc='fuse the layers with torch.compile: slower to start')
     parallel: str = bounded('ddp', choices=('ddp', 'fsdp'),
                             doc='several processes: each holds all weights, or its share of them')
-    tensorboard: bool | None = bounded(None, doc='write its files, see requirements/optional; null: where '
-                                               'it is installed')
+    tensorboard: bool | None = bounded(
+        None, doc='write its files, see requirements/optional; null: where it is installed')
     threads: int = bounded(1, minimum=1, doc='of torch on the CPU')
     save_every: int = bounded(500, minimum=1, unit='step')
     log_every: int = bounded(20, minimum=1, unit='step')

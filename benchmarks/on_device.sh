@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # One command per call of a lent GPU machine: bash benchmarks/on_device.sh STAGE
-# Results go to $OUT (default out/gpu). Each stage stays under ten minutes.
+# Results go to $OUT (default out/gpu). Each stage stays under ten minutes; `train`, of the recipe
+# $RECIPE, is interrupted before and goes on when it is called again while the machine is warm.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-out/gpu}" PYTHONUNBUFFERED=1 PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}"
@@ -17,7 +18,15 @@ status=0
         reference) bench reference --parts exactness reference --sizes 256 512 || status=1
                    bench frames --parts frame || status=1 ;;
         rest) bench rest --parts encode policy fp8 profile --horizons 10 || status=1 ;;
-        *) echo 'expected a stage: tests, chunks, reference or rest'; status=2 ;;
+        train) recipe="${RECIPE:-config/train/mini_gpu.yaml}"
+               timeout --signal=INT "${SECONDS_OF_TRAINING:-540}" \
+                   python3 -m worldvla_ros.training.train --config "$recipe"
+               status=$?
+               run=$(sed -n 's/^  output: *//p' "$recipe")
+               for made in metrics.csv curves.png final; do
+                   [ ! -e "$run/$made" ] || cp -r "$run/$made" "$OUT/"
+               done ;;
+        *) echo 'expected a stage: tests, chunks, reference, rest or train'; status=2 ;;
     esac
     exit "$status"
 } 2>&1 | tee "$OUT/${1:-usage}.log"

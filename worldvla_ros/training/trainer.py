@@ -157,8 +157,9 @@ class Trainer:
         if self._rank > 0:
             return None
         tqdm.write(speed.summary(), sys.stderr)
-        plot_metrics(self._folder.path)
-        return self._folder.export(last)
+        result = self._folder.export(last)
+        plot_metrics(self._folder.path)  # last: nothing is lost where it cannot be drawn
+        return result
 
     def train_step(self, parts: Sequence[Sequence[Batch]]) -> list[float]:
         """Do one optimizer step; return TERMS, gradient norm and learning rate.

@@ -46,19 +46,25 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
     """Play all jobs and return their records; with `path` save them after every episode.
 
     :param resume: keep the records of an earlier, interrupted run in `path` and play the rest;
-        episodes that ended in an error are played again.
+        episodes that ended in an error are played again. Without it, records in `path` are
+        refused, so that the same command given again loses none.
     :param ray: address of a Ray cluster that the workers run on.
-    :raises ConfigError: `path` holds results of other settings, or cannot be written.
+    :raises ConfigError: `path` holds results, or resuming, those of other settings; or it cannot
+        be written.
     """
+    results = Results(asdict(settings))
+    if path is not None and path.exists():
+        earlier = Results.load(path)
+        if resume:
+            results.records, results.run = _resumable_records(earlier, settings), earlier.run
+        elif earlier.records:
+            raise ConfigError(f'{path} exists with {len(earlier.records)} episodes; add --resume '
+                              f'to go on, or name another file')
     options = RunOptions(threads_per_worker(workers), videos)
     make_handler = functools.partial(make_runner, settings, options)
     pool: WorkerPool[EpisodeJob, EpisodeRecord] | RayPool[EpisodeJob, EpisodeRecord] = (
         WorkerPool(make_handler, workers) if ray is None
         else RayPool(make_handler, workers, ray))
-    results = Results(asdict(settings))
-    if resume and path is not None and path.exists():
-        earlier = Results.load(path)
-        results.records, results.run = _resumable_records(earlier, settings), earlier.run
     done = {(record.task, record.init_state) for record in results.records}
     missing = [job for job in jobs if (job.task, job.init_state) not in done]
     if missing:
@@ -174,7 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
     parser.add_argument('--ray', metavar='ADDRESS',
                         help='workers on a Ray cluster: local, auto or host:port')
-    parser.add_argument('--json', type=Path, help='result file, saved after every episode')
+    parser.add_argument('--json', type=Path, help='result file, saved after every episode; one '
+                                                  'that holds some needs --resume')
     parser.add_argument('--videos', type=Path, metavar='FOLDER', help='keep mp4s of failures')
     parser.add_argument('--videos-of', choices=KINDS, default=KINDS[0])
     parser.add_argument('--report', type=Path, metavar='HTML', help='write a report at the end')

@@ -41,9 +41,11 @@ class Results:
                    'complete': self.complete,
                    'records': [asdict(record) for record in self.records]}
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, lambda draft: draft.write_text(json.dumps(content, indent=1) + '\n'))
-        except OSError as error:
-            raise ConfigError(f'cannot write results to {path}: {error}') from error
+        except OSError as error:  # its own text names a draft or a folder above
+            raise ConfigError(f'cannot write results to {path}: '
+                              f'{error.strerror or error}') from error
 
     @classmethod
     def load(cls, path: Path) -> 'Results':

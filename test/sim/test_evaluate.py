@@ -81,9 +81,20 @@ def test_errors_are_counted_apart_from_failures():
 
 def test_results_are_read_back_as_they_were_written(tmp_path):
     written = Results({'policy': 'expert'}, [record(), record(state=1, error='x')], True)
-    written.save(tmp_path / 'out.json')
-    assert Results.load(tmp_path / 'out.json') == written
-    assert [path.name for path in tmp_path.iterdir()] == ['out.json']
+    out = tmp_path / 'new' / 'folder' / 'out.json'
+    written.save(out)
+    assert Results.load(out) == written
+    assert [path.name for path in out.parent.iterdir()] == ['out.json']
+
+
+def test_the_same_command_again_does_not_empty_its_result_file(tmp_path, capsys):
+    """A run killed after 90 episodes was once left with one by the most natural thing to do."""
+    out = tmp_path / 'out.json'
+    Results({'policy': 'hold'}, [record(), record(state=1)]).save(out)
+    before = out.read_bytes()
+    assert evaluate.main([*HOLD, '--init-states', '0', '--json', str(out)]) == 2
+    assert f'{out} exists with 2 episodes; add --resume to go on' in capsys.readouterr().err
+    assert out.read_bytes() == before
 
 
 @pytest.mark.parametrize('content', ['', '{}', '[]', '{"records": [{}]}', '{"records": 1}'])
@@ -175,7 +186,7 @@ def test_an_episode_that_cannot_run_is_an_error_and_the_command_says_so(tmp_path
     (['--suite', 'libero_object', '--over', 'ros', '--policy', 'hold'], 'not \'hold\''),
     (['--suite', 'libero_object', '--over', 'ros', '--mode', 'realtime'], 'lockstep only'),
     (['--suite', 'libero_object', '--videos', '/proc/videos'], '/proc/videos'),
-    (['--suite', 'libero_object', '--json', '/nowhere/out.json'], '/nowhere/out.json')])
+    (['--suite', 'libero_object', '--json', '/proc/new/out.json'], '/proc/new/out.json: No')])
 def test_bad_input_ends_with_status_2_and_says_what_there_is(options, message, capsys):
     assert evaluate.main(['--assets', 'builtin', *options]) == 2
     assert message in capsys.readouterr().err

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checkpoint ships only when its evaluation beats the shipped one's; what ships is whole."""
+
+from dataclasses import asdict
+from pathlib import Path
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
+from worldvla_sim import promote
+from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.policies import checkpoint_name
+from worldvla_sim.results import Results
+from worldvla_sim.runner import EvaluationSettings
+
+STATES = 4
+
+
+def stand_in(folder, seed):
+    """Write a folder that is a checkpoint as far as names and fingerprints go."""
+    (folder / 'image_tokenizer').mkdir(parents=True)
+    save_file({'weight': np.full(3, seed, np.float32)}, folder / 'model.safetensors')
+    (folder / 'image_tokenizer' / 'weights').write_text(str(seed))
+    PolicySettings('mini', True).save(folder / POLICY_FILE)
+    return folder
+
+
+def evaluate(folder, file, won, *, complete=True, error=None, states=STATES, **changes):
+    """Write the evaluation of a folder that succeeded in the first `won` states."""
+    settings = EvaluationSettings('mini', 'libero_object', 'builtin',
+                                  checkpoint=checkpoint_name(str(folder)))
+    Results({**asdict(settings), **changes}, [
+        EpisodeRecord('libero_object', 0, 'do it', state, state < won, 100, error, 'builtin')
+        for state in range(states)], complete).save(file)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A shipped checkpoint with 2 of 4 successes, and a new one."""
+    shipped = stand_in(tmp_path / 'checkpoints' / 'mini', 1)
+    (shipped / 'README.md').write_text('card')
+    evaluate(shipped, shipped / 'evaluation.json', 2)
+    new = stand_in(tmp_path / 'final', 2)
+    (new / 'trainer.pt').write_text('large')
+    return new, shipped
+
+
+def command(new, shipped, file):
+    return promote.main([str(new), '--evaluation', str(file), '--shipped', str(shipped)])
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes()
+            for path in folder.rglob('*') if path.is_file()}
+
+
+def test_a_better_checkpoint_ships_whole_with_its_evaluation_and_the_old_card(
+        folders, tmp_path, capsys):
+    new, shipped = folders
+    file = tmp_path / 'new.json'
+    evaluate(new, file, 3, policy=str(new))
+    assert command(new, shipped, file) == 0
+    assert '3 of 4' in capsys.readouterr().out
+    expected = contents(new) | {'evaluation.json': file.read_bytes(), 'README.md': b'card'}
+    del expected['trainer.pt']
+    assert contents(shipped) == expected
+    assert [path.name for path in shipped.parent.iterdir()] == ['mini'], 'no draft is left'
+    assert command(new, shipped, file) == 2, 'it is not better than itself'
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'won': 2}, 'not better: 2 of 4 new, 2 shipped'),
+    ({'won': 1}, 'not better'),
+    ({'won': 3, 'complete': False}, 'not complete'),
+    ({'won': 3, 'error': 'broken'}, '4 errors'),
+    ({'won': 5, 'states': 5}, 'episodes: 1 new alone'),
+    ({'won': 3, 'states': 3}, 'episodes: 0 new alone, 1 shipped alone'),
+    ({'won': 3, 'suite': 'libero_goal'}, "suite: 'libero_object' shipped, 'libero_goal' new"),
+    ({'won': 3, 'assets': 'official'}, 'assets:'),
+    ({'won': 3, 'over': 'ros'}, 'over:'),
+    ({'won': 3, 'mode': 'realtime'}, 'mode:'),
+    ({'won': 3, 'checkpoint': 'mini, sha256:0'}, 'evaluate that one')])
+def test_what_is_not_shown_to_be_better_changes_nothing(folders, tmp_path, capsys, changes,
+                                                        message):
+    new, shipped = folders
+    evaluate(new, tmp_path / 'new.json', **changes)
+    before = contents(shipped)
+    assert command(new, shipped, tmp_path / 'new.json') == 2
+    assert message in capsys.readouterr().err
+    assert contents(shipped) == before
+
+
+def test_a_shipped_checkpoint_without_evidence_of_its_own_is_not_replaced(folders, tmp_path,
+                                                                          capsys):
+    new, shipped = folders
+    evaluate(new, tmp_path / 'new.json', 3)
+    (shipped / 'evaluation.json').unlink()
+    assert command(new, shipped, tmp_path / 'new.json') == 2
+    assert 'evaluation.json is not a result file' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('failing', [(shutil, 'copytree'), (Path, 'rename')])
+def test_a_failure_half_way_leaves_the_shipped_one(folders, tmp_path, monkeypatch, capsys,
+                                                   failing):
+    new, shipped = folders
+    evaluate(new, tmp_path / 'new.json', 3)
+    before, original = contents(shipped), getattr(*failing)
+
+    def full(source, target, **options):
+        if Path(source).name != 'old' and Path(target).name != 'old':
+            raise OSError(28, 'No space left on device')
+        return original(source, target, **options)
+    monkeypatch.setattr(*failing, full)
+    assert command(new, shipped, tmp_path / 'new.json') == 2
+    assert 'No space left on device' in capsys.readouterr().err
+    assert contents(shipped) == before
+    assert [path.name for path in shipped.parent.iterdir()] == ['mini']

@@ -28,7 +28,7 @@ from worldvla_ros.training.settings import (
     TrainConfig,
 )
 from worldvla_ros.training.train import train
-from worldvla_ros.training.trainer import Trainer, learning_rate
+from worldvla_ros.training.trainer import Trainer, fitting_batch, learning_rate
 
 TINY = ModelConfig(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2,
                    text_tokens=300, dropout=0.1)
@@ -168,6 +168,30 @@ def test_held_out_episodes_are_measured_without_dropout(tmp_path):
     values = trainer.evaluate()
     assert values == trainer.evaluate()
     assert values['action'] > 0 and values['world'] > 0
+
+
+def test_few_held_out_episodes_make_smaller_batches(tmp_path):
+    """Two are held out: 16 action and 22 world samples, where a batch takes 30 and 10."""
+    small_store(tmp_path, num_episodes=20)
+    config = tiny_config(tmp_path, steps=3, world_share=0.25)
+    config = replace(config, data=replace(config.data, batch_size=40))
+    experiment = build_experiment(config)
+    assert fitting_batch(experiment.held_out, 0.25, 40) == 22
+    train(config)
+    row, = [row for row in read_metrics(tmp_path / 'run') if row['split'] == 'held_out']
+    assert row['step'] == '3' and float(row['action']) > 0 and float(row['world']) > 0
+
+
+def test_an_evaluation_that_fails_costs_no_step(tmp_path, monkeypatch):
+    small_store(tmp_path, num_episodes=20)
+    config = tiny_config(tmp_path, steps=2)
+
+    def fails(trainer):
+        raise DatasetError('a broken sample')
+    monkeypatch.setattr(Trainer, 'evaluate', fails)
+    with pytest.raises(DatasetError, match='a broken sample'):
+        train(config)
+    assert RunFolder(config).latest().name == 'step-00000002'
 
 
 @pytest.mark.parametrize('start', ['', 'run'])

@@ -8,7 +8,7 @@ batch and average their gradients (`parallel`).
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 import math
@@ -37,7 +37,7 @@ from worldvla_ros.training.batches import (
     with_code_noise,
 )
 from worldvla_ros.training.experiment import Experiment
-from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.losses import LossConfig, LossTerms, labelled_logits, loss_terms
 from worldvla_ros.training.parallel import (
     gradients_kept_apart,
@@ -151,7 +151,7 @@ class Trainer:
                     self._log_training(log, bar, recent, speed.read())
                     recent = []
                 if self._due(run.evaluate_every) or self._due(run.save_every):
-                    self._evaluate_and_save(log)
+                    self._save_and_evaluate(log)
                     speed.start()
         last = self._whole_pretrained()
         if self._rank > 0:
@@ -196,14 +196,21 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:
-        """Return TERMS over the first batches of the held-out episodes, without dropout."""
+        """Return TERMS over the first batches of the held-out episodes, without dropout.
+
+        The batches are smaller where a branch of these episodes cannot fill its share; empty
+        where it has no sample at all.
+        """
         table, run = self._experiment.held_out, self._config.run
         assert table is not None
-        size = min(self._config.data.batch_size, len(table))
+        share = self._config.data.world_share
+        size = fitting_batch(table, share, self._config.data.batch_size)
+        if size == 0:
+            return {}
         self._loss.eval()
         rows = []
         for i in range(min(run.evaluation_batches, len(table) // size)):
-            indices = table.batch(size, self._config.data.world_share, 0, i)
+            indices = table.batch(size, share, 0, i)
             batches = self._collate(table, indices.tolist())
             terms = self._loss_of_one([batch.to(self._device) for batch in batches])
             rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
@@ -241,15 +248,15 @@ class Trainer:
         bar.set_postfix_str(f'loss {values["total"]:.3f}, action {values["action_accuracy"]:.1%} '
                             f'right, {speed["tokens_per_s"]:.0f} tokens/s', refresh=False)
 
-    def _evaluate_and_save(self, log: MetricsLog | None) -> None:
+    def _save_and_evaluate(self, log: MetricsLog | None) -> None:
         run = self._config.run
+        if self._due(run.save_every):  # first: what the evaluation meets costs no step
+            self._save()
         if self._due(run.evaluate_every) and self._experiment.held_out and run.evaluation_batches:
             # Weights that are spread are gathered by all processes, for the same batches.
             values = self.evaluate() if self._sharded or self._rank == 0 else {}
-            if log is not None:
+            if log is not None and values:
                 log.write(self.step, 'held_out', values)
-        if self._due(run.save_every):
-            self._save()
 
     def _save(self) -> None:
         pretrained = self._whole_pretrained()
@@ -279,6 +286,15 @@ class Trainer:
                 'model.init_from')
         load_optimizer_state(self._optimizer, state['optimizer'])
         self.step = state['step']
+
+
+def fitting_batch(table: SampleTable, world_share: float | None, most: int) -> int:
+    """Return the size of the largest batch, up to `most`, that every branch can fill; or 0."""
+    for size in range(most, 0, -1):
+        with suppress(DatasetError):
+            table.batch(size, world_share, 0, 0)
+            return size
+    return 0
 
 
 def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:

@@ -246,6 +246,16 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monke
     assert train(config) is not None
 
 
+def test_what_a_killed_save_left_goes_with_the_next(tmp_path):
+    left = [tmp_path / 'run' / 'checkpoints' / '.draft-a', tmp_path / 'run' / '.draft-final-b']
+    others = tmp_path / 'run' / '.draft-c'  # of a command that writes beside the run
+    for folder in (*left, others):
+        folder.mkdir(parents=True)
+        (folder / 'model.safetensors').write_bytes(b'half')
+    train(tiny_config(tmp_path, steps=1))
+    assert not any(folder.exists() for folder in left) and others.exists()
+
+
 def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
     train(tiny_config(tmp_path, steps=2))
     with pytest.raises(ConfigError, match=r'data\.horizon: 5 -> 4'):

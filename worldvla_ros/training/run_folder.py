@@ -5,6 +5,7 @@
         trainer.pt  train.yaml   state of the optimizer, and the configuration of the run
     metrics.csv  curves.png      TensorBoard files too, where it is installed
     final/                       the result, bfloat16, files small enough for git
+        train.yaml               the configuration of the run that made it
 
 A run is resumed from its newest checkpoint, and only with the configuration that it began with.
 """
@@ -75,8 +76,8 @@ class RunFolder:
         def write(folder: Path) -> None:
             save_pretrained(pretrained, folder)
             torch.save(dict(state), folder / STATE_FILE)
-            (folder / CONFIG_FILE).write_text(yaml.safe_dump(asdict(self._config)))
-        target = self._write_whole(self._checkpoints / f'step-{step:08}', write)
+            self._write_config(folder)
+        target = self._write_whole(self._checkpoints / f'step-{step:08}', '.draft-', write)
         for old in sorted(self._checkpoints.glob('step-*'))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
         return target
@@ -84,14 +85,27 @@ class RunFolder:
     def export(self, pretrained: Pretrained, max_shard_bytes: int = 15_000_000) -> Path:
         """Write the result to `final`: bfloat16, in files of less than 16 MB."""
         half = replace(pretrained, model=_copied(pretrained.model, torch.bfloat16))
-        return self._write_whole(self.path / 'final', lambda folder: save_pretrained(
-            half, folder, max_shard_bytes=max_shard_bytes))
 
-    def _write_whole(self, target: Path, write: Callable[[Path], None]) -> Path:
+        def write(folder: Path) -> None:
+            save_pretrained(half, folder, max_shard_bytes=max_shard_bytes)
+            self._write_config(folder)
+        return self._write_whole(self.path / 'final', '.draft-final-', write)
+
+    def _write_config(self, folder: Path) -> None:
+        (folder / CONFIG_FILE).write_text(yaml.safe_dump(asdict(self._config)))
+
+    def _write_whole(self, target: Path, prefix: str, write: Callable[[Path], None]) -> Path:
+        """Write a folder under another name, then rename it.
+
+        :param prefix: of that name, and of this run alone: what begins with it was left by a
+            process that was killed while it wrote, and goes.
+        """
         draft = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=target.parent))
+            for left in target.parent.glob(f'{prefix}*'):
+                shutil.rmtree(left, ignore_errors=True)
+            draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
             write(draft)
             if target.exists():
                 shutil.rmtree(target)

@@ -202,6 +202,12 @@ def test_number_format_is_picked_by_the_device():
         pick_dtype('int8', 'cpu')
 
 
+def test_number_format_is_picked_where_torch_does_not_know_the_processor(monkeypatch):
+    monkeypatch.delattr(torch.cpu, 'get_capabilities')
+    assert pick_dtype('auto', 'cuda') == torch.bfloat16
+    assert pick_dtype('auto', 'cpu') == torch.float32
+
+
 def test_fingerprint_follows_the_weights(saved):
     before = fingerprint(saved)
     assert fingerprint(saved) == before

@@ -87,14 +87,16 @@ def save_model(model: Transformer, folder: Path, max_shard_bytes: int = 5_000_00
 def pick_dtype(name: str | torch.dtype, device: str) -> torch.dtype:
     """Return a torch dtype; 'auto' is bfloat16 where the device multiplies it fast.
 
-    That is every GPU, and a CPU with AMX tiles or AVX-512's bfloat16; elsewhere float32.
+    That is every GPU, and a CPU with AMX tiles or AVX-512's bfloat16, as far as torch can tell;
+    elsewhere float32.
     """
     if isinstance(name, torch.dtype):
         return name
     if name == 'auto':
-        cpu = torch.cpu.get_capabilities()
-        fast = not device.startswith('cpu') or any(
-            cpu.get(name, False) for name in ('amx_bf16', 'avx512_bf16'))
+        if not device.startswith('cpu'):
+            return torch.bfloat16
+        capabilities = getattr(torch.cpu, 'get_capabilities', dict)()  # not in older versions
+        fast = any(capabilities.get(name, False) for name in ('amx_bf16', 'avx512_bf16'))
         return torch.bfloat16 if fast else torch.float32
     dtype = getattr(torch, name, None)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):

@@ -2,6 +2,7 @@
 """Demonstration files: our own recordings, the official layout, and what is refused."""
 
 import importlib.util
+import json
 
 import h5py
 import numpy as np
@@ -94,14 +95,36 @@ def test_a_truncated_file_is_named(tmp_path):
 @pytest.mark.parametrize('key, value, message', [
     ('actions', np.zeros((12, 6)), 'expected actions'),
     ('actions', np.full((12, 7), np.nan), 'NaN'),
-    ('obs/agentview_rgb', np.zeros((11, 64, 64, 3), np.uint8), 'expected frames')])
+    ('actions', np.zeros((0, 7)), 'no steps'),
+    ('actions', None, 'no actions'),
+    ('dones', np.zeros(0, np.uint8), r'expected dones of shape \(12\), got \(0,\)'),
+    ('robot_states', np.zeros(9), r'expected robot_states of shape \(12, 9\), got \(9,\)'),
+    ('obs/agentview_rgb', np.zeros((12, 64), np.uint8), r'\(12, any, any, 3\), got \(12, 64\)'),
+    ('obs/agentview_rgb', np.zeros((11, 64, 64, 3), np.uint8), 'expected obs/agentview_rgb')])
 def test_arrays_that_do_not_belong_together_are_refused(tmp_path, key, value, message):
     path = tmp_path / 'pick_demo.hdf5'
     write_hdf5(path, [episode()])
     with h5py.File(path, 'r+') as file:
         del file['data/demo_0'][key]
-        file['data/demo_0'][key] = value
-    with pytest.raises(DatasetError, match=message):
+        if value is not None:
+            file['data/demo_0'][key] = value
+    with pytest.raises(DatasetError, match=f'pick.*demo_0: .*{message}.*record the demon'):
+        list(read_episodes(path))
+
+
+@pytest.mark.parametrize('text, message', [
+    ('[1]', r"a JSON object as problem_info, got '\[1\]'"),
+    ('{', 'problem_info is no JSON'),
+    (json.dumps({'language_instruction': 3}), 'text as language_instruction, got 3'),
+    (json.dumps({'language_instruction': ['a', 3]}), 'text as language_instruction'),
+    (json.dumps({'language_instruction': ' '}), 'no language_instruction'),
+    (json.dumps({'problem_name': 3}), 'no language_instruction')])
+def test_a_demonstration_that_does_not_say_its_task_is_named(tmp_path, text, message):
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [episode()])
+    with h5py.File(path, 'r+') as file:
+        file['data/demo_0'].attrs['problem_info'] = text
+    with pytest.raises(DatasetError, match=rf'pick_demo\.hdf5, demo_0: .*{message}.*delete it'):
         list(read_episodes(path))
 
 

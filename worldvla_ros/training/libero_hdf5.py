@@ -28,6 +28,8 @@ from worldvla_ros.training.failures import DatasetError
 
 FILE_ENDING = '_demo.hdf5'  # of LIBERO's files; parts of a recording under way end otherwise
 
+ROBOT_STATE_DIM = 9  # two fingers, position, quaternion; of `robot_states`
+
 ROBOT_BASES = {
     'libero_floor_manipulation': (-0.6, 0.0, 0.0),
     'libero_tabletop_manipulation': (-0.66, 0.0, 0.912),
@@ -96,41 +98,79 @@ def read_episodes(path: Path, folder: Path | None = None) -> Iterator[Episode]:
         if not names:
             raise DatasetError(f'{path} holds no demonstration: no data/demo_N in it')
         for name in names:
-            yield _read_episode(data[name], name, task, _instruction(data[name], path))
+            try:
+                episode = _read_episode(data[name], name, task)
+            except _Unreadable as error:
+                raise DatasetError(f'{path}, {name}: {error}; record the demonstration again, or '
+                                   'delete it from the file') from error
+            yield episode
 
 
-def _read_episode(group: h5py.Group, name: str, task: str, instruction: str) -> Episode:
-    actions = group['actions'][:].astype(np.float64)
-    executed = group['executed_actions'][:] if 'executed_actions' in group else actions
-    turned = np.ascontiguousarray(group['obs/agentview_rgb'][:][:, ::-1, ::-1])
-    return Episode(name, task, instruction, frames=turned, actions=actions,
-                   executed=executed.astype(np.float64), success=bool(group['dones'][-1]),
-                   states=_states(group))
+class _Unreadable(Exception):
+    """Says what is wrong within a demonstration; `read_episodes` adds which one."""
 
 
-def _states(group: h5py.Group) -> NDArray[np.float64] | None:
+def _read_episode(group: h5py.Group, name: str, task: str) -> Episode:
+    problem = _problem_info(group)
+    actions = _array(group, 'actions', (None, ACTION_DIM)).astype(np.float64)
+    steps = len(actions)
+    if steps == 0:
+        raise _Unreadable('it has no steps')
+    executed = (_array(group, 'executed_actions', (steps, ACTION_DIM)).astype(np.float64)
+                if 'executed_actions' in group else actions)
+    stored = _array(group, 'obs/agentview_rgb', (steps, None, None, 3))
+    return Episode(name, task, _instruction(problem),
+                   frames=np.ascontiguousarray(stored[:, ::-1, ::-1]), actions=actions,
+                   executed=executed, success=bool(_array(group, 'dones', (steps,))[-1]),
+                   states=_states(group, problem, steps))
+
+
+def _array(group: h5py.Group, key: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    """Return a dataset of this shape; None stands for any length."""
+    found = group.get(key)
+    if not isinstance(found, h5py.Dataset):
+        raise _Unreadable(f'no {key} in it')
+    there = found.shape
+    if len(there) != len(shape) or any(
+            wanted not in (None, got) for wanted, got in zip(shape, there, strict=True)):
+        expected = ', '.join('any' if length is None else str(length) for length in shape)
+        raise _Unreadable(f'expected {key} of shape ({expected}), got {there}')
+    array: NDArray[Any] = found[:]
+    return array
+
+
+def _states(group: h5py.Group, problem: dict[str, Any], steps: int) -> NDArray[np.float64] | None:
     """Return the states of the arm (T, 7), None where the file does not tell them."""
     base = group.attrs.get('base_position',
-                           ROBOT_BASES.get(_problem_info(group).get('problem_name', '').lower()))
+                           ROBOT_BASES.get(str(problem.get('problem_name', '')).lower()))
     if base is None or 'robot_states' not in group:
         return None
-    fingers, positions, quaternions = np.split(group['robot_states'][:], (2, 5), axis=1)
+    fingers, positions, quaternions = np.split(
+        _array(group, 'robot_states', (steps, ROBOT_STATE_DIM)), (2, 5), axis=1)
     return arm_state(positions - base, Rotation.from_quat(quaternions), fingers)
 
 
 def _problem_info(group: h5py.Group) -> dict[str, Any]:
     """Return what a file says of its task; the official ones keep it once, in `data`."""
     text = group.attrs.get('problem_info', group.parent.attrs.get('problem_info', '{}'))
-    return dict(json.loads(text))
+    try:
+        problem = json.loads(text)
+    except (TypeError, ValueError) as error:
+        raise _Unreadable(f'problem_info is no JSON: {error}') from error
+    if not isinstance(problem, dict):
+        raise _Unreadable(f'expected a JSON object as problem_info, got {text!r}')
+    return problem
 
 
-def _instruction(group: h5py.Group, path: Path) -> str:
-    instruction = _problem_info(group).get('language_instruction', '')
-    if isinstance(instruction, list):
-        instruction = ''.join(instruction)
-    if not instruction.strip():
-        raise DatasetError(f'{path}, {group.name}: no language_instruction in problem_info')
-    return str(instruction).strip().strip('"')
+def _instruction(problem: dict[str, Any]) -> str:
+    """Return the sentence; the official files keep it as a list of letters."""
+    instruction = problem.get('language_instruction', '')
+    letters = instruction if isinstance(instruction, list) else [instruction]
+    if not all(isinstance(part, str) for part in letters):
+        raise _Unreadable(f'expected text as language_instruction, got {instruction!r}')
+    if not (text := ''.join(letters).strip()):
+        raise _Unreadable('no language_instruction in problem_info')
+    return text.strip('"')
 
 
 @contextlib.contextmanager

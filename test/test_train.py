@@ -4,8 +4,10 @@
 from dataclasses import asdict, replace
 import os
 from pathlib import Path
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -41,6 +43,45 @@ def test_the_command_trains_from_one_file_and_keeps_it_in_the_checkpoint(tmp_pat
     assert str(tmp_path / 'run' / 'final') in capsys.readouterr().out
     for kept in ('checkpoints/step-00000002', 'final'):
         assert load_yaml(tmp_path / 'run' / kept / 'train.yaml', TrainConfig) == config
+
+
+def test_an_unfinished_run_is_exported_from_its_newest_checkpoint(tmp_path, capsys):
+    config = tiny_config(tmp_path, steps=2)
+    file = written(config, tmp_path / 'run.yaml')
+    assert main([*file, '--export']) == 1
+    assert 'no checkpoint to export' in capsys.readouterr().err
+    assert main(file) == 0
+    whole = {path.name: path.read_bytes() for path in (tmp_path / 'run/final').iterdir()
+             if path.is_file()}
+    shutil.rmtree(tmp_path / 'run/final')
+    shutil.rmtree(tmp_path / 'store')  # exporting needs no data
+    assert main([*file, '--export']) == 0
+    said = capsys.readouterr()
+    assert 'exporting step-00000002 of 2 steps' in said.err and 'run/final' in said.out
+    for name, content in whole.items():
+        assert (tmp_path / 'run/final' / name).read_bytes() == content
+
+
+def test_a_command_that_is_terminated_keeps_its_last_step(tmp_path):
+    config = tiny_config(tmp_path, steps=100000)
+    config = replace(config, run=replace(config.run, save_every=100000, log_every=1,
+                                         evaluation_batches=0))
+    command = [sys.executable, '-m', 'worldvla_ros.training.train',
+               *written(config, tmp_path / 'run.yaml')]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, 'OMP_NUM_THREADS': '1',
+                                    'PYTHONPATH': str(ROOT)})
+    try:
+        while not read_metrics(tmp_path / 'run'):
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.terminate()
+        said = process.communicate(timeout=100)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130 and 'run the same command again' in said
+    saved, = (tmp_path / 'run' / 'checkpoints').iterdir()
+    assert f'stopped after step {int(saved.name[5:])}, which is saved' in said
 
 
 @pytest.mark.parametrize('change, message', [

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+import signal
 import sys
 from types import SimpleNamespace
 from typing import ClassVar
@@ -28,7 +29,7 @@ from worldvla_ros.training.settings import (
     TrainConfig,
 )
 from worldvla_ros.training.train import train
-from worldvla_ros.training.trainer import Trainer, fitting_batch, learning_rate
+from worldvla_ros.training.trainer import StopSignals, Trainer, fitting_batch, learning_rate
 
 TINY = ModelConfig(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2,
                    text_tokens=300, dropout=0.1)
@@ -139,6 +140,36 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, checkpo
     names = ('step', 'total', 'grad_norm', 'learning_rate', 'action_accuracy')
     rows = [columns(read_metrics(tmp_path / run), *names) for run in ('run', 'halves')]
     assert rows[0] == rows[1] and len(rows[0]) == 6
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_saves_the_step_that_it_does(tmp_path, number):
+    whole = tiny_config(tmp_path, steps=4)
+    config = replace(whole, run=replace(whole.run, save_every=100,
+                                        output=str(tmp_path / 'stopped')))
+    trainer = Trainer(build_experiment(config))
+    step, before = trainer.train_step, signal.getsignal(number)
+
+    def stopped_in_the_third(batch):
+        if trainer.step == 2:
+            for _ in range(2):  # as `timeout` does
+                signal.raise_signal(number)
+        return step(batch)
+    trainer.train_step = stopped_in_the_third
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert signal.getsignal(number) is before
+    assert RunFolder(config).latest().name == 'step-00000003'
+    assert weights(train(config)) == weights(train(whole))
+
+
+def test_a_wish_to_stop_that_is_repeated_stops_at_once(monkeypatch):
+    monkeypatch.setattr(StopSignals, 'SAME_WISH', 0.0)
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_another_seed_gives_other_losses(tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m worldvla_ros.training.train --config FILE`: train, or resume where it stopped.
 
+Ctrl-C and SIGTERM save the step that is being done. `--export` then writes `final` as it is.
 On several GPUs the same under torchrun: `torchrun --nproc-per-node 4 -m
 worldvla_ros.training.train --config FILE`.
 """
@@ -8,6 +9,7 @@ worldvla_ros.training.train --config FILE`.
 import argparse
 import os
 from pathlib import Path
+import signal
 import sys
 
 import torch
@@ -15,9 +17,10 @@ import torch.distributed as dist
 
 from worldvla_ros.config import load_yaml
 from worldvla_ros.errors import WorldVLAError
+from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.training.experiment import build_experiment
-from worldvla_ros.training.failures import explain_os_error
-from worldvla_ros.training.run_folder import RunFolder
+from worldvla_ros.training.failures import TrainingError, explain_os_error
+from worldvla_ros.training.run_folder import RunFolder, plot_metrics
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.trainer import Trainer, pick_device
 
@@ -32,14 +35,37 @@ def train(config: TrainConfig) -> Path | None:
     return trainer.run()
 
 
+def export(config: TrainConfig) -> Path:
+    """Write `final` and the curves from the newest checkpoint of a run; return `final`.
+
+    Raises TrainingError where there is no checkpoint.
+    """
+    folder = RunFolder(config)
+    checkpoint = folder.latest()
+    if checkpoint is None:
+        raise TrainingError(f'{folder.path} holds no checkpoint to export; train first (one is '
+                            f'saved every {config.run.save_every} steps, and when you stop it)')
+    print(f'exporting {checkpoint.name} of {config.run.steps} steps', file=sys.stderr)
+    result = folder.export(Pretrained.load(checkpoint, dtype='float32'))
+    plot_metrics(folder.path)
+    return result
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config', type=Path, required=True, help='YAML file of the run')
+    parser.add_argument('--export', action='store_true',
+                        help="do not train: write the result's folder `final`, in bfloat16, from "
+                             'the newest checkpoint of the run, finished or not')
     options = parser.parse_args(arguments)
     distributed = int(os.environ.get('WORLD_SIZE', '1')) > 1  # set by torchrun
+    terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     try:
         config = load_yaml(options.config, TrainConfig)
+        if options.export:
+            print(f'exported checkpoint: {export(config)}')
+            return 0
         if distributed:
             device = pick_device(config.run.device)
             if device != 'cpu':
@@ -59,6 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+        signal.signal(signal.SIGTERM, terminated)
     if result is not None:
         print(f'trained checkpoint: {result}')
     return 0

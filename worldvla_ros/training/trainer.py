@@ -14,7 +14,11 @@ from functools import partial
 import math
 import os
 from pathlib import Path
+import signal
 import sys
+import threading
+import time
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -83,6 +87,44 @@ class LossOfBatch(nn.Module):
             return labelled_logits(self.model, batch.input_ids, batch.labels, mask)
 
 
+class StopSignals:
+    """Takes Ctrl-C and SIGTERM, while it is entered, as a wish to stop at the next good moment.
+
+    A wish that is repeated stops at once, by KeyboardInterrupt. Other threads than the main one
+    get no signals, and what is ignored (nohup) stays so.
+    """
+
+    SAME_WISH = 1.0  # [s] within which a repeat counts once: `timeout` sends its signal twice
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None  # [s], monotonic
+        self._handlers: dict[int, Any] = {}  # that were there before
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._asked_at is not None
+
+    def __enter__(self) -> 'StopSignals':
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._handlers[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _take(self, *_: object) -> None:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+            os.write(2, b'\nstopping after this step; once more to stop at once\n')
+        elif now - self._asked_at > self.SAME_WISH:
+            raise KeyboardInterrupt
+
+
 class Trainer:
     """Trains one experiment to its number of steps, from wherever it stands."""
 
@@ -126,7 +168,8 @@ class Trainer:
         """Train to the end; return the folder of the result, None in all but one process.
 
         Raises TrainingError when a loss is not finite or the disk is full; the checkpoints before
-        are whole and the same command resumes from the last.
+        are whole and the same command resumes from the last. Ctrl-C and SIGTERM end it after the
+        step that is being done, which is saved; then KeyboardInterrupt is raised.
         """
         run = self._config.run
         log = (MetricsLog(self._folder.path, self.step, run.tensorboard) if self._rank == 0
@@ -136,7 +179,7 @@ class Trainer:
                    dynamic_ncols=True)
         speed = Throughput(self._loss_of_one.model.config, self._device, self._dtype,
                            self._processes)
-        with ThreadPoolExecutor(1) as pool, bar:
+        with ThreadPoolExecutor(1) as pool, bar, StopSignals() as stop:
             upcoming = pool.submit(self._batches, self.step)
             recent: list[list[float]] = []
             speed.start()
@@ -153,6 +196,8 @@ class Trainer:
                 if self._due(run.evaluate_every) or self._due(run.save_every):
                     self._save_and_evaluate(log)
                     speed.start()
+                if self.step < run.steps and self._all_stop(stop.asked):
+                    self._stop()
         last = self._whole_pretrained()
         if self._rank > 0:
             return None
@@ -257,6 +302,21 @@ class Trainer:
             values = self.evaluate() if self._sharded or self._rank == 0 else {}
             if log is not None and values:
                 log.write(self.step, 'held_out', values)
+
+    def _all_stop(self, asked: bool) -> bool:
+        """Return whether any process was asked to stop, so that all end after the same step."""
+        if self._processes == 1:
+            return asked
+        any_asked = torch.tensor(int(asked), device=self._device)
+        dist.all_reduce(any_asked, dist.ReduceOp.MAX)
+        return bool(any_asked)
+
+    def _stop(self) -> NoReturn:
+        if not self._due(self._config.run.save_every):  # else it was saved just now
+            self._save()
+        if self._rank == 0:
+            tqdm.write(f'stopped after step {self.step}, which is saved', sys.stderr)
+        raise KeyboardInterrupt
 
     def _save(self) -> None:
         pretrained = self._whole_pretrained()

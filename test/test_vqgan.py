@@ -7,11 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 import torch
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
 
 from worldvla_ros.errors import CheckpointError
-from worldvla_ros.model.image_tokenizer import load_image_tokenizer
+from worldvla_ros.model.image_tokenizer import load_image_tokenizer, save_image_tokenizer
+from worldvla_ros.training import vqgan
 from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.frames import frame_set, load_frames
 from worldvla_ros.training.libero_hdf5 import Episode
@@ -185,6 +187,21 @@ def test_a_run_is_resumed_with_its_own_configuration_only(demos, monkeypatch):
     (demos / 'tokenizer.run' / 'state.pt').write_bytes(b'half')
     with pytest.raises(TrainingError, match=r'cannot be read.*to begin again'):
         train_vqgan(first)
+
+
+@pytest.mark.parametrize('error', [
+    SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'),
+    OSError(28, 'No space left on device')])
+def test_a_disk_that_is_full_at_the_end_costs_no_step(demos, monkeypatch, error):
+    def full(*_):
+        raise error
+    monkeypatch.setattr(vqgan, 'save_image_tokenizer', full)
+    with pytest.raises(TrainingError, match=r'cannot write .*tokenizer: .*disk.* full.*is whole'):
+        train_vqgan(config(demos, steps=1))
+    monkeypatch.setattr(VqganTrainer, 'train_step', full)  # nothing is left to train
+    monkeypatch.setattr(vqgan, 'save_image_tokenizer', save_image_tokenizer)
+    train_vqgan(config(demos, steps=1))
+    assert (demos / 'tokenizer').is_dir()
 
 
 def test_perplexity_counts_codes_by_how_evenly_they_are_chosen():

@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 import torch
 from tqdm import tqdm
 import yaml
@@ -89,8 +90,11 @@ class VqganRun:
             save_image_tokenizer(trainer.tokenizer, draft)
             draft.rename(self._output)
         except OSError as error:
-            raise TrainingError(f'cannot write {self._output}: {explain_os_error(error)}'
-                                ) from error
+            raise TrainingError(f'cannot write {self._output}: {explain_os_error(error)}; what '
+                                'was saved before is whole') from error
+        except SafetensorError as error:  # how it reports a full disk
+            raise TrainingError(f'cannot write {self._output}: {error}; is the disk full? What '
+                                'was saved before is whole') from error
         (self.path / 'state.pt').unlink(missing_ok=True)
 
 

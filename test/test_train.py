@@ -12,10 +12,14 @@ import time
 import numpy as np
 import pytest
 from test_trainer import tiny_config
+import torch
 import yaml
 
 from worldvla_ros.config import load_yaml
+from worldvla_ros.model.image_tokenizer import load_image_tokenizer
+from worldvla_ros.model.transformer import Transformer, TransformerConfig
 from worldvla_ros.policy.policy import WorldVLAPolicy
+from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training.run_folder import read_metrics
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.train import main
@@ -34,6 +38,22 @@ def written(config, path):
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_read(path):
     load_yaml(path, VqganRunConfig if 'vqgan' in path.stem else TrainConfig)
+
+
+def test_what_the_gpu_recipe_makes_is_small_enough_to_ship():
+    """At most 40 MB with the image tokenizer, for as many text tokens as the recipe allows."""
+    config = load_yaml(ROOT / 'config' / 'train' / 'mini_gpu.yaml', TrainConfig)
+    tokenizer = ROOT / config.data.tokenizer
+    image_tokenizer = load_image_tokenizer(tokenizer)
+    shape = config.model
+    with torch.device('meta'):
+        model = Transformer(TransformerConfig(
+            shape.hidden_size, shape.intermediate_size, shape.num_layers, shape.num_heads,
+            vocabulary=Vocabulary.compact(shape.text_tokens,
+                                          image_tokenizer.config.n_embed).with_state()))
+    weights = 2 * sum(parameter.numel() for parameter in model.parameters())
+    files = sum(path.stat().st_size for path in tokenizer.iterdir())
+    assert weights + files < 39.9e6  # [bytes]; headers and settings take less than 0.1 MB
 
 
 def test_the_command_trains_from_one_file_and_keeps_it_in_the_checkpoint(tmp_path, capsys):

@@ -95,8 +95,8 @@ def pick_dtype(name: str | torch.dtype, device: str) -> torch.dtype:
     if name == 'auto':
         if not device.startswith('cpu'):
             return torch.bfloat16
-        capabilities = getattr(torch.cpu, 'get_capabilities', dict)()  # not in older versions
-        fast = any(capabilities.get(name, False) for name in ('amx_bf16', 'avx512_bf16'))
+        told: dict[str, Any] = getattr(torch.cpu, 'get_capabilities', dict)()  # newer torch
+        fast = any(told.get(name, False) for name in ('amx_bf16', 'avx512_bf16'))
         return torch.bfloat16 if fast else torch.float32
     dtype = getattr(torch, name, None)
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):

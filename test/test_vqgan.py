@@ -13,9 +13,10 @@ from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
 
 from worldvla_ros.errors import CheckpointError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer, save_image_tokenizer
+from worldvla_ros.training import frames as frames_module
 from worldvla_ros.training import vqgan
 from worldvla_ros.training.failures import DatasetError, TrainingError
-from worldvla_ros.training.frames import frame_set, load_frames
+from worldvla_ros.training.frames import choose_spans, frame_set, load_frames
 from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.perceptual import VGG16_CHANNELS, load_perceptual_loss
 from worldvla_ros.training.vqgan import train_vqgan
@@ -48,7 +49,7 @@ def demos(tmp_path):
 
 def test_training_makes_held_out_frames_survive_better(demos):
     trained = train_vqgan(config(demos))
-    _, held_out = load_frames(demos / 'demos', IMAGE_SIZE)
+    _, held_out = load_frames(demos / 'demos', IMAGE_SIZE, 100)
     torch.manual_seed(0)
     before = reconstruction_quality(tiny_tokenizer(), held_out)
     assert trained.psnr > before.psnr + 3
@@ -68,6 +69,41 @@ def test_quality_of_moving_pixels_is_measured_on_them_alone():
 def test_frames_of_two_episodes_are_not_compared():
     frames = frame_set([np.full((2, 64, 64, 3), value, np.uint8) for value in (0, 255)])
     assert not frames.moving(np.arange(4)).any()
+
+
+def test_frames_are_loaded_in_the_order_of_the_split(demos):
+    train, held_out = load_frames(demos / 'demos', IMAGE_SIZE, 40)
+    expected = frame_set([moving_square(number).frames for number in range(9)])
+    np.testing.assert_array_equal(train.frames, expected.frames)
+    np.testing.assert_array_equal(train.neighbours, expected.neighbours)
+    np.testing.assert_array_equal(held_out.frames, moving_square(9).frames)
+
+
+def test_of_too_many_frames_pairs_are_kept_in_which_pixels_still_move(demos):
+    train, held_out = load_frames(demos / 'demos', IMAGE_SIZE, 20)
+    assert (len(train), len(held_out)) == (18, 2)
+    moving = train.moving(np.arange(18)).sum((1, 2))
+    np.testing.assert_array_equal(moving, 16 * 16)  # the square moves by half its width
+    np.testing.assert_array_equal(train.neighbours.reshape(-1, 2), [
+        (second, first) for first, second in np.arange(18).reshape(-1, 2)])
+
+
+@pytest.mark.parametrize('lengths, share, expected', [
+    ([3, 4], 1.0, [[(0, 3)], [(0, 4)]]),
+    ([9, 4], 0.5, [[(0, 2), (4, 6)], [(0, 2)]]),
+    ([1, 1, 4], 0.7, [[(0, 1)], [], [(0, 2)]]),
+    ([100], 0.001, [[(0, 2)]])])
+def test_kept_frames_are_spread_evenly(lengths, share, expected):
+    assert choose_spans(lengths, share) == expected
+
+
+def test_frames_that_do_not_fit_into_memory_are_refused_before_they_are_read(demos, monkeypatch):
+    monkeypatch.setattr(frames_module, 'available_memory', lambda: 30 * IMAGE_SIZE ** 2 * 3)
+    with pytest.raises(DatasetError, match=r'40 frames of 64 px .*lower most_frames to 24'):
+        load_frames(demos / 'demos', IMAGE_SIZE, 100)
+    load_frames(demos / 'demos', IMAGE_SIZE, 24)
+    monkeypatch.undo()
+    assert frames_module.available_memory() > 1e6
 
 
 def test_a_still_picture_has_no_moving_quality():

@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames of demonstrations in memory, and which of their pixels move."""
 
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+import re
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.libero_hdf5 import demonstration_files, read_episodes
+from worldvla_ros.training.libero_hdf5 import (
+    demonstration_files,
+    episode_lengths,
+    read_episodes,
+    task_name,
+)
 from worldvla_ros.training.samples import split_names
 
 MOVING_DIFFERENCE = 12  # of 255 in any channel: above what shading flickers by
+MEMORY_SHARE = 0.8  # of what is available that frames may fill; training needs some, too
+
+Span = tuple[int, int]  # frames [start, stop) of an episode
+Key = tuple[str, str]  # task and name of an episode
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,33 +43,126 @@ class FrameSet:
         return len(self.frames)
 
 
-def load_frames(folder: Path, image_size: int) -> tuple[FrameSet, FrameSet]:
+def load_frames(folder: Path, image_size: int, most: int) -> tuple[FrameSet, FrameSet]:
     """Return the frames for training and the held-out ones, 90 to 10 episodes within each task.
 
-    All are held in memory: 49 kB each at 128 px, 197 kB at 256 px.
+    All are held in memory: 49 kB each at 128 px, 197 kB at 256 px. Where there are more than
+    `most` frames, pairs of neighbours are taken evenly from all episodes.
+
+    :raises DatasetError: too few demonstrations, or their frames do not fit into memory.
     """
-    by_task: dict[str, dict[str, NDArray[np.uint8]]] = defaultdict(dict)
-    for path in demonstration_files(folder):
-        for episode in read_episodes(path, folder if folder.is_dir() else None):
-            by_task[episode.task][episode.name] = np.stack(
-                [square_frame(frame, image_size) for frame in episode.frames])
-    train, held_out = [], []
-    for named in by_task.values():
-        chosen, rest = split_names(list(named))
-        train += [named[name] for name in chosen]
-        held_out += [named[name] for name in rest]
+    files = demonstration_files(folder)
+    base = folder if folder.is_dir() else None
+    lengths, train, held_out = _split_lengths(files, base)
     if not held_out:
         raise DatasetError(f'{folder}: no episode can be held out to measure on; give a task '
                            'with ten demonstrations or more')
-    return frame_set(train), frame_set(held_out)
+    share = min(1.0, most / sum(lengths.values()))
+    parts = [_Part({key: lengths[key] for key in keys}, share) for keys in (train, held_out)]
+    _require_memory(sum(part.num_frames for part in parts), image_size, folder)
+    for part in parts:
+        part.allocate(image_size)
+    for path in files:
+        for episode in read_episodes(path, base):
+            for part in parts:
+                part.take((episode.task, episode.name), episode.frames)
+    return parts[0].frame_set, parts[1].frame_set
 
 
-def frame_set(episodes: list[NDArray[np.uint8]]) -> FrameSet:
-    """Join the frames (T, H, W, 3) of episodes; in one of a single frame nothing moves."""
-    neighbours, start = [], 0
-    for frames in episodes:
-        before = np.arange(len(frames)) - 1
-        before[0] = min(1, len(frames) - 1)
-        neighbours.append(before + start)
-        start += len(frames)
-    return FrameSet(np.concatenate(episodes), np.concatenate(neighbours))
+def _split_lengths(files: Sequence[Path], base: Path | None
+                   ) -> tuple[dict[Key, int], list[Key], list[Key]]:
+    """Return the length of every episode, and which are for training and held out."""
+    lengths: dict[Key, int] = {}
+    train: list[Key] = []
+    held_out: list[Key] = []
+    for path in files:
+        task, named = task_name(path, base), episode_lengths(path)
+        lengths |= {(task, name): length for name, length in named.items()}
+        chosen, rest = split_names(list(named))
+        train += [(task, name) for name in chosen]
+        held_out += [(task, name) for name in rest]
+    return lengths, train, held_out
+
+
+class _Part:
+    """The frames of one part of the split, filled in episode by episode.
+
+    Joined in the end, they would take twice the memory.
+    """
+
+    def __init__(self, lengths: dict[Key, int], share: float) -> None:
+        spans = choose_spans(list(lengths.values()), share)
+        self._spans = dict(zip(lengths, spans, strict=True))
+        self._lengths = [stop - start for kept in spans for start, stop in kept]
+        self.num_frames = sum(self._lengths)
+
+    def allocate(self, image_size: int) -> None:
+        """Take the memory for all frames."""
+        self.frame_set = FrameSet(
+            np.empty((self.num_frames, image_size, image_size, 3), np.uint8),
+            neighbours(self._lengths))
+        self._offsets, offset = {}, 0
+        for key, kept in self._spans.items():
+            self._offsets[key] = offset
+            offset += sum(stop - start for start, stop in kept)
+
+    def take(self, key: Key, frames: NDArray[np.uint8]) -> None:
+        """Keep what is chosen of the frames (T, H, W, 3) of an episode, if it is of this part."""
+        size = self.frame_set.frames.shape[1]
+        kept = (frame for start, stop in self._spans.get(key, ()) for frame in frames[start:stop])
+        for index, frame in enumerate(kept, self._offsets.get(key, 0)):
+            self.frame_set.frames[index] = square_frame(frame, size)
+
+
+def choose_spans(lengths: Sequence[int], share: float) -> list[list[Span]]:
+    """Return which frames of each episode are kept: all, or pairs spread evenly over all.
+
+    Pairs, so that every frame has the neighbour that tells which of its pixels move.
+    """
+    if share >= 1:
+        return [[(0, length)] for length in lengths]
+    pairs = [(episode, start, min(start + 2, length)) for episode, length in enumerate(lengths)
+             for start in range(0, max(1, length - 1), 2)]
+    count = min(len(pairs), max(1, int(share * sum(lengths) / 2)))
+    spans: list[list[Span]] = [[] for _ in lengths]
+    for index in range(count):
+        episode, start, stop = pairs[index * len(pairs) // count]
+        spans[episode].append((start, stop))
+    return spans
+
+
+def _require_memory(num_frames: int, image_size: int, folder: Path) -> None:
+    """Refuse frames that do not fit: the system would end the process without a word."""
+    available = available_memory()
+    needed = num_frames * image_size * image_size * 3
+    if available is not None and needed > MEMORY_SHARE * available:
+        fitting = int(MEMORY_SHARE * available) // (image_size * image_size * 3)
+        raise DatasetError(
+            f'{folder}: {num_frames} frames of {image_size} px take {needed / 1e9:.1f} GB of '
+            f'memory, {available / 1e9:.1f} GB are available; lower most_frames to {fitting}, or '
+            'image_size')
+
+
+def available_memory() -> int | None:
+    """Return the memory [byte] that programs can still take; None where Linux does not tell."""
+    try:
+        found = re.search(r'^MemAvailable:\s+(\d+) kB', Path('/proc/meminfo').read_text(), re.M)
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def frame_set(episodes: Sequence[NDArray[np.uint8]]) -> FrameSet:
+    """Join the frames (T, H, W, 3) of a few episodes."""
+    return FrameSet(np.concatenate(episodes), neighbours([len(frames) for frames in episodes]))
+
+
+def neighbours(lengths: Sequence[int]) -> NDArray[np.int64]:
+    """Return `FrameSet.neighbours` of joined episodes; in one of a single frame nothing moves."""
+    joined, start = [], 0
+    for length in lengths:
+        before = np.arange(length) - 1
+        before[:1] = min(1, length - 1)
+        joined.append(before + start)
+        start += length
+    return np.concatenate(joined)

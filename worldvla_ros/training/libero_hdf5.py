@@ -91,23 +91,48 @@ def read_episodes(path: Path, folder: Path | None = None) -> Iterator[Episode]:
     :param folder: that tasks are named relative to, so that files of two suites or of two rounds
         of recording stay apart; default: the file's own folder.
     """
-    task = str(path.relative_to(folder or path.parent)).removesuffix(FILE_ENDING)
+    task = task_name(path, folder)
     with _opened(path) as data:
-        names = sorted((name for name in data if name.startswith('demo_')),
-                       key=lambda name: int(name.removeprefix('demo_')))
-        if not names:
-            raise DatasetError(f'{path} holds no demonstration: no data/demo_N in it')
-        for name in names:
-            try:
+        for name in _names(data, path):
+            with _named(path, name):
                 episode = _read_episode(data[name], name, task)
-            except _Unreadable as error:
-                raise DatasetError(f'{path}, {name}: {error}; record the demonstration again, or '
-                                   'delete it from the file') from error
             yield episode
 
 
+def episode_lengths(path: Path) -> dict[str, int]:
+    """Return the control steps of each demonstration of a file, without reading its frames."""
+    lengths = {}
+    with _opened(path) as data:
+        for name in _names(data, path):
+            with _named(path, name):
+                lengths[name] = _dataset(data[name], 'actions', (None, ACTION_DIM)).shape[0]
+    return lengths
+
+
+def task_name(path: Path, folder: Path | None) -> str:
+    """Return the path of a file of demonstrations relative to a folder, without its ending."""
+    return str(path.relative_to(folder or path.parent)).removesuffix(FILE_ENDING)
+
+
+def _names(data: h5py.Group, path: Path) -> list[str]:
+    names = sorted((name for name in data if name.startswith('demo_')),
+                   key=lambda name: int(name.removeprefix('demo_')))
+    if not names:
+        raise DatasetError(f'{path} holds no demonstration: no data/demo_N in it')
+    return names
+
+
+@contextlib.contextmanager
+def _named(path: Path, name: str) -> Iterator[None]:
+    try:
+        yield
+    except _Unreadable as error:
+        raise DatasetError(f'{path}, {name}: {error}; record the demonstration again, or delete '
+                           'it from the file') from error
+
+
 class _Unreadable(Exception):
-    """Says what is wrong within a demonstration; `read_episodes` adds which one."""
+    """Says what is wrong within a demonstration; `_named` adds which one."""
 
 
 def _read_episode(group: h5py.Group, name: str, task: str) -> Episode:
@@ -126,7 +151,12 @@ def _read_episode(group: h5py.Group, name: str, task: str) -> Episode:
 
 
 def _array(group: h5py.Group, key: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
-    """Return a dataset of this shape; None stands for any length."""
+    array: NDArray[Any] = _dataset(group, key, shape)[:]
+    return array
+
+
+def _dataset(group: h5py.Group, key: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
+    """Return what is stored under a key, of this shape; None stands for any length."""
     found = group.get(key)
     if not isinstance(found, h5py.Dataset):
         raise _Unreadable(f'no {key} in it')
@@ -135,8 +165,7 @@ def _array(group: h5py.Group, key: str, shape: tuple[int | None, ...]) -> NDArra
             wanted not in (None, got) for wanted, got in zip(shape, there, strict=True)):
         expected = ', '.join('any' if length is None else str(length) for length in shape)
         raise _Unreadable(f'expected {key} of shape ({expected}), got {there}')
-    array: NDArray[Any] = found[:]
-    return array
+    return found
 
 
 def _states(group: h5py.Group, problem: dict[str, Any], steps: int) -> NDArray[np.float64] | None:

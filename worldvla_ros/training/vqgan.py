@@ -103,7 +103,8 @@ def train_vqgan(config: VqganRunConfig) -> ReconstructionQuality:
     torch.set_num_threads(config.threads)
     run = VqganRun(config)
     state = run.load()
-    train, held_out = load_frames(Path(config.demonstrations), config.image_size)
+    train, held_out = load_frames(Path(config.demonstrations), config.image_size,
+                                  config.most_frames)
     trainer = VqganTrainer(config)
     if not config.perceptual_weights:
         print('no perceptual_weights given: training without the perceptual loss',

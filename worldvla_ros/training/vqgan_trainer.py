@@ -40,6 +40,8 @@ class VqganRunConfig:
     output: str = bounded(REQUIRED, doc='folder of the tokenizer; made beside it: OUTPUT.run')
     steps: int = bounded(REQUIRED, minimum=1)
     image_size: int = bounded(128, minimum=32, unit='px')
+    most_frames: int = bounded(40_000, minimum=20, unit='frame',
+                               doc='held in memory, 111 kB each at 192 px; evenly of all episodes')
     batch_size: int = bounded(16, minimum=1, unit='frame')
     learning_rate: float = bounded(5e-4, minimum=0.0, doc='decays to a twentieth by a cosine')
     moving_weight: float = bounded(4.0, minimum=0.0, doc='extra weight of pixels that move')

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 import torch
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
 
-from worldvla_ros.errors import CheckpointError
+from worldvla_ros.errors import CheckpointError, ConfigError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer, save_image_tokenizer
 from worldvla_ros.training import frames as frames_module
 from worldvla_ros.training import vqgan
@@ -157,6 +157,14 @@ def test_the_discriminator_learns_only_after_the_warm_up(tmp_path):
         states.append(judge())
     assert all(torch.equal(a, b) for a, b in zip(states[0], states[1], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(states[1], states[2], strict=True))
+
+
+def test_the_adversary_warms_up_by_default_and_begins_before_the_end(tmp_path):
+    assert config(tmp_path, adversarial_weight=0.1, steps=1001).adversarial_from == 1000
+    for start, steps in ((0, 40), (40, 40), (1000, 40)):
+        with pytest.raises(ConfigError, match=rf'adversarial_from is {start}, expected 1 to 39'):
+            config(tmp_path, adversarial_weight=0.1, adversarial_from=start, steps=steps)
+    config(tmp_path, adversarial_weight=0.0, adversarial_from=0)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from worldvla_ros.config import REQUIRED, bounded
+from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.checkpoint import pick_dtype
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
@@ -49,7 +50,7 @@ class VqganRunConfig:
     perceptual_weights: str = bounded('', doc='file for the perceptual loss; empty: without it')
     perceptual_weight: float = bounded(0.1, minimum=0.0)
     adversarial_weight: float = bounded(0.0, minimum=0.0)
-    adversarial_from: int = bounded(0, minimum=0, unit='step', doc='after the warm-up')
+    adversarial_from: int = bounded(1000, minimum=0, unit='step', doc='end of the warm-up')
     save_every: int = bounded(250, minimum=1, unit='step')
     evaluate_every: int = bounded(500, minimum=1, unit='step')
     seed: int = bounded(0, minimum=0)
@@ -57,6 +58,14 @@ class VqganRunConfig:
     dtype: str = bounded('auto', choices=('auto', 'float32', 'bfloat16'))
     threads: int = bounded(1, minimum=1, doc='of torch on the CPU')
     network: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse an adversary without a warm-up, or one that never begins; ConfigError."""
+        if self.adversarial_weight > 0 and not 0 < self.adversarial_from < self.steps:
+            raise ConfigError(
+                f'adversarial_from is {self.adversarial_from}, expected 1 to {self.steps - 1} '
+                '(steps - 1): first the tokenizer learns without the adversary, then with it; '
+                'change it, or set adversarial_weight to 0')
 
 
 class Discriminator(nn.Module):

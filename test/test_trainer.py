@@ -365,6 +365,14 @@ def test_a_batch_in_parts_learns_what_it_learns_at_once(tmp_path):
         Trainer(build_experiment(replace(parts, data=replace(parts.data, accumulate=3))))
 
 
+def test_weights_that_are_spread_are_gathered_equally_often_by_every_process(tmp_path):
+    """A share of the batch may lack a branch; another number of passes would wait for ever."""
+    trainer = Trainer(build_experiment(tiny_config(tmp_path)))
+    assert {len(trainer._batches(step)[0]) for step in range(8)} == {1, 2}
+    trainer._sharded = True
+    assert {len(trainer._batches(step)[0]) for step in range(8)} == {1}
+
+
 def test_codes_that_look_alike_start_alike(tmp_path):
     pretrained = build_experiment(tiny_config(tmp_path)).pretrained
     codebook = pretrained.image_tokenizer.quantize.embedding.weight.detach()

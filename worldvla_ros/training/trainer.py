@@ -171,6 +171,16 @@ class Trainer:
         are whole and the same command resumes from the last. Ctrl-C and SIGTERM end it after the
         step that is being done, which is saved; then KeyboardInterrupt is raised.
         """
+        with StopSignals() as stop:
+            self._train(stop)
+        last = self._whole_pretrained()
+        if self._rank > 0:
+            return None
+        result = self._folder.export(last)
+        plot_metrics(self._folder.path)  # last: nothing is lost where it cannot be drawn
+        return result
+
+    def _train(self, stop: StopSignals) -> None:
         run = self._config.run
         log = (MetricsLog(self._folder.path, self.step, run.tensorboard) if self._rank == 0
                else None)
@@ -179,7 +189,7 @@ class Trainer:
                    dynamic_ncols=True)
         speed = Throughput(self._loss_of_one.model.config, self._device, self._dtype,
                            self._processes)
-        with ThreadPoolExecutor(1) as pool, bar, StopSignals() as stop:
+        with ThreadPoolExecutor(1) as pool, bar:
             upcoming = pool.submit(self._batches, self.step)
             recent: list[list[float]] = []
             speed.start()
@@ -198,13 +208,8 @@ class Trainer:
                     speed.start()
                 if self.step < run.steps and self._all_stop(stop.asked):
                     self._stop()
-        last = self._whole_pretrained()
-        if self._rank > 0:
-            return None
-        tqdm.write(speed.summary(), sys.stderr)
-        result = self._folder.export(last)
-        plot_metrics(self._folder.path)  # last: nothing is lost where it cannot be drawn
-        return result
+        if self._rank == 0:
+            tqdm.write(speed.summary(), sys.stderr)
 
     def train_step(self, parts: Sequence[Sequence[Batch]]) -> list[float]:
         """Do one optimizer step; return TERMS, gradient norm and learning rate.
@@ -276,7 +281,9 @@ class Trainer:
 
     def _collate(self, table: SampleTable, indices: list[int]) -> tuple[Batch, ...]:
         samples = [table[index] for index in indices]
-        if self._config.data.length is None:
+        # Weights that are spread are gathered per pass: every process needs as many of them, and
+        # the share of one may lack a branch.
+        if self._config.data.length is None and not self._sharded:
             return collate_by_branch(samples)
         return (collate(samples, self._config.data.length),)
 

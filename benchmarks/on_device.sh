@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # One command per call of a lent GPU machine: bash benchmarks/on_device.sh STAGE
 # Results go to $OUT (default out/gpu). Each stage stays under ten minutes; `train`, of the recipe
-# $RECIPE, is interrupted before and goes on when it is called again while the machine is warm.
+# $RECIPE, is interrupted before and goes on when it is called again while the machine is warm. Its
+# data are $STORE (default scratch/store.tar.xz), which is unpacked where the recipe expects them.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-out/gpu}" PYTHONUNBUFFERED=1 PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}"
@@ -19,13 +20,26 @@ status=0
                    bench frames --parts frame || status=1 ;;
         rest) bench rest --parts encode policy fp8 profile --horizons 10 || status=1 ;;
         train) recipe="${RECIPE:-config/train/mini_gpu.yaml}"
-               timeout --signal=INT "${SECONDS_OF_TRAINING:-540}" \
-                   python3 -m worldvla_ros.training.train --config "$recipe"
+               run=$(sed -n 's/^  output: *//p' "$recipe") store=$(sed -n 's/^  store: *//p' "$recipe")
+               if [ ! -d "$store" ]; then  # Python unpacks xz, which the machine may lack
+                   rm -rf "$store.draft"
+                   python3 -m tarfile -e "${STORE:-scratch/store.tar.xz}" "$store.draft" &&
+                       mv "$store.draft" "$store" || exit 1
+               fi
+               train=(python3 -m worldvla_ros.training.train --config "$recipe")
+               timeout --signal=INT --kill-after=30 "${SECONDS_OF_TRAINING:-510}" "${train[@]}"
                status=$?
-               run=$(sed -n 's/^  output: *//p' "$recipe")
-               for made in metrics.csv curves.png final; do
-                   [ ! -e "$run/$made" ] || cp -r "$run/$made" "$OUT/"
-               done ;;
+               rm -f "$OUT"/trained.tar.*
+               if [ "$status" -ne 0 ]; then  # the result so far; good enough after an interruption
+                   "${train[@]}" --export && case "$status" in 124 | 130 | 137) status=0 ;; esac
+               fi
+               made=()
+               for name in metrics.csv curves.png final; do
+                   [ ! -e "$run/$name" ] || made+=("$name")
+               done
+               if [ "${#made[@]}" -gt 0 ]; then  # few files of less than 16 MB may come back
+                   tar -C "$run" -cf - "${made[@]}" | split -b 15000000 - "$OUT/trained.tar." || status=1
+               fi ;;
         *) echo 'expected a stage: tests, chunks, reference, rest or train'; status=2 ;;
     esac
     exit "$status"

@@ -2,6 +2,7 @@
 """Rows of a benchmark, the table of them, the file they go to, and the machine they came from."""
 
 import json
+import os
 from pathlib import Path
 import platform
 import sys
@@ -30,13 +31,12 @@ def table_of(rows: list[Row]) -> list[str]:
 
 def machine() -> Row:
     """Return what the figures depend on."""
-    cpuinfo = Path('/proc/cpuinfo')
-    names = [line.split(':')[1].strip() for line in
-             (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+    path = Path('/proc/cpuinfo')  # torch can tell too, but not in every version
+    cpuinfo = path.read_text() if path.exists() else ''
+    names = [line.split(':')[1].strip() for line in cpuinfo.splitlines()
              if line.startswith('model name')]
     return {'name': platform.node(), 'cpu': names[0] if names else platform.processor(),
-            'cores': torch.cpu.get_capabilities().get('num_logical_cores'),
-            'amx_bf16': torch.cpu.get_capabilities().get('amx_bf16', False),
+            'cores': os.cpu_count(), 'amx_bf16': 'amx_bf16' in cpuinfo,
             'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             'cuda': torch.version.cuda, 'threads': torch.get_num_threads(),
             'torch': torch.__version__, 'python': platform.python_version(),

@@ -26,8 +26,8 @@ from worldvla_ros.nodes.process_group import ProcessGroup
 
 LOADED = 60.0  # [s] for a start or restart on a busy machine
 WATCHDOG_NS = 3_000_000_000
-PARAMETERS = {'worker.threads': 1, 'worker.heartbeat_timeout': 3.0, 'worker.answer_timeout': 3.0,
-              'status_rate': 20.0, 'camera.crop': 'none'}
+PARAMETERS = {'checkpoint': 'random', 'worker.threads': 1, 'worker.heartbeat_timeout': 3.0,
+              'worker.answer_timeout': 3.0, 'status_rate': 20.0, 'camera.crop': 'none'}
 
 
 class Client(Node):

@@ -90,7 +90,7 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog='make demo ARGS=...', description=__doc__)
     parser.add_argument('--suite', default='libero_object')
-    parser.add_argument('--tasks', type=parse_indices, default=[1, 7, 9], help='such as 0,3-5')
+    parser.add_argument('--tasks', type=parse_indices, default=[7, 8, 9], help='such as 0,3-5')
     parser.add_argument('--init-states', type=parse_indices, default=[0], help='e.g. 0-2')
     parser.add_argument('--max-steps', type=int, default=0,
                         help='control steps of an episode; 0: the published limit of the suite')

@@ -4,13 +4,14 @@
 from dataclasses import replace
 
 import pytest
-from test_trainer import TINY, tiny_config
 from torch.utils.flop_counter import FlopCounterMode
+from training_runs import TINY, tiny_config
 
 from worldvla_ros.training import throughput
 from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.network import fast_attention
 from worldvla_ros.training.throughput import Throughput, training_flops
-from worldvla_ros.training.trainer import Trainer, fast_attention
+from worldvla_ros.training.trainer import Trainer
 
 
 @pytest.mark.parametrize('layers', [1, 3])

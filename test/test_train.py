@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 import pytest
-from test_trainer import tiny_config
 import torch
+from training_runs import tiny_config
 import yaml
 
 from worldvla_ros.config import load_yaml

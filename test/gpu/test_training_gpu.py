@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_trainer import tiny_config
 import torch
+from training_runs import tiny_config
 
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.training.run_folder import RunFolder, read_metrics

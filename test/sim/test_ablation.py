@@ -7,7 +7,7 @@ from pathlib import Path
 import time
 
 import pytest
-from test_trainer import tiny_config
+from training_runs import tiny_config
 import yaml
 
 from worldvla_ros.config import flatten

@@ -6,6 +6,7 @@ with exactly the batch that an uninterrupted run would have taken.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +109,15 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> ND
     epoch, position = divmod(step, per_epoch)
     order = np.random.default_rng((seed, epoch)).permutation(num_samples)
     return order[position * batch_size:(position + 1) * batch_size]
+
+
+def fitting_batch(table: SampleTable, world_share: float | None, most: int) -> int:
+    """Return the size of the largest batch, up to `most`, that every branch can fill; or 0."""
+    for size in range(most, 0, -1):
+        with suppress(DatasetError):
+            table.batch(size, world_share, 0, 0)
+            return size
+    return 0
 
 
 def collate(samples: Sequence[Sample], length: int | None = None) -> Batch:

@@ -8,29 +8,21 @@ batch and average their gradients (`parallel`).
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
-from functools import partial
 import math
 import os
 from pathlib import Path
-import signal
 import sys
-import threading
-import time
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 import torch.distributed as dist
-from torch.nn.attention import SDPBackend, sdpa_kernel
-import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from worldvla_ros.model.checkpoint import pick_dtype
-from worldvla_ros.model.transformer import MLP, Attention, Transformer
+from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.training.batches import (
     Batch,
@@ -38,11 +30,13 @@ from worldvla_ros.training.batches import (
     batch_mask,
     collate,
     collate_by_branch,
+    fitting_batch,
     with_code_noise,
 )
 from worldvla_ros.training.experiment import Experiment
-from worldvla_ros.training.failures import DatasetError, TrainingError
+from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.losses import LossConfig, LossTerms, labelled_logits, loss_terms
+from worldvla_ros.training.network import add_dropout, checkpoint_activations, fast_attention
 from worldvla_ros.training.parallel import (
     gradients_kept_apart,
     load_optimizer_state,
@@ -54,6 +48,7 @@ from worldvla_ros.training.parallel import (
 )
 from worldvla_ros.training.run_folder import MetricsLog, RunFolder, load_state, plot_metrics
 from worldvla_ros.training.settings import OptimizerConfig
+from worldvla_ros.training.stop_signals import StopSignals
 from worldvla_ros.training.throughput import Throughput
 
 TERMS = ('total', 'cross_entropy', 'z_loss', 'action', 'world', 'action_accuracy',
@@ -85,44 +80,6 @@ class LossOfBatch(nn.Module):
         with torch.autocast(self.model.device.type, self._dtype,
                             enabled=self._dtype != torch.float32):
             return labelled_logits(self.model, batch.input_ids, batch.labels, mask)
-
-
-class StopSignals:
-    """Takes Ctrl-C and SIGTERM, while it is entered, as a wish to stop at the next good moment.
-
-    A wish that is repeated stops at once, by KeyboardInterrupt. Other threads than the main one
-    get no signals, and what is ignored (nohup) stays so.
-    """
-
-    SAME_WISH = 1.0  # [s] within which a repeat counts once: `timeout` sends its signal twice
-
-    def __init__(self) -> None:
-        self._asked_at: float | None = None  # [s], monotonic
-        self._handlers: dict[int, Any] = {}  # that were there before
-
-    @property
-    def asked(self) -> bool:
-        """Whether a signal came."""
-        return self._asked_at is not None
-
-    def __enter__(self) -> 'StopSignals':
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                    self._handlers[number] = signal.signal(number, self._take)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-    def _take(self, *_: object) -> None:
-        now = time.monotonic()
-        if self._asked_at is None:
-            self._asked_at = now
-            os.write(2, b'\nstopping after this step; once more to stop at once\n')
-        elif now - self._asked_at > self.SAME_WISH:
-            raise KeyboardInterrupt
 
 
 class Trainer:
@@ -355,15 +312,6 @@ class Trainer:
         self.step = state['step']
 
 
-def fitting_batch(table: SampleTable, world_share: float | None, most: int) -> int:
-    """Return the size of the largest batch, up to `most`, that every branch can fill; or 0."""
-    for size in range(most, 0, -1):
-        with suppress(DatasetError):
-            table.batch(size, world_share, 0, 0)
-            return size
-    return 0
-
-
 def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
     """Return the learning rate of a step from 0: linear warm-up, then constant or cosine."""
     if step < config.warmup_steps:
@@ -373,34 +321,6 @@ def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * (config.final_share + (1 - config.final_share) * cosine)
-
-
-def add_dropout(model: Transformer, probability: float) -> None:
-    """Drop values of what attention and feed-forward add to the residual stream, in training."""
-    def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
-        return F.dropout(output, probability, module.training)
-    if probability > 0:
-        for module in model.modules():
-            if isinstance(module, Attention | MLP):
-                module.register_forward_hook(drop)
-
-
-def fast_attention(device: str) -> AbstractContextManager:
-    """Choose the kernel of attention that trains fastest, for the masks and lengths here.
-
-    On the CPU plain matrix products beat the fused kernel, whose backward pass is slow: a step
-    of worldvla-mini takes three quarters of the time.
-    """
-    if device != 'cpu':
-        return nullcontext()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the CPU's too: stay in bfloat16
-    return sdpa_kernel(SDPBackend.MATH)
-
-
-def checkpoint_activations(model: Transformer) -> None:
-    """Keep only the input of each layer, and compute it again in the backward pass."""
-    for layer in model.model.layers:
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
 
 
 def pick_device(name: str) -> str:

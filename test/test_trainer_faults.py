@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training that is stopped, killed or given what does not fit: nothing is lost."""
+
+from dataclasses import replace
+import signal
+
+import pytest
+import torch
+from training_data import episode, small_store, tiny_tokenizer, write_store
+from training_runs import TINY, tiny_config, weights
+
+from worldvla_ros.errors import CheckpointError, ConfigError
+from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.training import run_folder
+from worldvla_ros.training.batches import fitting_batch
+from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.failures import DatasetError, TrainingError
+from worldvla_ros.training.run_folder import RunFolder, read_metrics
+from worldvla_ros.training.stop_signals import StopSignals
+from worldvla_ros.training.train import train
+from worldvla_ros.training.trainer import Trainer
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_saves_the_step_that_it_does(tmp_path, number):
+    whole = tiny_config(tmp_path, steps=4)
+    config = replace(whole, run=replace(whole.run, save_every=100,
+                                        output=str(tmp_path / 'stopped')))
+    trainer = Trainer(build_experiment(config))
+    step, before = trainer.train_step, signal.getsignal(number)
+
+    def stopped_in_the_third(batch):
+        if trainer.step == 2:
+            for _ in range(2):  # as `timeout` does
+                signal.raise_signal(number)
+        return step(batch)
+    trainer.train_step = stopped_in_the_third
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert signal.getsignal(number) is before
+    assert RunFolder(config).latest().name == 'step-00000003'
+    assert weights(train(config)) == weights(train(whole))
+
+
+def test_a_wish_to_stop_that_is_repeated_stops_at_once(monkeypatch):
+    monkeypatch.setattr(StopSignals, 'SAME_WISH', 0.0)
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.asked
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_few_held_out_episodes_make_smaller_batches(tmp_path):
+    """Two are held out: 16 action and 22 world samples, where a batch takes 30 and 10."""
+    small_store(tmp_path, num_episodes=20)
+    config = tiny_config(tmp_path, steps=3, world_share=0.25)
+    config = replace(config, data=replace(config.data, batch_size=40))
+    experiment = build_experiment(config)
+    assert fitting_batch(experiment.held_out, 0.25, 40) == 22
+    train(config)
+    row, = [row for row in read_metrics(tmp_path / 'run') if row['split'] == 'held_out']
+    assert row['step'] == '3' and float(row['action']) > 0 and float(row['world']) > 0
+
+
+def test_an_evaluation_that_fails_costs_no_step(tmp_path, monkeypatch):
+    small_store(tmp_path, num_episodes=20)
+    config = tiny_config(tmp_path, steps=2)
+
+    def fails(trainer):
+        raise DatasetError('a broken sample')
+    monkeypatch.setattr(Trainer, 'evaluate', fails)
+    with pytest.raises(DatasetError, match='a broken sample'):
+        train(config)
+    assert RunFolder(config).latest().name == 'step-00000002'
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    config = tiny_config(tmp_path, steps=4)
+    trainer = Trainer(build_experiment(config))
+    trainer._experiment.pretrained.model.model.norm.register_forward_hook(
+        lambda *arguments: arguments[2] * (float('nan') if trainer.step == 3 else 1))
+    with pytest.raises(TrainingError, match='step 3: the loss is nan'):
+        trainer.run()
+    latest = RunFolder(config).latest()
+    assert latest.name == 'step-00000002'
+    assert all(torch.isfinite(p).all() for p in build_experiment(
+        config, latest).pretrained.model.parameters())
+
+
+def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
+    config = tiny_config(tmp_path)
+    real = run_folder.save_model
+
+    def disk_is_full(model, folder, **options):
+        real(model, folder, **options)
+        if len(list((tmp_path / 'run' / 'checkpoints').glob('step-*'))) == 2:
+            raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(run_folder, 'save_model', disk_is_full)
+    with pytest.raises(TrainingError, match='the disk is full'):
+        train(config)
+    monkeypatch.undo()
+    left = sorted((tmp_path / 'run' / 'checkpoints').iterdir())
+    assert [path.name for path in left] == ['step-00000002', 'step-00000004']
+    assert train(config) is not None
+
+
+def test_what_a_killed_save_left_goes_with_the_next(tmp_path):
+    left = [tmp_path / 'run' / 'checkpoints' / '.draft-a', tmp_path / 'run' / '.draft-final-b']
+    others = tmp_path / 'run' / '.draft-c'  # of a command that writes beside the run
+    for folder in (*left, others):
+        folder.mkdir(parents=True)
+        (folder / 'model.safetensors').write_bytes(b'half')
+    train(tiny_config(tmp_path, steps=1))
+    assert not any(folder.exists() for folder in left) and others.exists()
+
+
+def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
+    train(tiny_config(tmp_path, steps=2))
+    with pytest.raises(ConfigError, match=r'data\.horizon: 5 -> 4'):
+        train(tiny_config(tmp_path, steps=2, horizon=4))
+
+
+def test_a_run_goes_on_longer_and_with_its_data_moved(tmp_path):
+    config = tiny_config(tmp_path, steps=2)
+    train(config)
+    (tmp_path / 'store').rename(tmp_path / 'moved')
+    train(replace(config, data=replace(config.data, store=str(tmp_path / 'moved')),
+                  run=replace(config.run, steps=4)))
+    assert RunFolder(config).latest().name == 'step-00000004'
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    config = tiny_config(tmp_path, steps=2)
+    train(config)
+    (tmp_path / 'store').rename(tmp_path / 'old')
+    write_store(tmp_path / 'store', [episode(7), episode(8)], tiny_tokenizer(), 64)
+    with pytest.raises(TrainingError, match='was trained on data'):
+        train(config)
+
+
+def test_a_store_of_another_tokenizer_is_refused(tmp_path):
+    config = tiny_config(tmp_path)
+    save_image_tokenizer(tiny_tokenizer(seed=3), tmp_path / 'tokenizer')
+    with pytest.raises(DatasetError, match='was tokenised with'):
+        build_experiment(config)
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
+    first = train(tiny_config(tmp_path, steps=1))
+    other = tmp_path / 'other'
+    save_image_tokenizer(tiny_tokenizer(num_codes=128), other / 'tokenizer')
+    write_store(other / 'store', [episode()], tiny_tokenizer(num_codes=128), 64)
+    config = tiny_config(other)
+    with pytest.raises(CheckpointError, match='64 image codes at 64 px'):
+        build_experiment(replace(config, model=replace(TINY, init_from=str(first))))

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training writes beside its checkpoints: TensorBoard and speed."""
+
+import sys
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+from training_runs import tiny_config
+
+from worldvla_ros.training import run_folder
+from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.run_folder import read_metrics
+from worldvla_ros.training.train import train
+
+
+class FakeWriter:
+    """Stands for TensorBoard, which need not be installed."""
+
+    scalars: ClassVar[dict] = {}
+
+    def __init__(self, folder, purge_step):
+        self.scalars.clear()
+        self.scalars['purged from'] = purge_step
+
+    def add_scalar(self, name, value, step):
+        self.scalars[name, step] = value
+
+    def flush(self):
+        self.scalars['flushed'] = True
+
+
+@pytest.mark.parametrize(('installed', 'wanted'), [
+    (True, True), (True, None), (True, False), (False, None)])
+def test_tensorboard_gets_every_value_where_it_is_installed(tmp_path, monkeypatch, installed,
+                                                            wanted):
+    module = SimpleNamespace(SummaryWriter=FakeWriter) if installed else None
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', module)
+    FakeWriter.scalars.clear()
+    log = run_folder.MetricsLog(tmp_path, 4, wanted)
+    log.write(5, 'train', {'total': 1.5})
+    expected = {'purged from': 5, ('train/total', 5): 1.5, 'flushed': True}
+    assert FakeWriter.scalars == (expected if installed and wanted is not False else {})
+    assert read_metrics(tmp_path)[0]['total'] == '1.5'
+
+
+def test_tensorboard_that_is_missed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'torch.utils.tensorboard', None)
+    with pytest.raises(TrainingError, match=r'pip install -r requirements/.*tensorboard\.txt'):
+        run_folder.MetricsLog(tmp_path, 0, True)
+
+
+def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):
+    accumulators = pytest.importorskip(
+        'tensorboard.backend.event_processing.event_accumulator',
+        reason='tensorboard is not installed (requirements/optional/tensorboard.txt)')
+    log = run_folder.MetricsLog(tmp_path, 0, True)
+    for step in (1, 2, 3):
+        log.write(step, 'train', {'total': step})
+    log = run_folder.MetricsLog(tmp_path, 2, True)  # it stopped after step 3 and resumes at 2
+    for step in (3, 4):
+        log.write(step, 'train', {'total': 10 * step})
+    shown = accumulators.EventAccumulator(str(tmp_path)).Reload().Scalars('train/total')
+    assert [(event.step, event.value) for event in shown] == [(1, 1), (2, 2), (3, 30), (4, 40)]
+
+
+def test_speed_is_logged_against_the_machine(tmp_path, capsys):
+    train(tiny_config(tmp_path, steps=2))
+    rows = [row for row in read_metrics(tmp_path / 'run') if row['split'] == 'train']
+    assert all(float(row['tokens_per_s']) > 0 and 0 < float(row['mfu']) < 1 for row in rows)
+    assert 'of the' in (said := capsys.readouterr().err) and 'GFLOP/s' in said

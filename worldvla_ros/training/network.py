@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training adds to the network: dropout, less memory, the faster kernel of attention."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from worldvla_ros.model.transformer import MLP, Attention, Transformer
+
+
+def add_dropout(model: Transformer, probability: float) -> None:
+    """Drop values of what attention and feed-forward add to the residual stream, in training."""
+    def drop(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        return F.dropout(output, probability, module.training)
+    if probability > 0:
+        for module in model.modules():
+            if isinstance(module, Attention | MLP):
+                module.register_forward_hook(drop)
+
+
+def fast_attention(device: str) -> AbstractContextManager:
+    """Choose the kernel of attention that trains fastest, for the masks and lengths here.
+
+    On the CPU plain matrix products beat the fused kernel, whose backward pass is slow: a step
+    of worldvla-mini takes three quarters of the time.
+    """
+    if device != 'cpu':
+        return nullcontext()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the CPU's too: stay in bfloat16
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+def checkpoint_activations(model: Transformer) -> None:
+    """Keep only the input of each layer, and compute it again in the backward pass."""
+    for layer in model.model.layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

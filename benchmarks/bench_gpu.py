@@ -189,7 +189,7 @@ def policy(bench: Bench) -> list[Row]:
             rng = np.random.default_rng(0)
             frames = [Frame(rng.integers(0, 256, (size, size, 3), np.uint8), i)
                       for i in range(bench.chunks + 1)]
-            state = np.zeros(STATE_DIM) if policy.reads_state else None
+            state = np.zeros(STATE_DIM)  # for checkpoints that read it
             totals = []
             for older, newest in pairwise(frames):
                 policy.prepare(older, task)

@@ -177,7 +177,7 @@ def policy_latency(num_chunks: int) -> list[Row]:
     rng = np.random.default_rng(0)
     frames = [Frame(rng.integers(0, 256, (256, 256, 3), np.uint8), i)
               for i in range(num_chunks + 1)]
-    state = np.zeros(STATE_DIM) if policy.reads_state else None
+    state = np.zeros(STATE_DIM)  # for checkpoints that read it
     for name, ahead in (('frame -> chunk', True), ('frame -> chunk, nothing prepared', False)):
         totals = []
         for older, newest in pairwise(frames):

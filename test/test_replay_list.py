@@ -7,12 +7,12 @@ from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
 
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer
 from worldvla_ros.training.failures import DatasetError
+from worldvla_ros.training.libero_hdf5 import task_name
 from worldvla_ros.training.replay_list import (
     Replay,
     ReplayList,
     actions_digest,
     kept_steps,
-    task_name,
 )
 from worldvla_ros.training.store import TokenStore
 from worldvla_ros.training.tokenise import main

@@ -17,13 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from worldvla_ros.errors import SimulationError
-from worldvla_ros.training.libero_hdf5 import FILE_ENDING, demonstration_files
+from worldvla_ros.training.libero_hdf5 import FILE_ENDING, demonstration_files, task_name
 from worldvla_ros.training.replay_list import (
     Replay,
     ReplayList,
     actions_digest,
     kept_steps,
-    task_name,
 )
 from worldvla_sim.commands import EXIT_ERRORS, EXIT_OK, resumable
 from worldvla_sim.demonstrations import demonstration_names, open_demonstrations

@@ -70,7 +70,7 @@ class WorldVLAPolicy:
         images = [self._codes(frame) for frame in observation.frames]
         encoded = time.perf_counter()
         prompt_ids = self._prompts.action(observation.instruction, images,
-                                          self._state_ids(observation))
+                                          self._state_ids(observation.state))
         decoded = self._decoder.decode(prompt_ids)
         token_ids, entropy = decoded.token_ids.cpu().numpy(), decoded.entropy.cpu().numpy()
         if not np.isfinite(entropy).all():
@@ -143,9 +143,7 @@ class WorldVLAPolicy:
         blank = np.zeros([2 * side for side in self.pretrained.grid_hw], dtype=np.int64)
         history = [blank] * self.history_length
         older = len(self._prompts.action_prefix('?', history[:-1]))
-        state = None if self._state_tokenizer is None else self._state_tokenizer.encode(
-            np.zeros(STATE_DIM))
-        full = len(self._prompts.action('?', history, state))
+        full = len(self._prompts.action('?', history, self._state_ids(np.zeros(STATE_DIM))))
         return chunk_decoder(
             self.pretrained.model, self.horizon, newest_rows=full - older,
             prompt_lengths=(older + USUAL_TEXT_TOKENS, full + USUAL_TEXT_TOKENS,
@@ -158,13 +156,14 @@ class WorldVLAPolicy:
             raise FrameError(f'expected 1 to {self.history_length} frames, got '
                              f'{len(observation.frames)}')
 
-    def _state_ids(self, observation: Observation) -> NDArray[np.int64] | None:
+    def _state_ids(self, state: NDArray[np.floating] | None) -> NDArray[np.int64] | None:
+        """Return the tokens of a state (7,), None where the checkpoint does not read it."""
         if self._state_tokenizer is None:
             return None
-        if observation.state is None:
+        if state is None:
             raise StateError('this checkpoint reads the state of the arm, and the observation '
                              'has none; give Observation.state, see worldvla_ros.arm_state')
-        return self._state_tokenizer.encode(observation.state)
+        return self._state_tokenizer.encode(state)
 
     def _codes(self, frame: Frame) -> NDArray[np.int64]:
         """Return the code indices of a frame; one seen a moment ago is not encoded again."""

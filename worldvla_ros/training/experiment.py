@@ -4,6 +4,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
@@ -108,16 +110,16 @@ def embed_state_bins(model: Transformer) -> None:
 @torch.no_grad()
 def with_state_tokens(model: Transformer) -> Transformer:
     """Return the network with tokens of the arm's state, which no weight knows yet."""
-    if model.config.vocabulary.has_state:
-        embed_state_bins(model)
-        return model
-    larger = Transformer(replace(model.config, vocabulary=model.config.vocabulary.with_state()))
-    initialise(larger)
-    weights = larger.state_dict()
-    for name, value in model.state_dict().items():
-        weights[name][:len(value)] = value
-    embed_state_bins(larger)
-    return larger
+    vocabulary = model.config.vocabulary
+    if not vocabulary.has_state:
+        known = model.state_dict()
+        model = Transformer(replace(model.config, vocabulary=vocabulary.with_state()))
+        initialise(model)
+        weights = model.state_dict()
+        for name, value in known.items():
+            weights[name][:len(value)] = value
+    embed_state_bins(model)
+    return model
 
 
 def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
@@ -170,7 +172,7 @@ def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[Sto
     elif low is None:
         torch.manual_seed(config.run.seed)
         model = with_state_tokens(model)
-        low, high = _state_range(store, train)
+        low, high = _as_tuples(store.state_range(train))
     model.requires_grad_(True)
     return replace(given, model=model, settings=replace(
         given.settings, name=config.run.name, trained=True, notes=_notes(store),
@@ -183,8 +185,9 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
               ) -> PolicySettings:
     low, high = LIBERO_MINIMUM, LIBERO_MAXIMUM
     if config.data.action_range == 'data':
-        low, high = (tuple(bound.tolist()) for bound in store.action_range(train))
-    state_low, state_high = _state_range(store, train) if config.data.state else (None, None)
+        low, high = _as_tuples(store.action_range(train))
+    state_low, state_high = (_as_tuples(store.state_range(train)) if config.data.state
+                             else (None, None))
     return PolicySettings(
         name=config.run.name, trained=True, image_size=store.header.image_size,
         state_minimum=state_low, state_maximum=state_high,
@@ -193,9 +196,9 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
         action_minimum=low, action_maximum=high, notes=_notes(store))
 
 
-def _state_range(store: TokenStore, train: list[StoredEpisode]
-                 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    low, high = store.state_range(train)
+def _as_tuples(bounds: tuple[NDArray[np.float64], NDArray[np.float64]]
+               ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    low, high = bounds
     return tuple(low.tolist()), tuple(high.tolist())
 
 

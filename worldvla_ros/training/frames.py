@@ -52,8 +52,7 @@ def load_frames(folder: Path, image_size: int, most: int) -> tuple[FrameSet, Fra
     :raises DatasetError: too few demonstrations, or their frames do not fit into memory.
     """
     files = demonstration_files(folder)
-    base = folder if folder.is_dir() else None
-    lengths, train, held_out = _split_lengths(files, base)
+    lengths, train, held_out = _split_lengths(files, folder)
     if not held_out:
         raise DatasetError(f'{folder}: no episode can be held out to measure on; give a task '
                            'with ten demonstrations or more')
@@ -63,20 +62,20 @@ def load_frames(folder: Path, image_size: int, most: int) -> tuple[FrameSet, Fra
     for part in parts:
         part.allocate(image_size)
     for path in files:
-        for episode in read_episodes(path, base):
+        for episode in read_episodes(path, folder):
             for part in parts:
                 part.take((episode.task, episode.name), episode.frames)
     return parts[0].frame_set, parts[1].frame_set
 
 
-def _split_lengths(files: Sequence[Path], base: Path | None
+def _split_lengths(files: Sequence[Path], folder: Path
                    ) -> tuple[dict[Key, int], list[Key], list[Key]]:
     """Return the length of every episode, and which are for training and held out."""
     lengths: dict[Key, int] = {}
     train: list[Key] = []
     held_out: list[Key] = []
     for path in files:
-        task, named = task_name(path, base), episode_lengths(path)
+        task, named = task_name(path, folder), episode_lengths(path)
         lengths |= {(task, name): length for name, length in named.items()}
         chosen, rest = split_names(list(named))
         train += [(task, name) for name in chosen]

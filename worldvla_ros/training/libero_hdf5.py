@@ -88,8 +88,7 @@ def demonstration_files(folder: Path, task: str = '*') -> list[Path]:
 def read_episodes(path: Path, folder: Path | None = None) -> Iterator[Episode]:
     """Yield the demonstrations of one file in numeric order; DatasetError where it is damaged.
 
-    :param folder: that tasks are named relative to, so that files of two suites or of two rounds
-        of recording stay apart; default: the file's own folder.
+    :param folder: see `task_name`.
     """
     task = task_name(path, folder)
     with _opened(path) as data:
@@ -109,9 +108,14 @@ def episode_lengths(path: Path) -> dict[str, int]:
     return lengths
 
 
-def task_name(path: Path, folder: Path | None) -> str:
-    """Return the path of a file of demonstrations relative to a folder, without its ending."""
-    return str(path.relative_to(folder or path.parent)).removesuffix(FILE_ENDING)
+def task_name(path: Path, folder: Path | None = None) -> str:
+    """Return what splits and tables call the demonstrations of a file.
+
+    :param folder: that tasks are named relative to, so that files of two suites or of two rounds
+        of recording stay apart; the file's own folder if it is None or the file itself.
+    """
+    root = folder if folder is not None and folder.is_dir() else path.parent
+    return str(path.relative_to(root)).removesuffix(FILE_ENDING)
 
 
 def _names(data: h5py.Group, path: Path) -> list[str]:

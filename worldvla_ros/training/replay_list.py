@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldvla_ros.training.failures import DatasetError, explain_os_error
-from worldvla_ros.training.libero_hdf5 import FILE_ENDING
 from worldvla_ros.training.samples import moving_steps
 from worldvla_ros.whole_files import write_whole
 
@@ -91,9 +90,3 @@ def actions_digest(actions: NDArray[np.floating], executed: NDArray[np.floating]
     """Return a short name of the actions (T, 7) of a demonstration, labels and executed."""
     both = np.stack([actions, executed]).astype(np.float64)
     return hashlib.sha256(both.tobytes()).hexdigest()[:12]
-
-
-def task_name(path: Path, folder: Path) -> str:
-    """Return what splits and tables call the demonstrations of a file below a folder."""
-    root = folder if folder.is_dir() else path.parent
-    return str(path.relative_to(root)).removesuffix(FILE_ENDING)

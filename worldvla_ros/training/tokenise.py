@@ -28,7 +28,7 @@ def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None =
     Raises DatasetError for an episode that is not among the replays.
     """
     for path in demonstration_files(folder, task):
-        for episode in read_episodes(path, folder if folder.is_dir() else None):
+        for episode in read_episodes(path, folder):
             digest = actions_digest(episode.actions, episode.executed)
             if not episode.success or (only is not None and not only.succeeded(
                     episode.task, episode.name, digest)):

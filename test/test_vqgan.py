@@ -135,6 +135,23 @@ def test_the_first_batch_places_the_whole_codebook(tmp_path):
     assert len(trainer.tokenizer.encode(frames).unique()) > 1
 
 
+def test_a_run_that_starts_from_a_tokenizer_goes_on_from_its_quality_and_its_codes(demos):
+    first = train_vqgan(config(demos))
+    known = load_image_tokenizer(demos / 'tokenizer').quantize.embedding.weight
+    more = config(demos, output=str(demos / 'more'), init_from=str(demos / 'tokenizer'), steps=10,
+                  learning_rate=1e-4)
+    assert train_vqgan(more).psnr > first.psnr - 1
+    codes = load_image_tokenizer(demos / 'more').quantize.embedding.weight
+    assert (codes - known).abs().max() < 0.01
+
+
+def test_a_tokenizer_of_another_shape_to_start_from_is_refused(demos):
+    save_image_tokenizer(tiny_tokenizer(), demos / 'given')
+    other = replace(tiny_tokenizer().config, n_embed=32)
+    with pytest.raises(ConfigError, match=r'given is .*n_embed=.* asks for .*n_embed=32'):
+        train_vqgan(config(demos, init_from=str(demos / 'given'), network=other))
+
+
 def test_weight_on_moving_pixels_changes_the_loss_only_where_something_moves(tmp_path):
     frames = moving_square(0).frames
     moving = frame_set([frames]).moving(np.arange(4))

@@ -34,8 +34,8 @@ from worldvla_ros.training.vqgan_quality import (
 )
 from worldvla_ros.training.vqgan_trainer import VqganRunConfig, VqganTrainer
 
-MAY_CHANGE = ('demonstrations', 'output', 'perceptual_weights', 'save_every', 'evaluate_every',
-              'device', 'threads')
+MAY_CHANGE = ('demonstrations', 'output', 'init_from', 'perceptual_weights', 'save_every',
+              'evaluate_every', 'device', 'threads')
 """What a resumed run may do otherwise: where things are, and how often they are looked at."""
 QUICK_FRAMES = 64  # that quality is measured on during training
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from worldvla_ros.config import REQUIRED, bounded
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.checkpoint import pick_dtype
-from worldvla_ros.model.image_tokenizer import ImageTokenizer
+from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.perceptual import load_perceptual_loss
@@ -40,6 +40,7 @@ class VqganRunConfig:
     demonstrations: str = bounded(REQUIRED, doc='folder with LIBERO-format HDF5 files')
     output: str = bounded(REQUIRED, doc='folder of the tokenizer; made beside it: OUTPUT.run')
     steps: int = bounded(REQUIRED, minimum=1)
+    init_from: str = bounded('', doc='tokenizer to start from; empty: random weights')
     image_size: int = bounded(128, minimum=32, unit='px')
     most_frames: int = bounded(40_000, minimum=20, unit='frame',
                                doc='held in memory, 111 kB each at 192 px; evenly of all episodes')
@@ -94,14 +95,15 @@ class VqganTrainer:
         self._perceptual = None if not config.perceptual_weights else load_perceptual_loss(
             Path(config.perceptual_weights), self._device)
         torch.manual_seed(config.seed)
-        self.tokenizer = ImageTokenizer(config.network).to(self._device)
+        self.tokenizer = _initial(config).to(self._device)
         self._optimizer = torch.optim.Adam(self.tokenizer.parameters(), config.learning_rate,
                                            betas=(0.9, 0.99))
         self.discriminator = Discriminator().to(self._device)
         self._judge_optimizer = torch.optim.Adam(self.discriminator.parameters(),
                                                  config.learning_rate, betas=(0.5, 0.9))
-        # All codes count as long unused, so the first batch places the whole codebook.
-        self._last_used = torch.full((config.network.n_embed,), -config.revive_after,
+        # Random codes count as long unused, so the first batch places the whole codebook.
+        unused_since = 0 if config.init_from else -config.revive_after
+        self._last_used = torch.full((config.network.n_embed,), unused_since,
                                      device=self._device)
         self.usage = torch.zeros_like(self._last_used)  # how often each code was chosen
         self.revived = 0  # codes that were moved, since `usage` was last cleared
@@ -203,6 +205,17 @@ class VqganTrainer:
         self._judge_optimizer.zero_grad()
         loss.backward()
         self._judge_optimizer.step()
+
+
+def _initial(config: VqganRunConfig) -> ImageTokenizer:
+    """Return the tokenizer to train; CheckpointError or ConfigError if it cannot be had."""
+    if not config.init_from:
+        return ImageTokenizer(config.network)
+    tokenizer = load_image_tokenizer(config.init_from)
+    if tokenizer.config != config.network:
+        raise ConfigError(f'{config.init_from} is {tokenizer.config}, network asks for '
+                          f'{config.network}; make them alike, or start without init_from')
+    return tokenizer.requires_grad_(True).train()
 
 
 def _scaled(frames: NDArray[np.uint8], device: str) -> Tensor:

@@ -118,6 +118,10 @@ class Loop:
         if fingers:
             self.controller.arm.push_fingers(stamp_ns, np.array([0.04, -0.04]))
 
+    def reach(self, x, ago=0):
+        """Take an end effector pose at (x, 0, 0) [m] as of some time [ns] ago."""
+        self.controller.push_ee_pose(self.now - ago, np.array([x, 0.0, 0.0]), TOOL_DOWN)
+
     def step(self, *, camera=True):
         """Let one period pass and return the command that is due."""
         self.now += PERIOD

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes from the model: nonsense, failures, and chunks that a service asked for."""
 
-from control_loop import Loop, assert_hold, chunk_actions
+from control_loop import SECOND, Loop, assert_hold, chunk_actions
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
@@ -48,10 +48,29 @@ def test_a_workspace_needs_the_end_effector_position():
     loop.controller.set_instruction('go')
     loop.steps(2)
     assert_hold(loop.outgoing, Reason.WORKSPACE, gripper=0)
-    loop.controller.set_ee_position(np.array([0.499, 0, 0]))
+    assert loop.controller.halt is Reason.WORKSPACE
+    loop.reach(0.499)
     outgoing = loop.step()
     assert outgoing.reason is Reason.WORKSPACE and outgoing.verdict is Verdict.LIMITED
     assert outgoing.command.translation[0] == pytest.approx(0.001)
+    assert loop.controller.halt is Reason.NONE
+
+
+@pytest.mark.parametrize('age', [SECOND, -SECOND])
+def test_a_position_of_another_time_does_not_count_for_the_workspace(age):
+    """Pins a bug: the last position counted for ever, and the arm could leave the box."""
+    loop = Loop(limits=SafetyLimits(workspace_max=(0.5, 0.5, 0.5))).run()
+    loop.reach(0.2, age)
+    assert_hold(loop.step(), Reason.WORKSPACE, gripper=0)
+
+
+def test_a_position_of_the_episode_before_does_not_count_for_the_workspace():
+    loop = Loop(limits=SafetyLimits(workspace_max=(0.5, 0.5, 0.5)))
+    loop.reach(0.2)
+    loop.run()
+    loop.controller.reset_history()
+    loop.steps(2)
+    assert_hold(loop.outgoing, Reason.WORKSPACE, gripper=0)
 
 
 # --- failures ---------------------------------------------------------------------------------

@@ -174,14 +174,26 @@ def test_a_workspace_box_needs_the_end_effector_and_keeps_it_inside(start_policy
     client.instruct()
     client.next_halt(DeltaAction.REASON_WORKSPACE)
     pose = PoseStamped()
+    pose.header.frame_id = 'panda_link0'
+    pose.pose.orientation.w = 1.0
     pose.pose.position.x = pose.pose.position.y = 0.25
-    client.poses.publish(pose)
+
+    def publish():
+        pose.header.stamp = client.now()
+        client.poses.publish(pose)
+    arm = client.node.create_timer(1.0 / RATE, publish)
     client.next_motion()
     pose.pose.position.x = 0.5
-    client.poses.publish(pose)
     cut = client.next(client.actions,
-                      lambda action: action.reason == DeltaAction.REASON_WORKSPACE)
-    assert cut.translation.x <= 0.0
+                      lambda action: action.verdict == DeltaAction.VERDICT_LIMITED)
+    assert cut.reason == DeltaAction.REASON_WORKSPACE and cut.translation.x <= 0.0
+    pose.header.frame_id = 'camera'
+    client.next_halt(DeltaAction.REASON_WORKSPACE)
+    client.next_status(lambda status: "'camera'" in status.halt_text)
+    pose.header.frame_id = 'panda_link0'
+    client.next_motion()
+    arm.cancel()
+    client.next_halt(DeltaAction.REASON_WORKSPACE)
 
 
 @pytest.fixture

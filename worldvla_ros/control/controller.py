@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import sys
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from worldvla_ros.control.chunk_requests import ChunkRequests
 from worldvla_ros.control.instruction import checked_instruction
@@ -26,7 +28,7 @@ from worldvla_ros.policy.chunk_schedule import (
     Ticket,
 )
 from worldvla_ros.policy.frame_history import FrameHistory, PushResult, Stale, StaleReason
-from worldvla_ros.policy.state_history import ArmHistory
+from worldvla_ros.policy.state_history import ArmHistory, StateHistory
 from worldvla_ros.safety.command import Command
 from worldvla_ros.safety.latency import LatencyWindow
 from worldvla_ros.safety.limits import Reason, SafetyDecision, Verdict, apply_limits
@@ -101,7 +103,7 @@ class PolicyController:
         self.inference_error = ''
         self.steps = 0  # commands from chunks since the controller was made
         self._previous = Command.hold(_KEEP_GRIPPER)
-        self._ee_position: np.ndarray | None = None
+        self._ee_positions: StateHistory[NDArray[np.float64]] = StateHistory(length=1)
         self._requests: dict[int, _Request] = {}
         self._number = 0
         self._retry_ns = 0  # steady time before which no inference is tried again
@@ -146,13 +148,17 @@ class PolicyController:
         if self.estop.locked:
             self._void('e-stop')
 
-    def set_ee_position(self, position: np.ndarray) -> None:
-        """Take the end effector position, (3,) [m] in the base frame."""
-        self._ee_position = position
+    def push_ee_pose(self, stamp_ns: int, position: NDArray[np.float64],
+                     rotation: Rotation) -> None:
+        """Take the end effector's position (3,) [m] and rotation in the base frame."""
+        self._ee_positions.push(stamp_ns, position)
+        if self.arm is not None:
+            self.arm.push_pose(stamp_ns, position, rotation)
 
     def reset_history(self) -> None:
         """Forget frames, states, plans and the gripper: a new episode begins."""
         self.history.clear()
+        self._ee_positions.clear()
         if self.arm is not None:
             self.arm.clear()
         self._void('reset')
@@ -186,7 +192,8 @@ class PolicyController:
             return self._hold(obstacle)
         self._replan(now_ns, steady_ns)
         action = self.schedule.next()
-        return self._hold(self._why_nothing_is_due()) if action is None else self._send(action)
+        return (self._hold(self._why_nothing_is_due()) if action is None
+                else self._send(action, now_ns))
 
     def answer(self, now_ns: int, steady_ns: int) -> Outgoing | None:
         """
@@ -327,11 +334,13 @@ class PolicyController:
         if outcome.accepted:
             self._on_chunk(ChunkArrival(result.chunk, outcome, latency))
 
-    def _send(self, action: ScheduledAction) -> Outgoing:
+    def _send(self, action: ScheduledAction, now_ns: int) -> Outgoing:
         """Pass an action through the safety stage."""
-        decision = apply_limits(Command.from_controller_input(action.action, self.settings.scale),
-                                self._previous, self._ee_position, self.settings.limits)
-        self.halt = Reason.NONE
+        limits = self.settings.limits
+        decision = apply_limits(
+            Command.from_controller_input(action.action, self.settings.scale), self._previous,
+            self._ee_positions.nearest(now_ns, round(limits.pose_timeout * 1e9)), limits)
+        self.halt = decision.reason if decision.verdict is Verdict.HOLD else Reason.NONE
         self.steps += 1
         self._previous = decision.command
         self._hint_next_frame()

@@ -11,7 +11,6 @@ import time
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
-import numpy as np
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
@@ -190,11 +189,9 @@ class PolicyLoop:
         self.answer()
 
     def _on_ee_pose(self, message: PoseStamped) -> None:
-        position = message.pose.position
-        self.controller.set_ee_position(np.array([position.x, position.y, position.z]))
-        arm = self.controller.arm
-        if arm is not None:
-            self._take_state('ee_pose', lambda: arm.push_pose(
+        controller = self.controller
+        if controller.arm is not None or controller.settings.limits.has_workspace:
+            self._take_state('ee_pose', lambda: controller.push_ee_pose(
                 conversions.to_ns(message.header.stamp),
                 *conversions.message_to_pose(message, self._config.base_frame)))
 

@@ -64,7 +64,7 @@ class Reporter:
         if self.frame_error and controller.halt in (Reason.NO_OBSERVATION,
                                                     Reason.STALE_OBSERVATION):
             return f'{text}; the last image was refused: {self.frame_error}'
-        if self.state_errors and controller.halt is Reason.NO_STATE:
+        if self.state_errors and controller.halt in (Reason.NO_STATE, Reason.WORKSPACE):
             return f'{text}; refused: {"; ".join(self.state_errors.values())}'
         return text
 

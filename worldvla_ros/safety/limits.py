@@ -105,6 +105,10 @@ class SafetyLimits:
     workspace_max: tuple[float, float, float] = bounded(
         (math.inf, math.inf, math.inf), unit='m', minimum=-math.inf, maximum=math.inf,
         doc='Upper corner of the box that the end effector stays in; .inf: no wall')
+    pose_timeout: float = bounded(
+        0.5, unit='s', minimum=0.01, maximum=10.0,
+        doc='With a wall, an ee_pose whose stamp is further from now counts as missing, and the '
+            'robot holds still')
 
     def __post_init__(self) -> None:
         """Refuse values outside the ranges and empty ranges."""
@@ -149,7 +153,8 @@ def apply_limits(command: Command, previous: Command, ee_position: np.ndarray | 
 
     :param command: what the policy asks for
     :param previous: what was sent last; `Command.hold` at the start
-    :param ee_position: (3,) end effector position [m] in the base frame; needed with a workspace
+    :param ee_position: (3,) end effector position [m] in the base frame; needed with a workspace,
+        None where it is not known
     """
     if not command.is_finite:
         return SafetyDecision.hold(previous, limits, Reason.NOT_FINITE)

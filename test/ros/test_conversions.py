@@ -23,8 +23,9 @@ from worldvla_ros.datatypes import ActionChunk, Frame, LatencySplit
 from worldvla_ros.errors import FrameError, StateError
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.nodes import conversions
+from worldvla_ros.nodes.parameters import PolicyParameters, ServoParameters
 from worldvla_ros.policy.chunk_schedule import Arrival, ArrivalOutcome, ScheduledAction
-from worldvla_ros.safety.command import ActionScale, Command
+from worldvla_ros.safety.command import Command
 from worldvla_ros.safety.limits import Reason, Verdict
 
 HEADER = Header(stamp=Time(sec=12, nanosec=34), frame_id='panda_link0')
@@ -313,11 +314,13 @@ def test_a_chunk_that_entered_the_schedule_says_when_and_with_how_many_steps_dro
 
 
 @pytest.mark.parametrize('command_type, linear, angular', [
-    ('speed_units', [0.2, -0.4, 1.0], [2.0, 0.0, -10.0]),
+    ('speed_units', [0.05, -0.1, 0.25], [0.4, 0.0, -2.0]),
     ('unitless', [0.2, -0.4, 1.0], [0.2, 0.0, -1.0])])
 def test_a_twist_is_in_the_units_that_servo_is_set_to(command_type, linear, angular):
     command = Command(np.array([0.01, -0.02, 0.05]), np.array([0.1, 0, -0.5]), 1)
-    twist = conversions.command_to_twist(command, HEADER, ActionScale(), 20.0, command_type)
+    config = PolicyParameters(servo=ServoParameters(
+        command_type=command_type, translation_gain=0.25, rotation_gain=0.2))
+    twist = conversions.command_to_twist(command, HEADER, config)
     np.testing.assert_allclose(
         [twist.twist.linear.x, twist.twist.linear.y, twist.twist.linear.z], linear)
     np.testing.assert_allclose(

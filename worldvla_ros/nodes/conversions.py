@@ -21,7 +21,8 @@ from worldvla_ros.datatypes import ActionChunk, Frame
 from worldvla_ros.errors import FrameError, StateError
 from worldvla_ros.msg import ActionChunk as ActionChunkMsg
 from worldvla_ros.msg import DeltaAction
-from worldvla_ros.safety.command import ActionScale, Command
+from worldvla_ros.nodes.parameters import PolicyParameters
+from worldvla_ros.safety.command import Command
 
 # Where red, green and blue lie in a pixel of each encoding (sensor_msgs/image_encodings.hpp).
 _CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
@@ -151,20 +152,16 @@ def action_to_command(message: DeltaAction) -> Command:
     return Command(_array(message.translation), _array(message.rotation_vector), message.gripper)
 
 
-def command_to_twist(command: Command, header: Header, scale: ActionScale, rate: float,
-                     command_type: str) -> TwistStamped:
-    """
-    Convert a motion per control step to MoveIt Servo's input.
-
-    :param rate: control rate [Hz]
-    :param command_type: 'speed_units' gives m/s and rad/s, 'unitless' controller input
-    """
+def command_to_twist(command: Command, header: Header, config: PolicyParameters) -> TwistStamped:
+    """Convert a goal offset to MoveIt Servo's input: the speed that it causes, or unitless."""
     message = TwistStamped(header=header)
-    if command_type == 'unitless':
-        action = command.to_controller_input(scale)
+    servo, rate = config.servo, config.control.rate
+    if servo.command_type == 'unitless':
+        action = command.to_controller_input(config.scale)
         linear, angular = action[:3], action[3:6]
     else:
-        linear, angular = command.translation * rate, command.rotation_vector * rate
+        linear = command.translation * servo.translation_gain * rate
+        angular = command.rotation_vector * servo.rotation_gain * rate
     message.twist.linear = _vector(linear)
     message.twist.angular = _vector(angular)
     return message

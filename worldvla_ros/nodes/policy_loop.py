@@ -259,9 +259,8 @@ class PolicyLoop:
         header = self.header(stamp_ns)
         self._actions.publish(conversions.outgoing_to_action(outgoing, header))
         if self._twists is not None:
-            self._twists.publish(conversions.command_to_twist(
-                outgoing.command, header, self._config.scale, self._config.control.rate,
-                self._config.servo.command_type))
+            self._twists.publish(
+                conversions.command_to_twist(outgoing.command, header, self._config))
         self._reporter.commands.add()
 
     def _on_chunk(self, arrival: ChunkArrival) -> None:

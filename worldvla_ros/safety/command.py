@@ -12,7 +12,7 @@ from worldvla_ros.errors import InferenceError
 
 @dataclass(frozen=True)
 class ActionScale:
-    """Motion of one control step at controller input 1.0; defaults: robosuite OSC_POSE."""
+    """Goal offset of one control step at controller input 1.0; defaults: robosuite OSC_POSE."""
 
     translation: float = bounded(
         0.05, unit='m', minimum=1e-6, maximum=1.0, read_only=True,
@@ -28,7 +28,11 @@ class ActionScale:
 
 @dataclass(frozen=True, eq=False)
 class Command:
-    """Motion for one control step in the base frame; it may be anything, limits come later."""
+    """
+    Motion for one control step in the base frame; it may be anything, limits come later.
+
+    It is a goal offset for an operational-space controller, see DeltaAction.msg.
+    """
 
     translation: np.ndarray  # (3,) float64 [m] x y z
     rotation_vector: np.ndarray  # (3,) float64 [rad] axis times angle, about the base axes

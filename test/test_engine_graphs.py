@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a CUDA graph could not record is found here, without a GPU."""
 
+from contextlib import contextmanager, nullcontext
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 from tiny_models import action_prompt, tiny_model, world_prompt
@@ -77,3 +80,33 @@ def test_captures_count_shapes_not_runs():
         out, = graphs.run(key, lambda: (torch.ones(2),))
         assert torch.equal(out, torch.ones(2))
     assert graphs.captures == 2
+
+
+def test_graphs_live_on_their_own_device_whatever_the_current_one_is(monkeypatch):
+    """With a stand-in for CUDA that notes which device is current at each call."""
+    current, seen = [0], {}
+
+    @contextmanager
+    def device(chosen):
+        current.append(chosen.index)
+        yield
+        current.pop()
+
+    def noted(name, result):
+        def call(*args, **kwargs):
+            seen[name] = current[-1]
+            return result
+        return call
+
+    graph = MagicMock()
+    graph.replay = noted('replay', None)
+    for name, result in (('graph_pool_handle', (0, 0)), ('Stream', MagicMock()),
+                         ('current_stream', MagicMock()), ('stream', nullcontext()),
+                         ('CUDAGraph', graph), ('graph', nullcontext())):
+        monkeypatch.setattr(torch.cuda, name, noted(name, result))
+    monkeypatch.setattr(torch.cuda, 'device', device)
+
+    one = torch.ones(1)
+    assert Graphs(torch.device('cuda:1')).run('a', lambda: (one,)) == (one,)
+    assert set(seen.values()) == {1} and len(seen) == 7
+    assert current == [0]

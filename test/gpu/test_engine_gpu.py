@@ -103,6 +103,16 @@ def test_the_engine_is_chosen_on_a_gpu():
         chunk_decoder(model, 5, **options, chunk_mask=False, weights='fp8')
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two CUDA devices')
+def test_a_second_gpu_serves_while_the_first_is_the_current_one():
+    model, on_cpu = tiny_model(seed=8), tiny_model(seed=8)
+    decoder = engine(model.to('cuda:1'))
+    for num_images in (1, 2, 2):
+        prompt = action_prompt(np.random.default_rng(num_images), num_images, (1, 2))
+        assert torch.equal(decoder.decode(prompt).token_ids.cpu(),
+                           decode_chunk(on_cpu, prompt, 5).token_ids)
+
+
 def test_bfloat16_chunks_flip_only_at_small_margins():
     rng = np.random.default_rng(4)
     exact, decoder = tiny_model(seed=6), engine(tiny_model(seed=6, dtype=torch.bfloat16).cuda())

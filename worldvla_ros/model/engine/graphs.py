@@ -20,8 +20,10 @@ class Graphs:
 
     def __init__(self, device: torch.device) -> None:
         """Take the device that the tensors are on."""
-        self._on_gpu = device.type == 'cuda'
-        self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
+        self._device, self._on_gpu = device, device.type == 'cuda'
+        if self._on_gpu:
+            with torch.cuda.device(device):
+                self._pool = torch.cuda.graph_pool_handle()
         self._captured: dict[Hashable, Any] = {}
         self._outputs: dict[Hashable, tuple[Tensor, ...]] = {}
 
@@ -39,9 +41,10 @@ class Graphs:
         if not self._on_gpu:
             self._captured[key] = None
             return function()
-        if key not in self._captured:
-            self._captured[key], self._outputs[key] = self._capture(function)
-        self._captured[key].replay()
+        with torch.cuda.device(self._device):  # streams and graphs belong to the current one
+            if key not in self._captured:
+                self._captured[key], self._outputs[key] = self._capture(function)
+            self._captured[key].replay()
         return self._outputs[key]
 
     def _capture(self, function: Callable[[], tuple[Tensor, ...]]

@@ -12,8 +12,13 @@ def press_estop(loop):
 
 
 def release_estop(loop):
+    """Release and reset it, and start again, as it does not by itself."""
+    was_locked = loop.controller.estop.locked
     loop.controller.set_estop(False, loop.now)
     assert loop.controller.estop.reset(loop.now)
+    if was_locked:
+        assert loop.controller.instruction == ''
+        loop.controller.set_instruction('go')
 
 
 def pause(loop):

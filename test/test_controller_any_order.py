@@ -28,7 +28,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(text=st.sampled_from(['go', 'come', '', 'x' * 10_000, 'go\x00']))
     def instruct(self, text):
-        usable = text in ('go', 'come')
+        usable = text in ('go', 'come') and not self.loop.controller.estop.locked
         try:
             self.loop.controller.set_instruction(text)
             assert usable or not text

@@ -6,6 +6,7 @@ from obstacles import OBSTACLES, lose_camera, lose_worker, pause, press_estop
 import pytest
 
 from worldvla_ros.control.settings import ObservationSettings
+from worldvla_ros.errors import InstructionError
 from worldvla_ros.safety.limits import Reason, Verdict
 
 any_obstacle = pytest.mark.parametrize('reason', OBSTACLES, ids=lambda reason: reason.name)
@@ -82,6 +83,31 @@ def test_a_silent_estop_topic_locks_where_a_heartbeat_is_asked_for():
     assert_hold(loop.steps(3)[-1], Reason.ESTOP)
     loop.controller.set_estop(False, loop.now)
     assert_hold(loop.step(), Reason.ESTOP)  # a sign of life alone does not unlock it
+
+
+@pytest.mark.parametrize('instruct_while_locked', [False, True])
+def test_the_reset_of_an_estop_starts_no_motion(instruct_while_locked):
+    """Pins a bug: the reset alone went on with the instruction from before the stop."""
+    loop = Loop().run()
+    press_estop(loop)
+    if instruct_while_locked:
+        with pytest.raises(InstructionError, match='estop_reset'):
+            loop.controller.set_instruction('go')
+    loop.controller.set_estop(False, loop.now)
+    assert loop.controller.estop.reset(loop.now)
+    for outgoing in loop.steps(5):
+        assert_hold(outgoing, Reason.NO_INSTRUCTION)
+    loop.run()
+
+
+def test_a_heartbeat_that_comes_back_and_a_reset_start_no_motion():
+    loop = Loop(heartbeat_estop=0.2)
+    loop.controller.set_estop(False, loop.now)
+    loop.run()
+    assert_hold(loop.steps(3)[-1], Reason.ESTOP)
+    loop.controller.set_estop(False, loop.now)
+    assert loop.controller.estop.reset(loop.now)
+    assert_hold(loop.step(), Reason.NO_INSTRUCTION)
 
 
 def test_the_gravest_obstacle_is_the_one_reported():

@@ -163,12 +163,13 @@ def test_in_lockstep_each_frame_gets_one_command_that_names_it(start_policy, cli
 
 
 def test_a_silent_estop_input_locks_where_a_heartbeat_is_asked_for(start_policy, client):
-    start_policy(control__heartbeat_estop=0.2)
+    start_policy(control__heartbeat_estop=1.0)
     client.camera_on()
     client.instruct()
     client.next_halt(DeltaAction.REASON_ESTOP)
     beating = client.node.create_timer(0.02, lambda: client.estop(False))
     client.wait_for(lambda: client.trigger('estop_reset').success)
+    client.instruct()
     client.next_motion()
     beating.cancel()
     client.next_halt(DeltaAction.REASON_ESTOP)
@@ -192,10 +193,18 @@ def test_the_estop_holds_at_once_and_until_it_is_reset(running):
     assert not response.success and 'still locked' in response.message
     running.estop(False)
     running.next_halt(DeltaAction.REASON_ESTOP)  # releasing it is not enough
-    running.wait_for(lambda: running.trigger('estop_reset').success)
-    before = running.actions[-1]
+    running.instruct()  # refused
+    response = running.wait_for(lambda: next(
+        (answer for answer in [running.trigger('estop_reset')] if answer.success), None))
+    assert 'until an instruction comes' in response.message
+    count = len(running.actions)
+    running.next_halt(DeltaAction.REASON_NO_INSTRUCTION)
+    running.next_status(lambda status: status.state == PolicyStatus.STATE_IDLE)
+    assert all(map(is_zero, running.actions[count:]))
+    assert TASK not in [echo.data for echo in running.followed[1:]]
     sequence = max(action.chunk_sequence for action in running.actions)
-    assert is_zero(before) and running.next_motion().chunk_sequence > sequence
+    running.instruct()
+    assert running.next_motion().chunk_sequence > sequence
 
 
 def test_pause_holds_and_only_a_fresh_chunk_moves_afterwards(running):

@@ -126,12 +126,17 @@ class PolicyController:
         """
         Follow another instruction; an empty one stops.
 
-        Raises InstructionError, and holds, if it cannot be used. Any call starts a new epoch,
-        the same text, too: whoever sends it again wants the task done again.
+        Raises InstructionError, and holds, if it cannot be used, or while the e-stop is locked.
+        Any call starts a new epoch, the same text, too: whoever sends it again wants the task
+        done again.
         """
         self.instruction = ''
         self._void('new instruction')
-        self.instruction = self.check_instruction(text)
+        text = self.check_instruction(text)
+        if text and self.estop.locked:
+            raise InstructionError('the e-stop is locked; release it, call estop_reset, and give '
+                                   'the instruction again')
+        self.instruction = text
 
     def check_instruction(self, text: str) -> str:
         """Return the instruction as it would be followed. Raises InstructionError."""
@@ -143,9 +148,10 @@ class PolicyController:
         self._void('paused' if paused else 'resumed')
 
     def set_estop(self, pressed: bool, steady_ns: int) -> None:
-        """Take the state of the e-stop topic."""
+        """Take the state of the e-stop topic; a lock drops the instruction at once."""
         self.estop.set(pressed, steady_ns)
         if self.estop.locked:
+            self.instruction = ''
             self._void('e-stop')
 
     def push_ee_pose(self, stamp_ns: int, position: NDArray[np.float64],
@@ -257,6 +263,7 @@ class PolicyController:
     def _find_obstacle(self, now_ns: int, steady_ns: int) -> Reason:
         """Look for what forbids motion now, the gravest first."""
         if self.estop.poll(steady_ns):
+            self.instruction = ''  # its reset alone must not start motion (ISO 13850)
             return Reason.ESTOP
         if self.paused:
             return Reason.PAUSED

@@ -58,6 +58,7 @@ class PolicyLoop:
         self._timers: list[Timer] = []
         self._last_tick_ns = 0
         self._reported = ''
+        self._announced = ''
         self._heard_gripper = False
         self._publish_to()
         self._listen()
@@ -121,7 +122,7 @@ class PolicyLoop:
         self._tasks.end(RunTask.Result.TERMINATION_DEACTIVATED, why)
         self.controller.chunk_requests.fail(why)
         self.controller.instruction = ''
-        self._followed.publish(String())
+        self._announce()
         self._publish(self.controller.hold(reason))
         self._status.publish(self._reporter.inactive_status(self.header(), reason))
         self._actions.wait_for_all_acked(_FAREWELL)
@@ -141,11 +142,15 @@ class PolicyLoop:
         try:
             self.controller.set_instruction(instruction)
         finally:
-            following = self.controller.instruction
-            self._followed.publish(String(data=following))
-            self._node.get_logger().info(
-                f'following: {following!r}' if following else 'no instruction: holding')
+            self._announce()
         self.answer()
+
+    def _announce(self) -> None:
+        """Tell everybody which instruction is followed."""
+        self._announced = following = self.controller.instruction
+        self._followed.publish(String(data=following))
+        self._node.get_logger().info(
+            f'following: {following!r}' if following else 'no instruction: holding')
 
     def collect(self) -> None:
         """Look after results of the backend."""
@@ -262,6 +267,8 @@ class PolicyLoop:
             self._twists.publish(
                 conversions.command_to_twist(outgoing.command, header, self._config))
         self._reporter.commands.add()
+        if self.controller.instruction != self._announced:  # the e-stop dropped it
+            self._announce()
 
     def _on_chunk(self, arrival: ChunkArrival) -> None:
         self._reporter.chunks.add()

@@ -48,7 +48,7 @@ class PolicyServices:
             return Trigger.Response(message=_NOT_CONFIGURED)
         unlocked = loop.controller.estop.reset(time.monotonic_ns())
         return Trigger.Response(success=unlocked, message=(
-            'unlocked' if unlocked else
+            'unlocked; the robot holds still until an instruction comes' if unlocked else
             'still locked: the e-stop topic says true, or is silent'))
 
     def _on_reset_history(self, _: Trigger.Request,

@@ -65,7 +65,7 @@ REASON_TEXT = {
     Reason.WAITING_FOR_CHUNK: 'inference is running',
     Reason.UNDERRUN: 'inference was slower than the robot; replan earlier or lower the rate',
     Reason.PAUSED: 'paused; call pause with false to go on',
-    Reason.ESTOP: 'emergency stop; release it, then call estop_reset',
+    Reason.ESTOP: 'emergency stop; release it, call estop_reset, then publish an instruction',
     Reason.WORKER_DOWN: 'the inference worker is down',
     Reason.INACTIVE: 'the node is not active',
     Reason.SHUTDOWN: 'the node is shutting down',

@@ -10,27 +10,64 @@ import pytest
 from training_data import episode, write_hdf5
 
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.libero_hdf5 import demonstration_files, read_episodes
+from worldvla_ros.training.libero_hdf5 import (
+    demonstration_files,
+    episode_lengths,
+    read_episodes,
+)
+
+LAYOUTS = ('ours', 'converter', 'replayed')
 
 
-@pytest.mark.parametrize('official', [False, True])
-def test_episodes_come_back_upright_and_in_numeric_order(tmp_path, official):
-    path = tmp_path / 'suite' / 'pick_demo.hdf5'
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_episodes_come_back_upright_in_phase_and_in_numeric_order(tmp_path, layout):
+    path = tmp_path / 'suite' / 'pick_up_the_red_block_demo.hdf5'
     written = [episode(number) for number in (10, 9)]
-    write_hdf5(path, written, official)
+    write_hdf5(path, written, layout)
     nine, ten = read_episodes(path, tmp_path)
-    assert (nine.name, ten.name, nine.task) == ('demo_9', 'demo_10', 'suite/pick')
+    assert (nine.name, ten.name) == ('demo_9', 'demo_10')
+    assert nine.task == 'suite/pick_up_the_red_block'
     np.testing.assert_array_equal(nine.frames, written[1].frames)
     np.testing.assert_array_equal(nine.actions, written[1].actions)
+    np.testing.assert_array_equal(nine.executed, written[1].executed)
     assert nine.instruction == written[1].instruction and nine.success
+    assert episode_lengths(path) == {'demo_9': 12, 'demo_10': 12}
 
 
-@pytest.mark.parametrize('official', [False, True])
-def test_the_state_of_the_arm_is_relative_to_the_base(tmp_path, official):
+@pytest.mark.parametrize('missing', ['states', 'obs/joint_states'])
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_without_the_arms_joints_the_phase_is_what_its_program_makes(tmp_path, layout, missing):
     path = tmp_path / 'pick_demo.hdf5'
-    write_hdf5(path, [episode()], official)
+    write_hdf5(path, [episode()], layout)
+    with h5py.File(path, 'r+') as file:
+        del file['data/demo_0'][missing]
+    back, = read_episodes(path)
+    np.testing.assert_array_equal(back.frames, episode().frames)
+    np.testing.assert_array_equal(back.actions, episode().actions)
+
+
+def test_a_file_with_the_converters_mark_that_was_rendered_again_in_phase_is_read_so(tmp_path):
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [episode()], 'replayed')
+    with h5py.File(path, 'r+') as file:
+        file['data'].attrs['macros_image_convention'] = 'opengl'
+    back, = read_episodes(path)
+    np.testing.assert_array_equal(back.actions, episode().actions)
+
+
+@pytest.mark.parametrize('layout', ['ours', 'converter'])
+def test_the_state_of_the_arm_is_relative_to_the_base(tmp_path, layout):
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [episode()], layout)
     back, = read_episodes(path)
     np.testing.assert_allclose(back.states, np.tile([0.0] * 6 + [0.08], (12, 1)), atol=1e-9)
+
+
+def test_a_replayed_file_says_its_task_by_its_name_alone(tmp_path):
+    path = tmp_path / 'KITCHEN_SCENE10_put_the_butter_away_demo.hdf5'
+    write_hdf5(path, [episode()], 'replayed')
+    back, = read_episodes(path)
+    assert back.instruction == 'put the butter away' and back.states is None
 
 
 def test_a_file_that_does_not_say_where_the_base_is_has_no_states(tmp_path):

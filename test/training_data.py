@@ -42,30 +42,39 @@ def episode(number=0, steps=12, instruction=INSTRUCTIONS[0], task='pick', succes
                    states)
 
 
-def write_hdf5(path, episodes, official=False):
-    """Write episodes as the recorder does, or as the official files are laid out.
+def write_hdf5(path, episodes, layout='ours'):
+    """Write episodes as our recorder does, as LIBERO's converter does, or as replayed files are.
 
-    The states of the arm are those of a hand that points down, at the robot's base.
+    The states of the arm are those of a hand that points down, at the robot's base. The converter
+    adds an action before the first frame and what was seen after the last action.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, 'w') as file:
         data = file.create_group('data')
         for one in episodes:
-            group = data.create_group(one.name)
-            group['actions'] = one.actions
-            group['dones'] = np.r_[np.zeros(len(one.actions) - 1), one.success].astype(np.uint8)
-            group['obs/agentview_rgb'] = one.frames[:, ::-1, ::-1]
+            group, steps, base = data.create_group(one.name), len(one.actions), (-0.66, 0.0, 0.912)
+            actions, frames = one.actions, one.frames
+            hands = np.tile((0.04, -0.04, *base, 1.0, 0.0, 0.0, 0.0), (steps, 1))
+            joints = np.cumsum(np.full((steps + 2, 7), 0.01), 0)
+            before = seen = joints[1:-1]
             info = {'language_instruction': one.instruction}
-            base = (-0.66, 0.0, 0.912)
-            group['robot_states'] = np.tile((0.04, -0.04, *base, 1.0, 0.0, 0.0, 0.0),
-                                            (len(one.actions), 1))
-            if official:
-                data.attrs['problem_info'] = json.dumps(
-                    info | {'problem_name': 'libero_tabletop_manipulation'})
-            else:
+            if layout == 'converter':
+                actions = np.concatenate([-actions[:1], actions])
+                frames = np.concatenate([frames, 255 - frames[-1:]])
+                hands = np.concatenate([hands, hands[:1] + 1])
+                before, seen = joints[:-1], joints[1:]
+                info['problem_name'] = 'libero_tabletop_manipulation'
+                data.attrs['problem_info'] = json.dumps(info)
+                data.attrs['macros_image_convention'] = 'opengl'
+            if layout == 'ours':
                 group['executed_actions'] = one.executed
                 group.attrs['problem_info'] = json.dumps(info)
                 group.attrs['base_position'] = base
+                data.attrs['macros_image_convention'] = 'opengl'
+            group['actions'], group['robot_states'] = actions, hands
+            group['dones'] = np.r_[np.zeros(len(actions) - 1), one.success].astype(np.uint8)
+            group['obs/agentview_rgb'], group['obs/joint_states'] = frames[:, ::-1, ::-1], seen
+            group['states'] = np.hstack([np.arange(len(before))[:, None], before, before])
 
 
 def small_store(folder, num_episodes=4, steps=12):

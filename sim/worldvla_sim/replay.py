@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Replay demonstrations, whole or without no-ops: `python -m worldvla_sim.replay --help`.
 
-A demonstration starts from its own reset (our recordings keep its seed) and its first recorded
-state; then its executed actions follow one after the other. It succeeds when the task is done
-after the last of them, as in the published data set.
+A demonstration starts from its own reset (our recordings keep its seed) and the simulator's state
+of the first frame that training sees; then its executed actions follow one after the other. It
+succeeds when the task is done after the last of them, as in the published data set.
 """
 
 import argparse
@@ -17,7 +17,13 @@ import numpy as np
 from tqdm import tqdm
 
 from worldvla_ros.errors import SimulationError
-from worldvla_ros.training.libero_hdf5 import FILE_ENDING, demonstration_files, task_name
+from worldvla_ros.training.libero_hdf5 import (
+    FILE_ENDING,
+    demonstration_files,
+    observation_lag,
+    recorded_actions,
+    task_name,
+)
 from worldvla_ros.training.replay_list import (
     Replay,
     ReplayList,
@@ -57,9 +63,8 @@ class ReplayRunner:
         """Replay one demonstration."""
         with open_demonstrations(job.path) as data:
             group = data[job.name]
-            actions = group['actions'][:]
-            executed = group['executed_actions'][:] if 'executed_actions' in group else actions
-            state, seed = group['states'][0], int(group.attrs.get('seed', 0))
+            actions, executed = recorded_actions(group)
+            state, seed = group['states'][observation_lag(group)], int(group.attrs.get('seed', 0))
         kept = (kept_steps(actions, executed) if job.drop_no_ops
                 else np.ones(len(actions), dtype=bool))
         env = self._environment(job)
@@ -97,13 +102,10 @@ def find_jobs(folder: Path, drop_no_ops: bool, *, suite: str | None = None, asse
                 'suite': suite, 'assets': assets, 'robot': robot}
             index = _task_index(path, settings['suite'])
             for name in demonstration_names(data):
-                group = data[name]
-                actions = group['actions'][:]
-                executed = group['executed_actions'][:] if 'executed_actions' in group else actions
                 jobs.append((ReplayJob(
                     path, task_name(path, folder), name, settings['suite'], index,
                     settings['assets'], settings['robot'], drop_no_ops),
-                    actions_digest(actions, executed)))
+                    actions_digest(*recorded_actions(data[name]))))
     return jobs
 
 

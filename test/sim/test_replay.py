@@ -7,8 +7,10 @@ import shutil
 import h5py
 import numpy as np
 import pytest
+from training_data import episode, write_hdf5
 
-from worldvla_ros.training.replay_list import Replay, ReplayList
+from worldvla_ros.training.libero_hdf5 import read_episodes
+from worldvla_ros.training.replay_list import Replay, ReplayList, actions_digest
 from worldvla_sim import collect, replay
 from worldvla_sim.tasks import load_task
 from worldvla_sim.workers import JobFailure
@@ -120,31 +122,63 @@ def test_files_that_do_not_say_their_suite_need_it(demos, tmp_path, capsys):
     assert (job.task_index, job.assets, len(digest)) == (TASK, 'builtin', 12)
 
 
-def test_only_moving_steps_are_replayed_without_no_ops(recorded, monkeypatch):
+class AskedEnv:
+    """Notes what it is asked for."""
+
+    success = True
+
+    def __init__(self):
+        self.seeds, self.states, self.actions = [], [], []
+
+    def reset(self, init_state, seed):
+        self.seeds.append(seed)
+
+    def state(self):
+        return np.zeros(1)
+
+    def set_state(self, state):
+        self.states.append(state)
+
+    def step(self, action):
+        self.actions.append(action)
+
+
+@pytest.fixture
+def env(monkeypatch):
+    """The environment of every runner."""
+    env = AskedEnv()
+    monkeypatch.setattr(replay.ReplayRunner, '_environment', lambda self, job: env)
+    return env
+
+
+def test_only_moving_steps_are_replayed_without_no_ops(recorded, env):
     """The environment is asked for exactly the kept, executed actions."""
-    asked = []
-
-    class Env:
-        success = True
-
-        def reset(self, init_state, seed):
-            asked.append(seed)
-
-        def state(self):
-            return np.zeros(1)
-
-        def set_state(self, state):
-            asked.append(len(state))
-
-        def step(self, action):
-            asked.append(action)
-    runner = replay.ReplayRunner()
-    monkeypatch.setattr(runner, '_environment', lambda job: Env())
     (job, _), = replay.find_jobs(recorded, drop_no_ops=True)
-    result = runner(job)
+    result = replay.ReplayRunner()(job)
     with h5py.File(job.path) as file:
         group = file['data/demo_0']
         kept = replay.kept_steps(group['actions'][:], group['executed_actions'][:])
-        assert asked[:2] == [group.attrs['seed'], group['states'].shape[1]]
-        np.testing.assert_array_equal(asked[2:], group['executed_actions'][:][kept])
+        assert env.seeds == [group.attrs['seed']]
+        np.testing.assert_array_equal(env.states, group['states'][:1])
+        np.testing.assert_array_equal(env.actions, group['executed_actions'][:][kept])
     assert (result.steps, result.kept) == (len(kept), kept.sum())
+
+
+def test_a_file_of_liberos_converter_is_replayed_from_the_first_frame_that_training_sees(
+        tmp_path, env):
+    path = tmp_path / f'{NAME}_demo.hdf5'
+    write_hdf5(path, [episode()], 'converter')
+    (job, digest), = replay.find_jobs(tmp_path, False, suite='libero_object', assets='builtin')
+    result = replay.ReplayRunner()(job)
+    trained_on, = read_episodes(path)
+    np.testing.assert_array_equal(env.actions, trained_on.executed)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(env.states, file['data/demo_0/states'][1:2])
+    assert result.data == digest == actions_digest(trained_on.actions, trained_on.executed)
+
+
+def test_a_damaged_demonstration_is_named(demos, tmp_path, capsys):
+    with h5py.File(demos / f'{NAME}_demo.hdf5', 'a') as file:
+        del file['data/demo_1/actions']
+    assert replay.main([str(demos), '--out', str(tmp_path / 'replays.json')]) == 2
+    assert 'demo_1: no actions in it' in capsys.readouterr().err

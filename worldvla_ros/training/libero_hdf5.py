@@ -3,11 +3,16 @@
 
 One file holds one task: `data/demo_N/{actions, dones, obs/agentview_rgb, ...}`. Images are stored
 as robosuite renders them, upside down, and are turned by 180 degrees here, which is what policies
-are given. Frame t is what was seen before action t. Our recordings add `executed_actions`: noise
-injected into the expert included, so they, not `actions`, lead from frame t to frame t + 1.
+are given. Our recordings add `executed_actions`: noise injected into the expert included, so they,
+not `actions`, lead from frame t to frame t + 1.
+
+Frame t of an `Episode` is what was seen before action t, as in our recordings and in files that
+OpenVLA's or WorldVLA's scripts replayed. LIBERO's own files hold at index t what was seen *after*
+action t; they are read one step shorter, without the first action and the last frame.
 
 LIBERO gives the pose of the hand in the world frame. Our recordings say where the robot's base
-stands (`base_position`); in the official files that follows from the kind of scene.
+stands (`base_position`); in LIBERO's own files that follows from the kind of scene. Replayed files
+say nothing of their task, so the sentence is their name's, and the states are not known.
 """
 
 from collections.abc import Iterator
@@ -15,6 +20,7 @@ import contextlib
 from dataclasses import dataclass
 import json
 from pathlib import Path
+import re
 from typing import Any
 
 import h5py
@@ -29,6 +35,7 @@ from worldvla_ros.training.failures import DatasetError
 FILE_ENDING = '_demo.hdf5'  # of LIBERO's files; parts of a recording under way end otherwise
 
 ROBOT_STATE_DIM = 9  # two fingers, position, quaternion; of `robot_states`
+_ARM_JOINTS = slice(1, 8)  # of `states`: the time, then the positions, the robot's first
 
 ROBOT_BASES = {
     'libero_floor_manipulation': (-0.6, 0.0, 0.0),
@@ -104,8 +111,37 @@ def episode_lengths(path: Path) -> dict[str, int]:
     with _opened(path) as data:
         for name in _names(data, path):
             with _named(path, name):
-                lengths[name] = _dataset(data[name], 'actions', (None, ACTION_DIM)).shape[0]
+                stored = _dataset(data[name], 'actions', (None, ACTION_DIM)).shape[0]
+                lengths[name] = stored - observation_lag(data[name])
     return lengths
+
+
+def recorded_actions(group: h5py.Group) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the actions (T, 7) of a demonstration that is open: labels, and what was executed."""
+    with _named(Path(group.file.filename), Path(group.name).name):
+        lag = observation_lag(group)
+        labels = _array(group, 'actions', (None, ACTION_DIM)).astype(np.float64)
+        if len(labels) <= lag:
+            raise _Unreadable('it has no steps')
+        executed = (_array(group, 'executed_actions', labels.shape).astype(np.float64)
+                    if 'executed_actions' in group else labels)
+    return labels[lag:], executed[lag:]
+
+
+def observation_lag(group: h5py.Group) -> int:
+    """Return by how many steps `obs` and `robot_states` are ahead of `actions` and `states`.
+
+    0 or, in what LIBERO's converter wrote, 1. The arm's joints tell: they are in `obs` and in the
+    simulator's `states`, which every layout takes before the action.
+    """
+    if 'executed_actions' in group:  # our own recordings
+        return 0
+    if 'states' not in group or 'obs/joint_states' not in group:
+        return int('macros_image_convention' in group.parent.attrs)  # the converter's mark
+    joints = _array(group, 'states', (None, None))[:, _ARM_JOINTS]
+    seen = _array(group, 'obs/joint_states', joints.shape)
+    same, next_ = np.abs(seen[1:] - joints[1:]), np.abs(seen[:-1] - joints[1:])
+    return int(next_.sum() < same.sum())
 
 
 def task_name(path: Path, folder: Path | None = None) -> str:
@@ -141,17 +177,15 @@ class _Unreadable(Exception):
 
 def _read_episode(group: h5py.Group, name: str, task: str) -> Episode:
     problem = _problem_info(group)
-    actions = _array(group, 'actions', (None, ACTION_DIM)).astype(np.float64)
+    actions, executed = recorded_actions(group)
     steps = len(actions)
-    if steps == 0:
-        raise _Unreadable('it has no steps')
-    executed = (_array(group, 'executed_actions', (steps, ACTION_DIM)).astype(np.float64)
-                if 'executed_actions' in group else actions)
-    stored = _array(group, 'obs/agentview_rgb', (steps, None, None, 3))
-    return Episode(name, task, _instruction(problem),
-                   frames=np.ascontiguousarray(stored[:, ::-1, ::-1]), actions=actions,
-                   executed=executed, success=bool(_array(group, 'dones', (steps,))[-1]),
-                   states=_states(group, problem, steps))
+    stored = steps + observation_lag(group)
+    images = _array(group, 'obs/agentview_rgb', (stored, None, None, 3))[:steps]
+    states = _states(group, problem, stored)
+    return Episode(name, task, _instruction(problem, task),
+                   frames=np.ascontiguousarray(images[:, ::-1, ::-1]), actions=actions,
+                   executed=executed, success=bool(_array(group, 'dones', (stored,))[-1]),
+                   states=None if states is None else states[:steps])
 
 
 def _array(group: h5py.Group, key: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
@@ -195,8 +229,10 @@ def _problem_info(group: h5py.Group) -> dict[str, Any]:
     return problem
 
 
-def _instruction(problem: dict[str, Any]) -> str:
-    """Return the sentence; the official files keep it as a list of letters."""
+def _instruction(problem: dict[str, Any], task: str) -> str:
+    """Return the sentence; LIBERO's own files keep it as a list of letters, others not at all."""
+    if not problem:
+        return re.sub(r'^[A-Z_]+SCENE\d+_', '', Path(task).name).replace('_', ' ')
     instruction = problem.get('language_instruction', '')
     letters = instruction if isinstance(instruction, list) else [instruction]
     if not all(isinstance(part, str) for part in letters):

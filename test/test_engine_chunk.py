@@ -125,9 +125,10 @@ def test_the_model_shares_the_engines_weights_and_says_the_same():
     assert_equal(other.decode(prompt), before)
 
 
-def test_bfloat16_differs_from_float32_only_at_small_margins():
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_short_formats_differ_from_float32_only_at_small_margins(dtype):
     rng = np.random.default_rng(9)
-    exact, coarse = tiny_model(seed=6), engine(tiny_model(seed=6, dtype=torch.bfloat16))
+    exact, coarse = tiny_model(seed=6), engine(tiny_model(seed=6, dtype=dtype))
     for prompt in prompts(rng, 20):
         chunk, other = decode_chunk(exact, prompt, 5), coarse.decode(prompt)
         for action in range(5):

@@ -55,11 +55,14 @@ def test_rubbish_in_hidden_columns_has_no_influence():
     assert bias.min() == HIDDEN
 
 
-def test_bfloat16_keeps_its_format():
-    q, k, v = tensors(4, COLUMN_MULTIPLE, torch.bfloat16)
-    bias = bias_of(torch.ones(4, COLUMN_MULTIPLE, dtype=torch.bool), torch.bfloat16)
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_short_formats_are_kept_and_hide_columns(dtype):
+    """Pins a bug: float16 does not hold HIDDEN."""
+    q, k, v = tensors(4, COLUMN_MULTIPLE, dtype)
+    allowed = torch.arange(COLUMN_MULTIPLE) < torch.tensor([[3], [20], [40], [64]])
+    bias = bias_of(allowed, dtype)
     out = attend(q, k, v, bias)
-    assert out.dtype == torch.bfloat16
+    assert out.dtype == dtype
     torch.testing.assert_close(out.double(), textbook(q, k, v, bias), rtol=0.05, atol=0.02)
 
 

@@ -113,9 +113,10 @@ def test_a_second_gpu_serves_while_the_first_is_the_current_one():
                            decode_chunk(on_cpu, prompt, 5).token_ids)
 
 
-def test_bfloat16_chunks_flip_only_at_small_margins():
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_chunks_in_short_formats_flip_only_at_small_margins(dtype):
     rng = np.random.default_rng(4)
-    exact, decoder = tiny_model(seed=6), engine(tiny_model(seed=6, dtype=torch.bfloat16).cuda())
+    exact, decoder = tiny_model(seed=6), engine(tiny_model(seed=6, dtype=dtype).cuda())
     for _ in range(20):
         prompt = action_prompt(rng, 2, (1, 2))
         chunk, tokens = decode_chunk(exact, prompt, 5), decoder.decode(prompt).token_ids.cpu()

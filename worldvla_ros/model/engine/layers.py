@@ -14,7 +14,7 @@ from worldvla_ros.model.engine.linear import DenseLinear, Fp8Linear
 from worldvla_ros.model.transformer import Layer, rotate
 
 HIDDEN = -1e9
-"""Bias of a column that a row may not see. Finite, so that no row sums to NaN."""
+"""Bias of a column that a row may not see. Finite, so that no row sums to NaN; see `bias_of`."""
 
 SPLITS = 4
 """Parts of the columns that few rows attend to at once: 32 heads alone leave a GPU mostly idle."""
@@ -94,9 +94,13 @@ def finish(layer: FusedLayer, x: Tensor, attended: Tensor) -> Tensor:
 
 
 def bias_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what attention adds to its scores: 0 where allowed is True, else HIDDEN."""
+    """Return what attention adds to its scores: 0 where allowed is True, else HIDDEN.
+
+    float16 ends before; half of its least number leaves room for the score.
+    """
+    hidden = max(HIDDEN, torch.finfo(dtype).min / 2)
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-        ~allowed, HIDDEN)
+        ~allowed, hidden)
 
 
 def _stacked(*linears: nn.Linear) -> Tensor:

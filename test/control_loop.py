@@ -14,6 +14,7 @@ from worldvla_ros.control.settings import (
 from worldvla_ros.datatypes import ActionChunk, Frame
 from worldvla_ros.inference.backend import BackendInfo, Health, Result
 from worldvla_ros.safety.limits import SafetyLimits, Verdict
+from worldvla_ros.safety.watchdog import EStop
 
 HORIZON = 3
 PERIOD = 50_000_000  # [ns] of 20 Hz
@@ -96,13 +97,15 @@ def frame(stamp_ns, value=None):
 class Loop:
     """A controller with a fake backend and a fake clock that advances one period per step."""
 
-    def __init__(self, *, latency=0, limits=None, obs=None, reads_state=False, **control):
+    def __init__(self, *, latency=0, limits=None, obs=None, reads_state=False, heartbeat_ns=None,
+                 **control):
         self.backend = FakeBackend(latency)
         self.arrivals = []
+        self.estop = EStop(heartbeat_ns)
         self.controller = PolicyController(
             ControllerSettings(ControlSettings(**control), obs or ObservationSettings(),
                                limits=limits or SafetyLimits()),
-            self.backend, BackendInfo('fake', HORIZON, 2, 4, reads_state),
+            self.backend, BackendInfo('fake', HORIZON, 2, 4, reads_state), self.estop,
             on_chunk=self.arrivals.append)
         self.now = 100 * SECOND
         self.outgoing = None

@@ -8,14 +8,15 @@ from worldvla_ros.safety.limits import Reason
 
 
 def press_estop(loop):
-    loop.controller.set_estop(True, loop.now)
+    loop.estop.set(True, loop.now)
+    loop.controller.idle(loop.now, loop.now)
 
 
 def release_estop(loop):
     """Release and reset it, and start again, as it does not by itself."""
-    was_locked = loop.controller.estop.locked
-    loop.controller.set_estop(False, loop.now)
-    assert loop.controller.estop.reset(loop.now)
+    was_locked = loop.estop.locked
+    loop.estop.set(False, loop.now)
+    assert loop.estop.reset(loop.now)
     if was_locked:
         assert loop.controller.instruction == ''
         loop.controller.set_instruction('go')

@@ -77,11 +77,11 @@ def test_a_frozen_camera_holds_until_the_picture_changes(schedule):
 
 
 def test_a_silent_estop_topic_locks_where_a_heartbeat_is_asked_for():
-    loop = Loop(heartbeat_estop=0.2)
-    loop.controller.set_estop(False, loop.now)
+    loop = Loop(heartbeat_ns=SECOND // 5)
+    loop.estop.set(False, loop.now)
     loop.run()
     assert_hold(loop.steps(3)[-1], Reason.ESTOP)
-    loop.controller.set_estop(False, loop.now)
+    loop.estop.set(False, loop.now)
     assert_hold(loop.step(), Reason.ESTOP)  # a sign of life alone does not unlock it
 
 
@@ -93,20 +93,20 @@ def test_the_reset_of_an_estop_starts_no_motion(instruct_while_locked):
     if instruct_while_locked:
         with pytest.raises(InstructionError, match='estop_reset'):
             loop.controller.set_instruction('go')
-    loop.controller.set_estop(False, loop.now)
-    assert loop.controller.estop.reset(loop.now)
+    loop.estop.set(False, loop.now)
+    assert loop.estop.reset(loop.now)
     for outgoing in loop.steps(5):
         assert_hold(outgoing, Reason.NO_INSTRUCTION)
     loop.run()
 
 
 def test_a_heartbeat_that_comes_back_and_a_reset_start_no_motion():
-    loop = Loop(heartbeat_estop=0.2)
-    loop.controller.set_estop(False, loop.now)
+    loop = Loop(heartbeat_ns=SECOND // 5)
+    loop.estop.set(False, loop.now)
     loop.run()
     assert_hold(loop.steps(3)[-1], Reason.ESTOP)
-    loop.controller.set_estop(False, loop.now)
-    assert loop.controller.estop.reset(loop.now)
+    loop.estop.set(False, loop.now)
+    assert loop.estop.reset(loop.now)
     assert_hold(loop.step(), Reason.NO_INSTRUCTION)
 
 

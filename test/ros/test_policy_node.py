@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The policy node over DDS: lifecycle, commands at a fixed rate, instructions, stops, services."""
 
-from policy_client import LATCHED, NODE, RATE, TASK, is_zero, noise, picture
+from policy_client import LATCHED, NODE, RATE, TASK, is_zero, noise, overrides, picture
 import pytest
 from rcl_interfaces.srv import SetParametersAtomically
 import rclpy
+from rclpy.exceptions import InvalidParameterValueException
 from rclpy.parameter import Parameter
 from std_msgs.msg import String
 
+from worldvla_ros.errors import ConfigError
 from worldvla_ros.msg import DeltaAction, PolicyStatus
+from worldvla_ros.nodes.policy_node import PolicyNode
 
 
 def stamp_ns(stamp):
@@ -205,6 +208,33 @@ def test_the_estop_holds_at_once_and_until_it_is_reset(running):
     sequence = max(action.chunk_sequence for action in running.actions)
     running.instruct()
     assert running.next_motion().chunk_sequence > sequence
+
+
+def test_the_estop_stays_locked_through_a_cleanup(running):
+    """Pins a bug: another configure made a new, unlocked latch."""
+    running.estop(True)
+    running.next_halt(DeltaAction.REASON_ESTOP)
+    assert running.transition('deactivate') and running.transition('cleanup')
+    assert not running.trigger('estop_reset').success
+    assert running.transition('configure') and running.transition('activate')
+    running.next_halt(DeltaAction.REASON_ESTOP)
+    running.estop(False)
+    running.wait_for(lambda: running.trigger('estop_reset').success)
+    running.instruct()
+    running.next_motion()
+
+
+def test_the_estop_is_heard_while_nothing_is_configured(start_policy, client):
+    start_policy(autostart=False)
+    client.estop(True)
+    assert client.transition('configure') and client.transition('activate')
+    client.next_halt(DeltaAction.REASON_ESTOP)
+
+
+def test_a_heartbeat_out_of_range_is_refused_by_name(context, executor):
+    with pytest.raises((ConfigError, InvalidParameterValueException), match='heartbeat_estop'):
+        PolicyNode(executor, context=context,
+                   parameter_overrides=overrides(control__heartbeat_estop='soon'))
 
 
 def test_pause_holds_and_only_a_fresh_chunk_moves_afterwards(running):

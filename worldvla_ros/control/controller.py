@@ -75,10 +75,13 @@ class PolicyController:
     Composes history, schedule, backend and safety.
 
     :param info: of the started backend
+    :param estop: looked at in every call; who locks it calls `idle` at once, so that a lock counts
+        although it is reset before the next tick
     :param on_chunk: called for each chunk that the schedule accepts
     """
 
-    def __init__(self, settings: ControllerSettings, backend: Backend, info: BackendInfo, *,
+    def __init__(self, settings: ControllerSettings, backend: Backend, info: BackendInfo,
+                 estop: EStop, *,
                  on_chunk: Callable[[ChunkArrival], None] = lambda arrival: None) -> None:
         control, obs = settings.control, settings.obs
         self.settings = settings
@@ -93,7 +96,7 @@ class PolicyController:
         # calls `answer` then: the state may come after its frame.
         self.arm = ArmHistory(settings.state_tolerance_ns) if info.reads_state else None
         self.schedule = ChunkSchedule(control.schedule, control.replan_steps or info.horizon)
-        self.estop = EStop(round(control.heartbeat_estop * 1e9) or None)
+        self.estop = estop
         self.latency = LatencyWindow(_LATENCY_WINDOW, warm_up=0)  # the backend warmed up itself
         self.chunk_requests = ChunkRequests()
         self.instruction = ''
@@ -146,13 +149,6 @@ class PolicyController:
         """Pause or go on; what was planned before is void."""
         self.paused = paused
         self._void('paused' if paused else 'resumed')
-
-    def set_estop(self, pressed: bool, steady_ns: int) -> None:
-        """Take the state of the e-stop topic; a lock drops the instruction at once."""
-        self.estop.set(pressed, steady_ns)
-        if self.estop.locked:
-            self.instruction = ''
-            self._void('e-stop')
 
     def push_ee_pose(self, stamp_ns: int, position: NDArray[np.float64],
                      rotation: Rotation) -> None:

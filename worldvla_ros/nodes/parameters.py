@@ -150,7 +150,17 @@ def read(node: Node, cls: type[T], changes: Mapping[str, Any] = MappingProxyType
     for info in describe(cls):
         value = changes.get(info.name, node.get_parameter(info.name).value)
         values[info.name] = _from_parameter(info, value)
-    return unflatten(cls, values, where=f'parameters of {node.get_fully_qualified_name()}')
+    return unflatten(cls, values, where=_where(node))
+
+
+def read_one(node: Node, cls: type, name: str) -> Any:
+    """Read one declared parameter, whatever the others are. Raises ConfigError that names it."""
+    info = next(info for info in describe(cls) if info.name == name)
+    return info.convert(_from_parameter(info, node.get_parameter(name).value), _where(node))
+
+
+def _where(node: Node) -> str:
+    return f'parameters of {node.get_fully_qualified_name()}'
 
 
 def _descriptor(info: FieldInfo) -> ParameterDescriptor:

@@ -17,7 +17,7 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rclpy.timer import Timer
 from sensor_msgs.msg import CompressedImage, Image, JointState
-from std_msgs.msg import Bool, Header, String
+from std_msgs.msg import Header, String
 
 from worldvla_ros.action import RunTask
 from worldvla_ros.control.controller import ChunkArrival, Outgoing, PolicyController
@@ -30,6 +30,7 @@ from worldvla_ros.nodes.parameters import PolicyParameters
 from worldvla_ros.nodes.reporting import Reporter
 from worldvla_ros.nodes.task_server import TaskServer
 from worldvla_ros.safety.limits import Reason
+from worldvla_ros.safety.watchdog import EStop
 
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _COMMANDS = QoSProfile(depth=10)  # reliable; deep enough that a busy simulator misses none
@@ -43,15 +44,17 @@ class PolicyLoop:
     See the module. Raises ConfigError for settings that the policy does not allow.
 
     :param backend: started, and `info` what it said of itself
+    :param estop: the node's, because it stays locked when the loop goes
     :param tasks: the running goal; it ends with other instructions, halts and its own limits
     """
 
     def __init__(self, node: LifecycleNode, config: PolicyParameters, backend: Backend,
-                 info: BackendInfo, tasks: TaskServer) -> None:
+                 info: BackendInfo, estop: EStop, tasks: TaskServer) -> None:
         self._node = node
         self._config = config
         self._tasks = tasks
-        self.controller = PolicyController(config, backend, info, on_chunk=self._on_chunk)
+        self.controller = PolicyController(
+            config, backend, info, estop, on_chunk=self._on_chunk)
         self.active = False
         self._reporter = Reporter(self.controller)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -88,8 +91,7 @@ class PolicyLoop:
                 JointState, 'joint_states', self._on_joint_states, qos_profile_sensor_data)]),
             create(message_type, topic, functools.partial(self._on_image, convert),
                    qos_profile_sensor_data),
-            create(String, '~/instruction', self._on_instruction, 10),
-            create(Bool, '~/estop', self._on_estop, 10)]
+            create(String, '~/instruction', self._on_instruction, 10)]
 
     def start(self, simulated: bool) -> None:
         """
@@ -151,6 +153,11 @@ class PolicyLoop:
         self._followed.publish(String(data=following))
         self._node.get_logger().info(
             f'following: {following!r}' if following else 'no instruction: holding')
+
+    def stop_at_once(self) -> None:
+        """Hold because the e-stop was locked, without waiting for the next control period."""
+        if self.active:
+            self._publish(self.controller.idle(self.now_ns(), time.monotonic_ns()))
 
     def collect(self) -> None:
         """Look after results of the backend."""
@@ -231,11 +238,6 @@ class PolicyLoop:
         except InstructionError as error:
             self._node.get_logger().error(f'instruction refused: {error}; the robot '
                                           f'holds still')
-
-    def _on_estop(self, message: Bool) -> None:
-        self.controller.set_estop(message.data, time.monotonic_ns())
-        if message.data and self.active:
-            self._publish(self.controller.idle(self.now_ns(), time.monotonic_ns()))
 
     # --- outputs -------------------------------------------------------------------------------
 

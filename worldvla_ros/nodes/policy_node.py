@@ -17,6 +17,7 @@ from rclpy.parameter import Parameter
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.inference.backend import Backend
 from worldvla_ros.nodes.backends import describe_backend, make_backend
+from worldvla_ros.nodes.estop_input import EStopInput
 from worldvla_ros.nodes.parameters import PolicyParameters, declare, read
 from worldvla_ros.nodes.policy_loop import PolicyLoop
 from worldvla_ros.nodes.policy_services import PolicyServices
@@ -44,8 +45,9 @@ class PolicyNode(LifecycleNode):
         self._backend: Backend | None = None
         self._loop: PolicyLoop | None = None
         self._interrupted = False
+        self._estop = EStopInput(self, self._stop_at_once)
         # They live as long as the node: a call that is being answered survives a cleanup.
-        self._requests = PolicyServices(self, lambda: self._loop)
+        self._requests = PolicyServices(self, lambda: self._loop, self._estop.latch)
         self._tasks = TaskServer(
             self, lambda: self._loop if self._loop and self._loop.active else None)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -74,7 +76,8 @@ class PolicyNode(LifecycleNode):
             self.get_logger().info(describe_backend(parameters))
             self._backend = make_backend(parameters, self._wake)
             info = self._backend.start(should_abort=lambda: self._interrupted)
-            self._loop = PolicyLoop(self, parameters, self._backend, info, self._tasks)
+            self._loop = PolicyLoop(self, parameters, self._backend, info, self._estop.latch,
+                                    self._tasks)
         except WorldVLAError as error:
             self.get_logger().error(f'cannot configure: {error}')
             self._free()
@@ -141,6 +144,10 @@ class PolicyNode(LifecycleNode):
     def _wake(self) -> None:
         """Look after a result at once; called from a thread of the backend."""
         self._executor.create_task(self._collect)
+
+    def _stop_at_once(self) -> None:
+        if self._loop is not None:
+            self._loop.stop_at_once()
 
     def _collect(self) -> None:
         if self._loop is not None:

@@ -13,6 +13,7 @@ from worldvla_ros.errors import InstructionError
 from worldvla_ros.inference.backend import Result
 from worldvla_ros.nodes import conversions
 from worldvla_ros.nodes.policy_loop import PolicyLoop
+from worldvla_ros.safety.watchdog import EStop
 from worldvla_ros.srv import GetActionChunk
 
 _NOT_CONFIGURED = 'the node is not configured: no policy is loaded'
@@ -25,8 +26,9 @@ class PolicyServices:
     :param loop: returns the topics of the policy, or None while the node is not configured
     """
 
-    def __init__(self, node: Node, loop: Callable[[], PolicyLoop | None]) -> None:
+    def __init__(self, node: Node, loop: Callable[[], PolicyLoop | None], estop: EStop) -> None:
         self._loop = loop
+        self._estop = estop
         node.create_service(SetBool, '~/pause', self._on_pause)
         node.create_service(Trigger, '~/estop_reset', self._on_estop_reset)
         node.create_service(Trigger, '~/reset_history', self._on_reset_history)
@@ -43,10 +45,7 @@ class PolicyServices:
         return SetBool.Response(success=True, message='paused' if request.data else 'going on')
 
     def _on_estop_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        loop = self._loop()
-        if loop is None:
-            return Trigger.Response(message=_NOT_CONFIGURED)
-        unlocked = loop.controller.estop.reset(time.monotonic_ns())
+        unlocked = self._estop.reset(time.monotonic_ns())
         return Trigger.Response(success=unlocked, message=(
             'unlocked; the robot holds still until an instruction comes' if unlocked else
             'still locked: the e-stop topic says true, or is silent'))

@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is saved is loaded again, and what cannot be loaded is refused by name."""
 
+from fnmatch import fnmatch
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from safetensors.torch import load_file, save_file
 from tiny_models import VOCABULARY, tiny_model
 import torch
 
 from worldvla_ros.errors import CheckpointError
-from worldvla_ros.model.checkpoint import fingerprint, load_model, pick_dtype, save_model
+from worldvla_ros.model.checkpoint import (
+    fingerprint,
+    load_model,
+    pick_dtype,
+    resolve_folder,
+    save_model,
+)
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
+from worldvla_ros.policy.pretrained import RELEASED_TEXT_TOKENIZERS
 from worldvla_ros.tokens.vocab import Vocabulary
 
 IDS = torch.arange(20)[None]
@@ -213,3 +222,18 @@ def test_fingerprint_follows_the_weights(saved):
     assert fingerprint(saved) == before
     edit_weights(saved, lambda state: state['model.norm.weight'].add_(1))
     assert fingerprint(saved) != before
+
+
+def test_a_download_brings_every_place_of_the_tokenizers_and_no_other_weights(tmp_path,
+                                                                              monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download',
+                        lambda _, allow_patterns: asked.extend(allow_patterns) or tmp_path)
+    (tmp_path / 'model_256').mkdir()
+    resolve_folder('Somebody/WorldVLA', 'model_256')
+
+    def comes(file):
+        return any(fnmatch(file, pattern) for pattern in asked)
+    assert all(comes(file) for file in ('model_256/model-1.safetensors', *RELEASED_TEXT_TOKENIZERS,
+                                        'chameleon/tokenizer/vqgan.ckpt'))
+    assert not comes('base_model/model.safetensors') and not comes('model_512/config.json')

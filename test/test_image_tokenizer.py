@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images go to codes and back; files and frames that do not fit are refused."""
 
+from argparse import Namespace
 import random
 
 import numpy as np
@@ -40,10 +41,10 @@ def frames(count=2, height=64, width=96, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), np.uint8)
 
 
-def write_meta_layout(folder, tokenizer, **extra):
+def write_meta_layout(folder, tokenizer, zipped=True, **extra):
     (folder / 'vqgan.yaml').write_text(yaml.safe_dump({'model': {'params': META_CONFIG}}))
     torch.save({'state_dict': {**tokenizer.state_dict(), 'loss.logvar': torch.zeros(1)}, **extra},
-               folder / 'vqgan.ckpt')
+               folder / 'vqgan.ckpt', _use_new_zipfile_serialization=zipped)
 
 
 def test_shapes_and_types_of_both_directions():
@@ -131,6 +132,24 @@ def test_a_checkpoint_with_code_in_it_is_not_unpickled(tmp_path):
     with pytest.raises(CheckpointError, match=r'vqgan\.ckpt.*not unpickled'):
         load_image_tokenizer(tmp_path)
     assert not hasattr(builtins, 'trap_was_sprung')
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_what_lightning_keeps_beside_the_weights_is_skipped(tmp_path, zipped):
+    """Old files are no zip archives, and torch can map these alone into memory."""
+    written = tokenizer_of(ImageTokenizerConfig.from_dict(META_CONFIG))
+    write_meta_layout(tmp_path, written, zipped, epoch=3, callbacks={'best': torch.ones(1)},
+                      optimizer_states=[{'state': {0: {'step': 1}}}], lr_schedulers=[])
+    read = load_image_tokenizer(tmp_path).state_dict()
+    assert all(torch.equal(read[name], value) for name, value in written.state_dict().items())
+
+
+def test_a_checkpoint_with_other_objects_says_which_and_what_to_do(tmp_path):
+    write_meta_layout(tmp_path, tokenizer_of(ImageTokenizerConfig.from_dict(META_CONFIG)),
+                      hyper_parameters=Namespace(size=64))
+    with pytest.raises(CheckpointError, match=r'vqgan\.ckpt holds argparse\.Namespace .*'
+                                              r"torch\.save\(\{'state_dict'"):
+        load_image_tokenizer(tmp_path)
 
 
 def test_a_truncated_checkpoint_is_named(tmp_path):

@@ -276,24 +276,45 @@ def test_a_missing_file_is_named(tmp_path, checkpoint, file, message):
         WorldVLAPolicy.from_pretrained(tmp_path)
 
 
-def test_the_released_repositorys_layout_is_read(tmp_path, checkpoint, policy):
+@pytest.fixture
+def released(tmp_path, checkpoint):
+    """The released repository's layout, without a text tokenizer."""
     weights = tmp_path / 'model_256' / 'libero_goal'
     tokenizers = tmp_path / 'chameleon' / 'tokenizer'
-    for folder, names in ((weights, ('config.json', 'model.safetensors', 'policy.json')),
-                          (tokenizers, ('tokenizer.json',))):
+    for folder in (weights, tokenizers, tmp_path / 'base_model'):
         folder.mkdir(parents=True)
-        for name in names:
-            (folder / name).symlink_to(checkpoint / name)
+    for name in ('config.json', 'model.safetensors', 'policy.json'):
+        (weights / name).symlink_to(checkpoint / name)
     images = checkpoint / 'image_tokenizer'
     entries = json.loads((images / 'config.json').read_text())
     (tokenizers / 'vqgan.yaml').write_text(yaml.safe_dump(entries))
     torch.save({'state_dict': load_file(images / 'model.safetensors')},
                tokenizers / 'vqgan.ckpt')
-    released = WorldVLAPolicy.from_pretrained(tmp_path, subfolder='model_256/libero_goal',
-                                              dtype='float32')
+    return tmp_path
+
+
+@pytest.mark.parametrize('others', [
+    ('chameleon/tokenizer/text_tokenizer.json',), ('chameleon/tokenizer/tokenizer.json',),
+    ('base_model/tokenizer.json', 'chameleon/tokenizer/text_tokenizer.json')])
+def test_the_released_repositorys_layout_is_read(released, checkpoint, policy, others):
+    """The base model's text tokenizer comes first: the weights were trained with it."""
+    used, *unused = others
+    (released / used).symlink_to(checkpoint / 'tokenizer.json')
+    for name in unused:
+        (released / name).write_text('not this one')
+    loaded = WorldVLAPolicy.from_pretrained(released, subfolder='model_256/libero_goal',
+                                            dtype='float32')
     observation = Observation((frame(1), frame(2)), TASK)
-    np.testing.assert_array_equal(released.predict_chunk(observation).token_ids,
+    np.testing.assert_array_equal(loaded.predict_chunk(observation).token_ids,
                                   policy.predict_chunk(observation).token_ids)
+
+
+def test_without_a_text_tokenizer_all_places_that_were_looked_at_are_named(released):
+    with pytest.raises(CheckpointError) as error:
+        WorldVLAPolicy.from_pretrained(released, subfolder='model_256/libero_goal')
+    for file in ('model_256/libero_goal/tokenizer.json', 'base_model/tokenizer.json',
+                 'chameleon/tokenizer/text_tokenizer.json'):
+        assert str(released / file) in str(error.value)
 
 
 @pytest.mark.parametrize('file', sorted((Path(__file__).parents[1] / 'config/model').iterdir()),

@@ -140,10 +140,12 @@ def resolve_folder(path: str | Path, subfolder: str | None = None) -> Path:
 def _download(hub_id: str, subfolder: str | None) -> Path:
     from huggingface_hub import snapshot_download  # only downloads need it
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    # The released repository keeps the tokenizers of all its sub-folders in one place.
+    # The released repository keeps the tokenizers of all its sub-folders apart; the base model's
+    # lies beside weights that are not needed.
     folders = [f'{subfolder}/', '*tokenizer/'] if subfolder else ['']
-    patterns = [f'{folder}*.{suffix}' for folder in folders
-                for suffix in ('json', 'safetensors', 'yaml', 'ckpt')]
+    patterns = [*(f'{folder}*.{suffix}' for folder in folders
+                  for suffix in ('json', 'safetensors', 'yaml', 'ckpt')),
+                '*base_model/tokenizer.json']
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -8,7 +8,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import json
 from pathlib import Path
 import pickle
+import re
 from typing import Any
+import zipfile
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -69,15 +71,22 @@ def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def read_torch_checkpoint(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of a torch checkpoint's `state_dict`; only tensors are unpickled."""
+    """Yield the tensors of a torch checkpoint's `state_dict`; only tensors are unpickled.
+
+    What training left beside them (epoch, states of optimizers) is skipped if it is plain values.
+    """
     try:
-        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        mapped = zipfile.is_zipfile(path)  # torch's format before 1.6 cannot be mapped
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=mapped)
+        state = content.get('state_dict', content)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AttributeError) as error:
+        objects = re.findall(r'GLOBAL (\S+)', str(error))
+        held = f'holds {objects[0]}' if objects else 'is truncated or holds more than tensors'
         raise CheckpointError(
-            f'{path} is truncated or holds more than tensors, and is not unpickled because '
-            f'that would run its code; convert it to safetensors where you trust it: '
-            f'{str(error).splitlines()[0]}') from error
-    state = content.get('state_dict', content)
+            f'{path} {held} and is not unpickled, because that would run its code; where you '
+            f"trust it, keep its tensors alone: torch.save({{'state_dict': torch.load(FILE, "
+            f"weights_only=False)['state_dict']}}, FILE) ({str(error).splitlines()[0]})"
+        ) from error
     yield from ((name, value) for name, value in state.items() if isinstance(value, Tensor))
 
 

@@ -20,11 +20,17 @@ from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import PromptBuilder
 from worldvla_ros.tokens.state_tokenizer import StateTokenizer
-from worldvla_ros.tokens.text_tokenizer import TOKENIZER_FILE, TextTokenizer
+from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 
 IMAGE_TOKENIZER_FOLDER = 'image_tokenizer'
-RELEASED_TOKENIZER_FOLDER = 'chameleon/tokenizer'
-"""Where the released repository keeps both tokenizers, once for all of its sub-folders."""
+RELEASED_IMAGE_TOKENIZER = 'chameleon/tokenizer'
+RELEASED_TEXT_TOKENIZERS = (
+    'base_model/tokenizer.json', 'chameleon/base_model/tokenizer.json',
+    'chameleon/tokenizer/tokenizer.json', 'chameleon/tokenizer/text_tokenizer.json')
+"""Where the released repository keeps its tokenizers, once for all of its sub-folders.
+
+The weights were trained with the base model's; Chameleon's own has the same vocabulary.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,15 +65,14 @@ class Pretrained:
         settings = PolicySettings.load(folder / POLICY_FILE)
         if num_actions is not None:
             settings = replace(settings, horizon=num_actions)
-        released = folder.joinpath(*['..'] * len(Path(subfolder or '').parts),
-                                   RELEASED_TOKENIZER_FOLDER)
-        text = folder if (folder / TOKENIZER_FILE).exists() or not released.exists() else released
-        images = folder / IMAGE_TOKENIZER_FOLDER
+        repository = (folder, *folder.parents)[len(Path(subfolder or '').parts)]
+        images, released = folder / IMAGE_TOKENIZER_FOLDER, repository / RELEASED_IMAGE_TOKENIZER
         if not images.exists() and has_image_tokenizer(released):
             images = released
         return cls(model=load_model(folder, device=device, dtype=pick_dtype(dtype, device)),
                    image_tokenizer=load_image_tokenizer(images, device),
-                   text_tokenizer=TextTokenizer.from_folder(text),
+                   text_tokenizer=TextTokenizer.from_folder(
+                       folder, *(repository / file for file in RELEASED_TEXT_TOKENIZERS)),
                    settings=settings, fingerprint=fingerprint(folder))
 
     @property

@@ -18,14 +18,17 @@ class TextTokenizer:
         self._tokenizer = tokenizer
 
     @classmethod
-    def from_folder(cls, folder: Path) -> 'TextTokenizer':
-        """Read `tokenizer.json` of a checkpoint; raises CheckpointError when it is unusable."""
-        path = folder / TOKENIZER_FILE
-        if not path.is_file():
+    def from_folder(cls, folder: Path, *elsewhere: Path) -> 'TextTokenizer':
+        """Read `tokenizer.json` of a checkpoint; raises CheckpointError when it is unusable.
+
+        :param elsewhere: files that are looked for next, in this order.
+        """
+        places = (folder / TOKENIZER_FILE, *elsewhere)
+        path = next((place for place in places if place.is_file()), None)
+        if path is None:
             raise CheckpointError(
                 f'no {TOKENIZER_FILE} in {folder}: expected the tokenizer that the checkpoint '
-                f'was trained with (released weights keep it in a separate tokenizer folder; '
-                f'copy it there)')
+                f'was trained with; looked for {", ".join(map(str, places))}')
         try:
             return cls(Tokenizer.from_file(str(path)))
         except Exception as error:  # `tokenizers` raises bare Exception on a malformed file

@@ -30,6 +30,7 @@ from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import FrameError, InferenceError
 from worldvla_ros.inference.backend import Health
 from worldvla_ros.inference.inproc_backend import InprocBackend
+from worldvla_ros.inference.messages import TERMINAL_SIGNALS
 
 
 @pytest.fixture(scope='module')
@@ -170,9 +171,10 @@ def test_it_shows_signs_of_life_and_its_memory(backend):
     assert backend.fault == ''
 
 
-def test_it_ignores_an_interrupt_from_the_terminal(backend):
+@pytest.mark.parametrize('number', TERMINAL_SIGNALS)
+def test_it_ignores_a_signal_from_the_terminal(backend, number):
     pid = backend.process_id
-    os.kill(pid, signal.SIGINT)
+    os.kill(pid, number)
     assert ask(backend, 1).chunk is not None
     assert backend.process_id == pid
 

@@ -243,12 +243,12 @@ def program(domain_id):
     path = Path(get_package_prefix('worldvla_ros')) / 'lib/worldvla_ros/worldvla_policy'
     processes = []
 
-    def program(**values):
+    def program(*wrapper, **values):
         values = {'control.rate': RATE, 'obs.tolerance': 0.005, 'status_rate': 20.0, **values}
         arguments = [word for name, value in values.items()
                      for word in ('-p', f'{name}:={value}')]
         processes.append(subprocess.Popen(
-            [path, '--ros-args', *arguments], stderr=subprocess.PIPE, text=True,
+            [*wrapper, path, '--ros-args', *arguments], stderr=subprocess.PIPE, text=True,
             start_new_session=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'}))
         return processes[-1]
     yield program
@@ -257,7 +257,8 @@ def program(domain_id):
         process.communicate()
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('number', [
+    signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP])  # SIGHUP: a closed terminal
 def test_a_signal_ends_the_program_with_zero_motion_and_answers(program, client, number):
     process = program(backend='mock')
     client.wait_until_active()
@@ -272,6 +273,16 @@ def test_a_signal_ends_the_program_with_zero_motion_and_answers(program, client,
     assert is_zero(client.actions[-1]) and client.actions[-1].gripper == -1.0
     client.wait_for(result.done)
     assert 'deactivated' in result.result().result.message
+
+
+def test_a_closed_terminal_does_not_end_the_program_under_nohup(program, client):
+    process = program('nohup', backend='mock')
+    client.wait_until_active()
+    process.send_signal(signal.SIGHUP)
+    client.next(client.statuses)
+    client.next(client.statuses)
+    process.send_signal(signal.SIGTERM)
+    client.wait_for(lambda: client.actions[-1].reason == DeltaAction.REASON_SHUTDOWN)
 
 
 def test_a_signal_while_the_policy_loads_ends_the_program_at_once(program, wait_for):

@@ -2,12 +2,16 @@
 """What the node and its worker say to each other over their pipe (both ends are ours)."""
 
 from dataclasses import dataclass
+import signal
 
 import numpy as np
 
 from worldvla_ros.datatypes import ActionChunk
 from worldvla_ros.inference.backend import BackendInfo
 from worldvla_ros.inference.shared_frames import FrameSlot
+
+TERMINAL_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+"""Ctrl-C, Ctrl-\\ and a closed terminal reach all its processes, node and worker alike."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from worldvla_ros.datatypes import Observation
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.inference.backend import BackendInfo
 from worldvla_ros.inference.messages import (
+    TERMINAL_SIGNALS,
     Answer,
     Heartbeat,
     LoadFailed,
@@ -109,8 +110,8 @@ def resident_bytes() -> int:
 
 def main() -> int:
     """Run with the descriptors of pipe and shared memory as arguments."""
-    # Ctrl-C reaches the whole process group; the node decides when the worker stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in TERMINAL_SIGNALS:  # the node decides when the worker stops
+        signal.signal(number, signal.SIG_IGN)
     _exit_with_the_pipe(int(sys.argv[1]))
     os.nice(5)  # the publisher of commands goes first
     connection = Connection(int(sys.argv[1]))

@@ -17,6 +17,7 @@ from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import FrameError, InferenceError
 from worldvla_ros.inference.backend import BackendInfo, Health, Result
 from worldvla_ros.inference.messages import (
+    TERMINAL_SIGNALS,
     Answer,
     Heartbeat,
     LoadFailed,
@@ -150,8 +151,8 @@ class WorkerBackend:
 
     def _launch(self) -> None:
         ours, theirs = Pipe()
-        # Ctrl-C reaches the whole process group; it waits until the worker can ignore it.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        # What reaches the whole process group waits until the worker can ignore it.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, '-m', 'worldvla_ros.inference.worker', str(theirs.fileno()),

@@ -19,8 +19,9 @@ from rclpy.task import Future
 from rosgraph_msgs.msg import Clock
 
 from worldvla_ros.errors import WorldVLAError
+from worldvla_ros.inference.messages import TERMINAL_SIGNALS
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
 _LAST_CALLBACKS = 20  # more than a node has goals and calls open at its end
 _LAST_WAIT = 0.01  # [s] for each: a client may be asking for its result just now
 _CLOCK_POLL = 0.1  # [s] between two looks whether to give up waiting for /clock
@@ -29,7 +30,7 @@ _CLOCK_POLL = 0.1  # [s] between two looks whether to give up waiting for /clock
 def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
              args: list[str] | None = None) -> int:
     """
-    Spin one node until SIGINT or SIGTERM, then call its `close`, if it has one.
+    Spin one node until one of STOP_SIGNALS, then call its `close`, if it has one.
 
     A callback that takes long can be told to give up: the node's `interrupt`, if it has one, is
     called as soon as a signal comes, from another thread.
@@ -45,7 +46,9 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
     os.set_blocking(wake_up, False)
     signal.set_wakeup_fd(wake_up)
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: None)
+        under_nohup = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
+        if not under_nohup:
+            signal.signal(number, lambda *_: None)
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
     stop: Future = Future()

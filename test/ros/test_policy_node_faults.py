@@ -9,7 +9,7 @@ import threading
 
 from ament_index_python.packages import get_package_prefix
 import cv2
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, Twist, TwistStamped
 import numpy as np
 from policy_client import NODE, RATE, TASK, is_zero, noise, picture
 import pytest
@@ -116,13 +116,32 @@ def test_compressed_images_are_decoded_and_garbage_is_refused(start_policy, clie
     client.next_motion()
 
 
-def test_another_commander_of_the_same_topic_holds_both_off(running):
-    other = running.node.create_publisher(DeltaAction, f'{NODE}/action', 10)
-    running.next_halt(DeltaAction.REASON_CONFLICT)
-    status = running.next_status(lambda status: status.state == PolicyStatus.STATE_HOLDING)
+@pytest.mark.parametrize('kind, topic', [
+    (DeltaAction, 'action'), (TwistStamped, 'delta_twist_cmds')])
+def test_another_commander_of_the_same_topic_holds_both_off_before_any_report(
+        start_policy, client, kind, topic):
+    start_policy(servo__enabled=True, status_rate=0.1)
+    client.camera_on()
+    client.instruct()
+    client.next_motion()
+    other = client.node.create_publisher(kind, f'{NODE}/{topic}', 10)
+    client.next_halt(DeltaAction.REASON_CONFLICT)
+    client.node.destroy_publisher(other)
+    client.next_motion()
+
+
+def test_another_commander_is_seen_before_the_first_command(start_policy, client):
+    start_policy(autostart=False)
+    client.node.create_publisher(DeltaAction, f'{NODE}/action', 10)
+    assert client.transition('configure')
+    client.wait_for(lambda: client.node.count_publishers(f'{NODE}/action') > 1)
+    client.camera_on()
+    assert client.transition('activate')
+    goal = client.send_goal()
+    client.next_halt(DeltaAction.REASON_CONFLICT)
+    status = client.next_status(lambda status: status.state == PolicyStatus.STATE_HOLDING)
     assert 'another publisher' in status.halt_text
-    running.node.destroy_publisher(other)
-    running.next_motion()
+    assert goal.accepted and all(map(is_zero, client.actions))
 
 
 def test_a_script_that_is_over_holds_and_the_status_says_so(start_policy, client, tmp_path):
@@ -260,7 +279,7 @@ def program(domain_id):
 @pytest.mark.parametrize('number', [
     signal.SIGINT, signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP])  # SIGHUP: a closed terminal
 def test_a_signal_ends_the_program_with_zero_motion_and_answers(program, client, number):
-    process = program(backend='mock')
+    process = program(backend='mock', **{'servo.enabled': 'true'})
     client.wait_until_active()
     client.camera_on()
     goal = client.send_goal()
@@ -271,6 +290,8 @@ def test_a_signal_ends_the_program_with_zero_motion_and_answers(program, client,
     assert process.returncode == 0 and 'Traceback' not in log
     client.wait_for(lambda: client.actions[-1].reason == DeltaAction.REASON_SHUTDOWN)
     assert is_zero(client.actions[-1]) and client.actions[-1].gripper == -1.0
+    client.wait_for(lambda: client.twists[-1].header == client.actions[-1].header)
+    assert client.twists[-1].twist == Twist()
     client.wait_for(result.done)
     assert 'deactivated' in result.result().result.message
 

@@ -14,6 +14,7 @@ from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rclpy.timer import Timer
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -35,6 +36,7 @@ from worldvla_ros.safety.watchdog import EStop
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _COMMANDS = QoSProfile(depth=10)  # reliable; deep enough that a busy simulator misses none
 _LOG_PERIOD = 5.0  # [s] between two log lines of the same complaint
+_RIVAL_PERIOD = 0.1  # [s] between two looks for a second commander
 _CLOCK_SILENCE_NS = 500_000_000  # without a tick for so long, simulated time stands still
 _FAREWELL = Duration(seconds=0.2)  # longest wait until the last command is acknowledged
 
@@ -102,6 +104,7 @@ class PolicyLoop:
         """
         self.controller.reset_history()
         self.active = True
+        self._look_for_rivals()
         self._last_tick_ns = time.monotonic_ns()
         period = 1.0 / self._config.control.rate
         by_node_clock = simulated and not self._config.lockstep
@@ -109,7 +112,8 @@ class PolicyLoop:
         create = self._node.create_timer
         self._timers = [
             create(period, on_timer,
-                   clock=self._node.get_clock() if by_node_clock else self._steady)]
+                   clock=self._node.get_clock() if by_node_clock else self._steady),
+            create(_RIVAL_PERIOD, self._look_for_rivals, clock=self._steady)]
         if by_node_clock:
             self._timers.append(create(period, self._watch_clock, clock=self._steady))
 
@@ -127,7 +131,12 @@ class PolicyLoop:
         self._announce()
         self._publish(self.controller.hold(reason))
         self._status.publish(self._reporter.inactive_status(self.header(), reason))
-        self._actions.wait_for_all_acked(_FAREWELL)
+        for publisher in self._commanders():
+            publisher.wait_for_all_acked(_FAREWELL)
+
+    def _commanders(self) -> list[Publisher]:
+        """Return the publishers whose messages move a robot."""
+        return [self._actions, *([] if self._twists is None else [self._twists])]
 
     def destroy(self) -> None:
         """Take all topics away."""
@@ -262,6 +271,12 @@ class PolicyLoop:
             self._publish(self.controller.hold(Reason.CLOCK))
             self._tasks.check(self.now_ns())
 
+    def _look_for_rivals(self) -> None:
+        """See whether another publisher commands one of our topics."""
+        self.controller.conflict = any(
+            self._node.count_publishers(publisher.topic_name) > 1
+            for publisher in self._commanders())
+
     def _publish(self, outgoing: Outgoing, stamp_ns: int | None = None) -> None:
         header = self.header(stamp_ns)
         self._actions.publish(conversions.outgoing_to_action(outgoing, header))
@@ -284,7 +299,6 @@ class PolicyLoop:
             self.controller.poll(self.now_ns(), time.monotonic_ns())
             self._status.publish(self._reporter.inactive_status(self.header(), Reason.INACTIVE))
             return
-        self.controller.conflict = self._node.count_publishers(self._actions.topic_name) > 1
         now_ns = self.now_ns()
         status = self._reporter.status(self.header(), now_ns, time.monotonic_ns())
         self._status.publish(status)

@@ -9,6 +9,7 @@ from worldvla_ros.errors import FrameError, InferenceError, StateError
 
 ACTION_DIM = 7
 """Values of one action: dx dy dz, rotation vector about the base axes (3), gripper."""
+ACTION_AXES = ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'gripper')
 
 STATE_DIM = 7
 """Values of the arm's state, see `arm_state`: position (3), rotation vector (3), gripper."""

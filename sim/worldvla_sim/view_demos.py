@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 
+from worldvla_ros.datatypes import ACTION_AXES
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.whole_files import write_whole
 from worldvla_sim import pictures
@@ -21,7 +22,6 @@ from worldvla_sim.demonstrations import (
     read_demonstration,
 )
 
-AXES = ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'gripper')
 NO_OP_NORM = 1e-4  # motions below this are no-ops to the published filter
 _FRAME_RATE = 20  # [Hz] of the control loop
 _SHEET_FRAMES, _SHEET_COLUMNS = 24, 6
@@ -74,7 +74,7 @@ def statistics_table(demos: Sequence[np.ndarray]) -> str:
     lines = [f'{len(demos)} demonstrations, {sum(lengths)} steps; length min {min(lengths)}, '
              f'mean {np.mean(lengths):.0f}, max {max(lengths)}; {idle} no-ops',
              f'{"axis":>8} {"min":>7} {"1 %":>7} {"mean":>7} {"99 %":>7} {"max":>7} {"std":>7}']
-    for name, values in zip(AXES, actions.T, strict=True):
+    for name, values in zip(ACTION_AXES, actions.T, strict=True):
         low, high = np.percentile(values, [1, 99])
         lines.append(f'{name:>8} {values.min():7.3f} {low:7.3f} {values.mean():7.3f} {high:7.3f} '
                      f'{values.max():7.3f} {values.std():7.3f}')
@@ -86,7 +86,7 @@ def plot_histograms(actions: np.ndarray, path: Path) -> None:
     from matplotlib.figure import Figure
     figure = Figure(figsize=(14, 5), layout='constrained')
     panels = figure.subplots(2, 4).ravel()
-    for panel, name, values in zip(panels, AXES, actions.T, strict=False):
+    for panel, name, values in zip(panels, ACTION_AXES, actions.T, strict=False):
         panel.hist(values, bins=np.linspace(-1, 1, 65), color='#31688e')
         panel.set(title=name, yscale='log', xlim=(-1.05, 1.05))
     panels[4].set(xlabel='controller input', ylabel='steps')

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
+from worldvla_ros.datatypes import ACTION_AXES
 from worldvla_ros.errors import CheckpointError
 from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
@@ -25,6 +26,7 @@ from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import StoredEpisode, TokenStore, tokenizer_fingerprint
 
 MOST_STATE_WAVES = 32  # over the range of a value of the state: the shortest is of 8 bins
+MOST_CLIPPED = 0.01  # of the labels of an axis, without a warning
 INIT_STD = 0.02  # of the weights, as usual for transformers of this family
 
 
@@ -37,6 +39,16 @@ class Experiment:
     train: SampleTable
     held_out: SampleTable | None  # None: too little data to hold any out
     data: str  # fingerprint of the store
+    clipped_labels: NDArray[np.float64]  # (7,) share of the training labels out of range
+
+    @property
+    def range_report(self) -> str:
+        """Say in one line how many labels saturate, on each axis."""
+        shares = ', '.join(f'{axis} {share:.1%}' for axis, share in
+                           zip(ACTION_AXES, self.clipped_labels, strict=True))
+        warning = ('' if self.clipped_labels.max() <= MOST_CLIPPED else
+                   'warning: these actions are not learned as they are; ')
+        return f'{warning}action labels outside of the range of the tokens: {shares}'
 
 
 def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Experiment:
@@ -64,7 +76,8 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
         held_out_table = table(held_out)
     except DatasetError:
         held_out_table = None
-    return Experiment(config, pretrained, table(train), held_out_table, store.header.data)
+    return Experiment(config, pretrained, table(train), held_out_table, store.header.data,
+                      _clipped_labels(store, train, pretrained.settings))
 
 
 def initialise(model: Transformer) -> None:
@@ -148,7 +161,7 @@ def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
 
 def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
             ) -> Pretrained:
-    """Load a checkpoint; what it learned of actions and prompts goes on, history may differ.
+    """Load a checkpoint; its shape, action range and prompts go on, history may differ.
 
     One that has not read the state of the arm begins to where the configuration says so.
     """
@@ -194,6 +207,14 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
         history_length=config.data.history_length, horizon=config.data.horizon,
         chunk_mask=config.data.chunk_mask, bin_choice=config.model.bin_choice,
         action_minimum=low, action_maximum=high, notes=_notes(store))
+
+
+def _clipped_labels(store: TokenStore, train: list[StoredEpisode], settings: PolicySettings
+                    ) -> NDArray[np.float64]:
+    labels = np.concatenate([store.actions[episode.steps] for episode in train])
+    low, high = (np.array(end, dtype=labels.dtype) for end in (settings.action_minimum,
+                                                               settings.action_maximum))
+    return np.asarray(((labels < low) | (labels > high)).mean(0))
 
 
 def _as_tuples(bounds: tuple[NDArray[np.float64], NDArray[np.float64]]

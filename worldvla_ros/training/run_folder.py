@@ -8,6 +8,7 @@
         train.yaml               the configuration of the run that made it
 
 A run is resumed from its newest checkpoint, and only with the configuration that it began with.
+Where it began from a checkpoint, train.yaml has the shape of that network, not the one asked for.
 """
 
 from collections.abc import Callable, Mapping
@@ -48,6 +49,20 @@ def save_pretrained(pretrained: Pretrained, folder: Path, **options: Any) -> Non
     pretrained.settings.save(folder / POLICY_FILE)
 
 
+_SHAPE = ('hidden_size', 'intermediate_size', 'num_layers', 'num_heads', 'tie_word_embeddings')
+_INHERITED = ('data.action_range', *(f'model.{name}' for name in _SHAPE))
+"""What the checkpoint that a run starts from decides; its shape alone, and all of it."""
+
+
+def config_as_used(config: TrainConfig, pretrained: Pretrained) -> TrainConfig:
+    """Return the configuration with what the checkpoint it starts from decided in its place."""
+    if not config.model.init_from:
+        return config
+    shape = {name: getattr(pretrained.model.config, name) for name in _SHAPE}
+    return replace(config, model=replace(config.model, **shape),
+                   data=replace(config.data, action_range='checkpoint'))
+
+
 class RunFolder:
     """Reads and writes the files of one run."""
 
@@ -64,7 +79,8 @@ class RunFolder:
         stored = flatten(load_yaml(found[-1] / CONFIG_FILE, TrainConfig))
         given = flatten(self._config)
         changed = [f'{name}: {stored[name]!r} -> {given[name]!r}' for name in given
-                   if given[name] != stored[name] and not _may_change(name)]
+                   if given[name] != stored[name] and not _may_change(name)
+                   and not (stored['model.init_from'] and name in _INHERITED)]
         if changed:
             raise ConfigError(f'{self.path} holds a run of another configuration '
                               f'({"; ".join(changed)}); give another run.output, or restore the '
@@ -76,7 +92,7 @@ class RunFolder:
         def write(folder: Path) -> None:
             save_pretrained(pretrained, folder)
             torch.save(dict(state), folder / STATE_FILE)
-            self._write_config(folder)
+            self._write_config(folder, pretrained)
         target = self._write_whole(self._checkpoints / f'step-{step:08}', '.draft-', write)
         for old in sorted(self._checkpoints.glob('step-*'))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
@@ -88,11 +104,12 @@ class RunFolder:
 
         def write(folder: Path) -> None:
             save_pretrained(half, folder, max_shard_bytes=max_shard_bytes)
-            self._write_config(folder)
+            self._write_config(folder, pretrained)
         return self._write_whole(self.path / 'final', '.draft-final-', write)
 
-    def _write_config(self, folder: Path) -> None:
-        (folder / CONFIG_FILE).write_text(yaml.safe_dump(asdict(self._config)))
+    def _write_config(self, folder: Path, pretrained: Pretrained) -> None:
+        used = config_as_used(self._config, pretrained)
+        (folder / CONFIG_FILE).write_text(yaml.safe_dump(asdict(used)))
 
     def _write_whole(self, target: Path, prefix: str, write: Callable[[Path], None]) -> Path:
         """Write a folder under another name, then rename it.

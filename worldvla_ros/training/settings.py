@@ -23,8 +23,9 @@ class DataConfig:
     world_rounds: int = bounded(1, minimum=1, unit='frame', doc='predicted in one world sample')
     state: bool = bounded(False, doc='the state of the arm in the prompt of the action branch')
     split: str = bounded('numeric', choices=('numeric', 'published'))
-    action_range: str = bounded('data', choices=('data', 'libero'),
-                                doc='extremes of the training episodes, or the published ones')
+    action_range: str = bounded('data', choices=('data', 'libero', 'checkpoint'),
+                                doc='extremes of the training episodes, the published ones, or '
+                                    'those of model.init_from, which has the last word')
     batch_size: int = bounded(32, minimum=1, unit='sample', doc='of all processes together')
     accumulate: int = bounded(1, minimum=1, doc='parts of a batch, one after the other: less '
                                                 'memory; each counts alike in the loss')
@@ -112,6 +113,8 @@ class TrainConfig:
         if not self.data.branches or len(set(self.data.branches)) < len(self.data.branches):
             raise ConfigError(f'data.branches must name each branch once, got '
                               f'{self.data.branches}')
+        if self.data.action_range == 'checkpoint' and not self.model.init_from:
+            raise ConfigError("data.action_range is 'checkpoint', and model.init_from names none")
         if self.model.hidden_size % (2 * self.model.num_heads):
             raise ConfigError(f'model.hidden_size must be a multiple of 2 x num_heads '
                               f'({2 * self.model.num_heads}), got {self.model.hidden_size}')

@@ -29,7 +29,10 @@ def train(config: TrainConfig) -> Path | None:
     """Train to the configured step, resuming a run in the same folder; return the result."""
     torch.set_num_threads(config.run.threads)
     checkpoint = RunFolder(config).latest()
-    trainer = Trainer(build_experiment(config, checkpoint), checkpoint)
+    experiment = build_experiment(config, checkpoint)
+    trainer = Trainer(experiment, checkpoint)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(experiment.range_report, file=sys.stderr)
     if checkpoint is not None:
         print(f'resuming from {checkpoint}', file=sys.stderr)
     return trainer.run()

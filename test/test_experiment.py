@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run takes over from the checkpoint that it starts from is said, not hidden."""
+
+from dataclasses import asdict, replace
+import json
+
+import pytest
+from training_runs import TINY, tiny_config
+import yaml
+
+from worldvla_ros.config import load_yaml
+from worldvla_ros.errors import ConfigError
+from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.run_folder import RunFolder
+from worldvla_ros.training.settings import TrainConfig
+from worldvla_ros.training.train import main, train
+
+
+@pytest.fixture
+def started_from_another(tmp_path):
+    """Configuration of a run that starts from another one, and asks for more layers."""
+    first = train(tiny_config(tmp_path, steps=1))
+    config = tiny_config(tmp_path, steps=2, output='second')
+    return replace(config, model=replace(TINY, num_layers=3, init_from=str(first)))
+
+
+def narrow(folder, axis, to):
+    """Make the action range of a checkpoint narrower on one axis."""
+    entries = json.loads((folder / 'policy.json').read_text())
+    entries['action_minimum'][axis], entries['action_maximum'][axis] = -to, to
+    (folder / 'policy.json').write_text(json.dumps(entries))
+
+
+def test_train_yaml_has_the_shape_and_the_range_that_were_used(started_from_another, tmp_path):
+    final = train(started_from_another)
+    checkpoint = RunFolder(started_from_another).latest()
+    for folder in (final, checkpoint):
+        used = load_yaml(folder / 'train.yaml', TrainConfig)
+        assert (used.model.num_layers, used.data.action_range) == (2, 'checkpoint')
+    longer = replace(started_from_another, run=replace(started_from_another.run, steps=3))
+    assert train(longer) is not None, 'it resumes with the file that it began with'
+    assert train(replace(used, run=replace(used.run, steps=4))) is not None, 'and with its own'
+
+
+def test_a_run_whose_train_yaml_says_what_was_asked_for_is_resumed(started_from_another):
+    """As those have that were written before."""
+    train(started_from_another)
+    folder = RunFolder(started_from_another)
+    (folder.latest() / 'train.yaml').write_text(yaml.safe_dump(asdict(started_from_another)))
+    assert folder.latest().name == 'step-00000002'
+
+
+def test_the_range_of_a_checkpoint_needs_a_checkpoint(tmp_path):
+    with pytest.raises(ConfigError, match=r'model\.init_from names none'):
+        tiny_config(tmp_path, action_range='checkpoint')
+
+
+def test_labels_that_saturate_are_counted_per_axis(started_from_another, tmp_path, capsys):
+    assert not build_experiment(started_from_another).clipped_labels.any()
+    narrow(tmp_path / 'run' / 'final', 3, 0.45)
+    experiment = build_experiment(started_from_another)
+    assert experiment.clipped_labels[3] > 0.1
+    assert experiment.clipped_labels[[0, 1, 2, 4, 5, 6]].max() == 0
+    assert experiment.range_report.startswith('warning:')
+    file = tmp_path / 'second.yaml'
+    file.write_text(yaml.safe_dump(asdict(started_from_another)))
+    assert main(['--config', str(file)]) == 0
+    line, = (line for line in capsys.readouterr().err.splitlines() if 'action labels' in line)
+    assert f'dz 0.0%, droll {experiment.clipped_labels[3]:.1%}, dpitch 0.0%' in line
+
+
+def test_few_labels_out_of_range_are_told_without_a_warning(tmp_path):
+    experiment = build_experiment(tiny_config(tmp_path))
+    few = replace(experiment, clipped_labels=experiment.clipped_labels + 0.004)
+    assert few.range_report.startswith('action labels') and 'dx 0.4%' in few.range_report

@@ -58,6 +58,46 @@ def test_values_from_outside_arrive(new_node):
     assert parameters.lockstep and parameters.period_ns == 100_000_000
 
 
+@pytest.mark.parametrize('values, meant', [
+    ({'limits__max_translaton': 0.01}, "'limits.max_translaton'; did you mean "
+                                       "'limits.max_translation'"),
+    ({'max_rotation': 0.1}, "'max_rotation'; did you mean 'limits.max_rotation'"),
+    ({'whatever': 1}, "'whatever'; known keys: ")])
+def test_a_parameter_that_the_node_does_not_have_is_refused(new_node, values, meant):
+    """Pins a bug: ROS passes over it, and a misspelt limit limited nothing."""
+    with pytest.raises(ConfigError, match=meant):
+        new_node(**values)
+
+
+def test_what_ros_itself_takes_is_taken(new_node):
+    new_node(use_sim_time=True, start_type_description_service=False, **{
+        'qos_overrides./parameter_events.publisher.depth': 5})
+
+
+@pytest.mark.parametrize('section', ['worldvla_policy', '/**'])
+def test_a_parameter_file_is_looked_through_for_this_node(domain_id, tmp_path, section):
+    """In a section of its own or for all; that of another node is no matter."""
+    def start(name):
+        path = tmp_path / 'parameters.yaml'
+        path.write_text(f'{section}:\n  ros__parameters:\n    use_sim_time: false\n'
+                        f'    {name}: 0.01\n'
+                        f'another:\n  ros__parameters:\n    whatever: 1\n')
+        context = rclpy.Context()
+        rclpy.init(context=context, domain_id=domain_id,
+                   args=['--ros-args', '--params-file', str(path)])
+        node = rclpy.create_node('worldvla_policy', context=context,
+                                 start_parameter_services=False)
+        try:
+            declare(node, PolicyParameters)
+            return read(node, PolicyParameters)
+        finally:
+            node.destroy_node()
+            context.try_shutdown()
+    assert start('limits.max_translation').limits.max_translation == 0.01
+    with pytest.raises(ConfigError, match=r"did you mean 'limits\.max_translation'"):
+        start('limits.max_translaton')
+
+
 @pytest.mark.parametrize('weights', get_args(Weights))
 def test_the_weights_that_the_engine_has_can_be_asked_for(new_node, weights):
     parameters = read(new_node(weights=weights), PolicyParameters)

@@ -10,12 +10,13 @@ from typing import Any, TypeVar, get_origin
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
-from worldvla_ros.config import FieldInfo, bounded, describe, unflatten
+from worldvla_ros.config import FieldInfo, bounded, describe, nearest, unflatten
 from worldvla_ros.control.settings import ControllerSettings
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.inference.backend import BACKENDS
 
 T = TypeVar('T')
+_QOS_OVERRIDES = 'qos_overrides.'  # rclpy declares them as publishers and subscriptions come
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class WorkerParameters:
         doc='Torch threads of the worker; 0: all cores but one, which is left for the node')
     load_timeout: float = bounded(
         55.0, unit='s', minimum=1.0, maximum=600.0, read_only=True,
-        doc='Longest load and warm-up; below 60 s so that configure answers in time')
+        doc='Longest load, and longest step of the warm-up; configure waits no longer for both, '
+            'below 60 s so that it answers in time')
     answer_timeout: float = bounded(
         5.0, unit='s', minimum=0.05, maximum=600.0, read_only=True,
         doc='Longest wait for one chunk; after it the worker counts as hung')
@@ -135,9 +137,19 @@ class PolicyParameters(ControllerSettings):
 
 
 def declare(node: Node, cls: type) -> None:
-    """Declare every value of a configuration dataclass with type, range, unit and meaning."""
-    for info in describe(cls):
+    """
+    Declare every value of a configuration dataclass with type, range, unit and meaning.
+
+    Raises ConfigError for a parameter from outside that the node has not: ROS would pass over it,
+    and a misspelt limit would limit nothing.
+    """
+    infos = {info.name: info for info in describe(cls)}
+    for info in infos.values():
         node.declare_parameter(info.name, _to_parameter(info.default), _descriptor(info))
+    for name in node._parameter_overrides:  # rclpy has no other way to ask
+        if not node.has_parameter(name) and not name.startswith(_QOS_OVERRIDES):
+            raise ConfigError(f'{_where(node)}: unknown parameter {name!r}; '
+                              f'{nearest(name, infos)}')
 
 
 def read(node: Node, cls: type[T], changes: Mapping[str, Any] = MappingProxyType({})) -> T:

@@ -7,7 +7,8 @@ from rcl_interfaces.srv import SetParametersAtomically
 import rclpy
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.parameter import Parameter
-from std_msgs.msg import String
+from rclpy.qos import qos_profile_sensor_data
+from std_msgs.msg import Bool, String
 
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.msg import DeltaAction, PolicyStatus
@@ -229,6 +230,19 @@ def test_the_estop_is_heard_while_nothing_is_configured(start_policy, client):
     client.estop(True)
     assert client.transition('configure') and client.transition('activate')
     client.next_halt(DeltaAction.REASON_ESTOP)
+
+
+def test_an_estop_that_cannot_be_heard_locks_and_says_why(running):
+    """Pins a bug: reliable was asked for, so a best-effort button did nothing, silently."""
+    deaf = running.node.create_publisher(Bool, f'{NODE}/estop', qos_profile_sensor_data)
+    running.next_halt(DeltaAction.REASON_ESTOP)
+    running.next_status(lambda status: 'best-effort publisher' in status.halt_text)
+    response = running.trigger('estop_reset')
+    assert not response.success and 'cannot be heard' in response.message
+    running.node.destroy_publisher(deaf)
+    running.wait_for(lambda: running.trigger('estop_reset').success)
+    running.instruct()
+    running.next_motion()
 
 
 def test_a_heartbeat_out_of_range_is_refused_by_name(context, executor):

@@ -47,7 +47,7 @@ class PolicyNode(LifecycleNode):
         self._interrupted = False
         self._estop = EStopInput(self, self._stop_at_once)
         # They live as long as the node: a call that is being answered survives a cleanup.
-        self._requests = PolicyServices(self, lambda: self._loop, self._estop.latch)
+        self._requests = PolicyServices(self, lambda: self._loop, self._estop)
         self._tasks = TaskServer(
             self, lambda: self._loop if self._loop and self._loop.active else None)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)

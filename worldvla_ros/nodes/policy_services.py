@@ -2,7 +2,6 @@
 """What clients may ask of the policy node: pause, e-stop reset, history reset, one chunk."""
 
 from collections.abc import Callable
-import time
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
@@ -12,8 +11,8 @@ from std_srvs.srv import SetBool, Trigger
 from worldvla_ros.errors import InstructionError
 from worldvla_ros.inference.backend import Result
 from worldvla_ros.nodes import conversions
+from worldvla_ros.nodes.estop_input import EStopInput
 from worldvla_ros.nodes.policy_loop import PolicyLoop
-from worldvla_ros.safety.watchdog import EStop
 from worldvla_ros.srv import GetActionChunk
 
 _NOT_CONFIGURED = 'the node is not configured: no policy is loaded'
@@ -26,7 +25,8 @@ class PolicyServices:
     :param loop: returns the topics of the policy, or None while the node is not configured
     """
 
-    def __init__(self, node: Node, loop: Callable[[], PolicyLoop | None], estop: EStop) -> None:
+    def __init__(self, node: Node, loop: Callable[[], PolicyLoop | None],
+                 estop: EStopInput) -> None:
         self._loop = loop
         self._estop = estop
         node.create_service(SetBool, '~/pause', self._on_pause)
@@ -45,10 +45,11 @@ class PolicyServices:
         return SetBool.Response(success=True, message='paused' if request.data else 'going on')
 
     def _on_estop_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        unlocked = self._estop.reset(time.monotonic_ns())
+        unlocked = self._estop.reset()
         return Trigger.Response(success=unlocked, message=(
             'unlocked; the robot holds still until an instruction comes' if unlocked else
-            'still locked: the e-stop topic says true, or is silent'))
+            'still locked: the e-stop topic says true, is silent, or has a publisher that '
+            'cannot be heard'))
 
     def _on_reset_history(self, _: Trigger.Request,
                           response: Trigger.Response) -> Trigger.Response:

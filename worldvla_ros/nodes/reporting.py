@@ -61,6 +61,8 @@ class Reporter:
             again = '; loading again' if health is Health.LOADING else ''
             return (controller.backend.fault or REASON_TEXT[Reason.WORKER_DOWN]) + again
         text = REASON_TEXT[controller.halt]
+        if controller.halt is Reason.ESTOP:
+            return f'{text}; locked: {controller.estop.cause}'
         if self.frame_error and controller.halt in (Reason.NO_OBSERVATION,
                                                     Reason.STALE_OBSERVATION):
             return f'{text}; the last image was refused: {self.frame_error}'

@@ -108,6 +108,10 @@ class EStop:
         if pressed:
             self._cause = 'pressed'
 
+    def lock(self, cause: str) -> None:
+        """Lock for another cause than the input."""
+        self._cause = cause
+
     def poll(self, now_ns: int) -> bool:
         """Lock if the heartbeat is overdue; return whether it is locked."""
         if self._silent(now_ns) and not self.locked:

@@ -140,12 +140,13 @@ def checkpoint_folder(policy: str) -> Path:
 
 
 def checkpoint_name(policy: str) -> str:
-    """Return name and fingerprint of a checkpoint; '' for a policy that has none.
+    """Return name and fingerprints of a checkpoint; '' for a policy that has none.
 
     :raises CheckpointError: there is no checkpoint in the folder.
     """
     if policy in POLICIES:
         return ''
-    from worldvla_ros.policy.pretrained import fingerprint
+    from worldvla_ros.policy.pretrained import fingerprint, fingerprint_beside_weights
     folder = checkpoint_folder(policy)
-    return f'{PolicySettings.load(folder / POLICY_FILE).name}, {fingerprint(folder)}'
+    return (f'{PolicySettings.load(folder / POLICY_FILE).name}, settings and tokenizers '
+            f'{fingerprint_beside_weights(folder)}, weights {fingerprint(folder)}')

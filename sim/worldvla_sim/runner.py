@@ -32,7 +32,7 @@ class EvaluationSettings:
     over: str = PROCESS  # or ROS: policy node, bridge and topics in between
     mode: str = LOCKSTEP  # or REALTIME: the simulator does not wait (over ROS alone)
     device: str = 'cpu'  # torch device of a checkpoint
-    checkpoint: str = ''  # name and fingerprint of a checkpoint
+    checkpoint: str = ''  # name and fingerprints of a checkpoint
 
     def __post_init__(self) -> None:
         """Refuse what cannot be played."""

@@ -17,6 +17,7 @@ import pytest
 from worldvla_ros.datatypes import ActionChunk
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.policy.named_checkpoints import NAMES
+from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim import collect, evaluate, policies
 from worldvla_sim.episodes import EpisodeRecord
@@ -156,6 +157,19 @@ def test_a_checkpoint_that_changed_is_not_resumed_but_an_older_file_is():
     assert [one.init_state for one in kept] == [0]
     with pytest.raises(ConfigError, match=r'sha256:1.* there, .*sha256:2.* now'):
         evaluate._resumable_records(earlier, replace(settings, checkpoint='mini, sha256:2'))
+
+
+@pytest.mark.parametrize('file', ['policy.json', 'config.json', 'tokenizer.json',
+                                  'image_tokenizer/model.safetensors', 'model.safetensors'])
+def test_a_checkpoints_name_follows_every_file_that_its_policy_is_made_of(tmp_path, file):
+    folder = ensure_random_checkpoint(tmp_path)
+    before = policies.checkpoint_name(str(folder))
+    assert policies.checkpoint_name(str(folder)) == before
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content.replace(b'{', b'{ ', 1))
+    assert policies.checkpoint_name(str(folder)) != before
+    (folder / file).write_bytes(content)
+    assert policies.checkpoint_name(str(folder)) == before
 
 
 def test_failures_become_videos_and_the_report_shows_them(tmp_path):

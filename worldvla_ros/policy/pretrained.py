@@ -2,13 +2,20 @@
 """A checkpoint in memory: what the policy and the world model both work with."""
 
 from dataclasses import dataclass, replace
+import hashlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worldvla_ros.errors import CheckpointError
-from worldvla_ros.model.checkpoint import fingerprint, load_model, pick_dtype, resolve_folder
+from worldvla_ros.model.checkpoint import (
+    CONFIG_FILE,
+    fingerprint,
+    load_model,
+    pick_dtype,
+    resolve_folder,
+)
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.model.image_tokenizer import (
     ImageTokenizer,
@@ -20,7 +27,7 @@ from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import PromptBuilder
 from worldvla_ros.tokens.state_tokenizer import StateTokenizer
-from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+from worldvla_ros.tokens.text_tokenizer import TOKENIZER_FILE, TextTokenizer
 
 IMAGE_TOKENIZER_FOLDER = 'image_tokenizer'
 RELEASED_IMAGE_TOKENIZER = 'chameleon/tokenizer'
@@ -31,6 +38,20 @@ RELEASED_TEXT_TOKENIZERS = (
 
 The weights were trained with the base model's; Chameleon's own has the same vocabulary.
 """
+
+
+def fingerprint_beside_weights(folder: Path) -> str:
+    """Return a short name of the settings and tokenizers in a folder, of every byte of them.
+
+    With `fingerprint` it names a policy: the same weights act otherwise with other ranges.
+    """
+    digest = hashlib.sha256()
+    for file in (folder / CONFIG_FILE, folder / POLICY_FILE, folder / TOKENIZER_FILE,
+                 *sorted((folder / IMAGE_TOKENIZER_FOLDER).rglob('*'))):
+        if file.is_file():
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(f'{file.relative_to(folder)} {content}\n'.encode())
+    return f'sha256:{digest.hexdigest()[:12]}'
 
 
 @dataclass(frozen=True, eq=False)

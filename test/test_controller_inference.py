@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes from the model: nonsense, failures, and chunks that a service asked for."""
 
-from control_loop import SECOND, Loop, assert_hold, chunk_actions
+from control_loop import SECOND, Loop, assert_hold, chunk_actions, lockstep
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
+from worldvla_ros.control.settings import ObservationSettings
 from worldvla_ros.errors import FrameError, InferenceError
 from worldvla_ros.inference.backend import Health
 from worldvla_ros.safety.limits import Reason, SafetyLimits, Verdict
@@ -99,6 +100,31 @@ def test_a_frame_that_the_backend_refuses_is_a_failed_inference_and_no_crash():
     assert loop.controller.inference_error == 'too large'
     loop.backend.refusal = None
     assert any(one.action is not None for one in loop.steps(25))
+
+
+@pytest.mark.parametrize('schedule', ['sync', 'async'])
+def test_a_chunk_from_an_old_picture_is_dropped_and_the_next_in_time_runs(schedule):
+    """Pins a bug: it ran however long the inference had taken."""
+    loop = Loop(latency=None, obs=ObservationSettings(max_chunk_age=0.3), schedule=schedule)
+    loop.controller.set_instruction('go')
+    loop.steps(8)
+    loop.backend.finish()
+    late = loop.step()
+    assert_hold(late, Reason.UNDERRUN, gripper=0)
+    assert loop.controller.halt is Reason.UNDERRUN and not loop.arrivals
+    assert (loop.controller.schedule.dropped_chunks, loop.controller.schedule.underruns) == (1, 1)
+    loop.backend.latency = 0
+    assert loop.steps(2)[-1].action.chunk_sequence == 1
+    assert loop.controller.halt is Reason.NONE
+
+
+def test_lockstep_takes_a_chunk_however_long_it_took():
+    loop = lockstep(latency=None, obs=ObservationSettings(max_chunk_age=0.3))
+    loop.see()
+    assert loop.answer() is None
+    loop.backend.finish()
+    later = loop.now + 2 * SECOND // 5
+    assert loop.controller.answer(later, later).action is not None
 
 
 def test_the_failure_of_a_void_request_does_not_delay_the_next():

@@ -183,7 +183,7 @@ class PolicyController:
     def poll(self, now_ns: int, steady_ns: int) -> None:
         """Collect what the backend answered and give it the next request."""
         for result in self.backend.poll():
-            self._take(result, steady_ns)
+            self._take(result, now_ns, steady_ns)
         self._serve_request(now_ns, steady_ns)
 
     def tick(self, now_ns: int, steady_ns: int) -> Outgoing:
@@ -301,7 +301,7 @@ class PolicyController:
                 raise FrameError(observation.reason.value)
             self.backend.submit(self._number, observation)
         except WorldVLAError as error:
-            self._take(Result(self._number, None, str(error)), request.submitted_ns)
+            self._take(Result(self._number, None, str(error)), now_ns, request.submitted_ns)
 
     def _wants_chunk(self, steady_ns: int) -> bool:
         return self.schedule.wants_chunk() and steady_ns >= self._retry_ns
@@ -315,7 +315,7 @@ class PolicyController:
         if instruction is not None:
             self._submit(instruction, _Request(None, steady_ns), now_ns)
 
-    def _take(self, result: Result, steady_ns: int) -> None:
+    def _take(self, result: Result, now_ns: int, steady_ns: int) -> None:
         """Hand a result to whoever asked for it."""
         request = self._requests.pop(result.request, None)
         if request is None:
@@ -333,7 +333,10 @@ class PolicyController:
         self.inference_error = ''
         latency = (steady_ns - request.submitted_ns) * 1e-9
         self.latency.add(latency)
-        outcome = self.schedule.arrived(request.ticket, result.chunk)
+        age_ns = now_ns - result.chunk.frame_stamps_ns[-1]
+        too_old = (not self.settings.lockstep  # there, time stands still while it waits
+                   and age_ns > round(self.settings.obs.max_chunk_age * 1e9))
+        outcome = self.schedule.arrived(request.ticket, result.chunk, too_old=too_old)
         if outcome.accepted:
             self._on_chunk(ChunkArrival(result.chunk, outcome, latency))
 

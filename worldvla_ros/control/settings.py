@@ -46,6 +46,10 @@ class ObservationSettings:
     max_age: float = bounded(
         0.5, unit='s', minimum=0.01, maximum=10.0, read_only=True,
         doc='No frame older than this reaches the model')
+    max_chunk_age: float = bounded(
+        2.0, unit='s', minimum=0.01, maximum=600.0, read_only=True,
+        doc='realtime: a chunk that arrives longer than this after its newest frame is dropped, '
+            'and the robot holds still')
     tolerance: float = bounded(
         0.02, unit='s', minimum=0.0, maximum=1.0, read_only=True,
         doc='How far a frame of the history may be from its place in time; below half a period')

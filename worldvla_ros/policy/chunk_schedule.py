@@ -38,6 +38,7 @@ class Arrival(Enum):
     STALE_EPOCH = 'dropped: asked for before a new instruction, a reset or an e-stop'
     UNKNOWN_TICKET = 'dropped: it was not waited for (arrived twice, or after it failed)'
     ELAPSED = 'dropped: all its steps were consumed before it arrived'
+    TOO_OLD = 'dropped: it arrived too long after its newest frame'
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class ChunkSchedule:
         self._stop = 0  # first step of the chunk that will not run
         self._started = False  # a chunk was accepted in this epoch
         self._starved = False
+        self._late = False  # the last chunk of this epoch was too old
         self._in_flight: Ticket | None = None
         self._tickets = 0
         self._consumed = 0
@@ -110,8 +112,8 @@ class ChunkSchedule:
 
     @property
     def starved(self) -> bool:
-        """Whether the last `next` was an underrun; False where it waits as it should."""
-        return self._starved
+        """Whether what is due came late, or not at all; False where it waits as it should."""
+        return self._starved or self._late
 
     def new_epoch(self, reason: str) -> int:
         """Discard the queue and the chunk in flight; return the number of the new epoch."""
@@ -119,7 +121,7 @@ class ChunkSchedule:
         self.epoch_reason = reason
         self._chunk = None
         self._step = self._stop = 0
-        self._started = self._starved = False
+        self._started = self._starved = self._late = False
         self._in_flight = None
         return self.epoch
 
@@ -146,13 +148,22 @@ class ChunkSchedule:
             self._in_flight = ticket
         return ticket
 
-    def arrived(self, ticket: Ticket, chunk: ActionChunk) -> ArrivalOutcome:
-        """Put a chunk in the queue, without the steps that elapsed since its submission."""
+    def arrived(self, ticket: Ticket, chunk: ActionChunk, *,
+                too_old: bool = False) -> ArrivalOutcome:
+        """
+        Put a chunk in the queue, without the steps that elapsed since its submission.
+
+        :param too_old: its newest frame is; it is dropped, and counts as an underrun
+        """
         if ticket.epoch != self.epoch:
             return self._drop(Arrival.STALE_EPOCH)
         if ticket != self._in_flight:
             return self._drop(Arrival.UNKNOWN_TICKET)
         self._in_flight = None
+        self._late = too_old
+        if too_old:
+            self.underruns += 1
+            return self._drop(Arrival.TOO_OLD)
         if chunk.actions.shape[1] != self._action_dim:
             raise InferenceError(f'the actions of a chunk must have {self._action_dim} values, '
                                  f'got {chunk.actions.shape[1]}')

@@ -63,7 +63,8 @@ REASON_TEXT = {
     Reason.STALE_OBSERVATION: 'the newest frame is too old; check the camera and its stamps',
     Reason.NO_OBSERVATION: 'no frame has arrived; check the camera and the image topic',
     Reason.WAITING_FOR_CHUNK: 'inference is running',
-    Reason.UNDERRUN: 'inference was slower than the robot; replan earlier or lower the rate',
+    Reason.UNDERRUN: 'inference was slower than the robot, or than obs.max_chunk_age; replan '
+                     'earlier or lower the rate',
     Reason.PAUSED: 'paused; call pause with false to go on',
     Reason.ESTOP: 'emergency stop; release it, call estop_reset, then publish an instruction',
     Reason.WORKER_DOWN: 'the inference worker is down',

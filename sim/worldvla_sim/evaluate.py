@@ -56,7 +56,7 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
     if path is not None and path.exists():
         earlier = Results.load(path)
         if resume:
-            results.records, results.run = _resumable_records(earlier, settings), earlier.run
+            results.records, results.runs = _resumable_records(earlier, settings), earlier.runs
         elif earlier.records:
             raise ConfigError(f'{path} exists with {len(earlier.records)} episodes; add --resume '
                               f'to go on, or name another file')
@@ -67,8 +67,7 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
         else RayPool(make_handler, workers, ray))
     done = {(record.task, record.init_state) for record in results.records}
     missing = [job for job in jobs if (job.task, job.init_state) not in done]
-    if missing:
-        results.run = describe_run()
+    run = describe_run()
     if path is not None:
         results.save(path)  # now, so that a path that cannot be written costs no episode
     episodes = pool.run(missing)
@@ -76,6 +75,8 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
         try:
             for job, answer in episodes:
                 results.records.append(_record_of(settings, job, answer))
+                if run not in results.runs:
+                    results.runs.append(run)
                 _show(progress, results.records)
                 if path is not None:
                     results.save(path)
@@ -158,8 +159,8 @@ def _parser() -> argparse.ArgumentParser:
         prog='python -m worldvla_sim.evaluate',
         description='Play LIBERO episodes from official initial states, write one record each.')
     parser.add_argument('--policy', default='expert',
-                        help='expert (the default), hold, worldvla-mini, random, or the folder '
-                             'of a checkpoint')
+                        help='expert (the default), hold, worldvla-mini, '
+                             'worldvla-mini-spatial-goal, random, or the folder of a checkpoint')
     parser.add_argument('--over', choices=(PROCESS, ROS), default=PROCESS,
                         help='ros: through policy node, bridge and topics')
     parser.add_argument('--mode', choices=(LOCKSTEP, REALTIME), default=LOCKSTEP,

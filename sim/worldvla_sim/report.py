@@ -12,6 +12,7 @@ import html
 import os
 from pathlib import Path
 import sys
+from typing import Any
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.whole_files import write_whole
@@ -260,15 +261,18 @@ def _origin(runs: Sequence[Run]) -> str:
     parts = ['<h2>How it was made</h2>']
     for run in runs:
         for one in run.results:
-            facts = {**one.settings, **one.run}
-            versions = facts.pop('versions', {})
-            command = facts.pop('command', 'unknown')
-            listed = [*facts.items(), *((f'version of {name}', version)
-                                        for name, version in versions.items())]
-            rows = [f'<tr>{_cell(name)}{_cell(value)}</tr>' for name, value in listed]
-            parts.append(f'<p><code>{_text(command)}</code></p><details><summary>settings and '
-                         f'machine</summary>{_table(["setting", "value"], rows)}</details>')
+            parts += [_origin_of({**one.settings, **part}) for part in one.runs or [{}]]
     return '\n'.join(parts)
+
+
+def _origin_of(facts: dict[str, Any]) -> str:
+    versions = facts.pop('versions', {})
+    command = facts.pop('command', 'unknown')
+    listed = [*facts.items(), *((f'version of {name}', version)
+                                for name, version in versions.items())]
+    rows = [f'<tr>{_cell(name)}{_cell(value)}</tr>' for name, value in listed]
+    return (f'<p><code>{_text(command)}</code></p><details><summary>settings and '
+            f'machine</summary>{_table(["setting", "value"], rows)}</details>')
 
 
 def _image(uri: str, description: str) -> str:

@@ -33,11 +33,12 @@ class Results:
     settings: dict[str, Any]
     records: list[EpisodeRecord] = field(default_factory=list)
     complete: bool = False  # False while episodes are missing, e.g. after Ctrl-C
-    run: dict[str, Any] = field(default_factory=dict)  # what `describe_run` says
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    """What `describe_run` says of each run that played some of the episodes, oldest first."""
 
     def save(self, path: Path) -> None:
         """Write JSON, whole or not at all; ConfigError when it cannot be written."""
-        content = {'format': FORMAT, 'settings': self.settings, 'run': self.run,
+        content = {'format': FORMAT, 'settings': self.settings, 'runs': self.runs,
                    'complete': self.complete,
                    'records': [asdict(record) for record in self.records]}
         try:
@@ -58,8 +59,9 @@ class Results:
             known = {item.name for item in fields(EpisodeRecord)}
             records = [EpisodeRecord(**{key: value for key, value in record.items()
                                         if key in known}) for record in content['records']]
+            older = [content['run']] if content.get('run') else []  # one for the whole file
             return cls(content['settings'], records, content['complete'],
-                       content.get('run', {}))
+                       content.get('runs', older))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f'{path} is not a result file of this program ({error!r}); delete '
                               f'it or name another') from error

@@ -135,7 +135,8 @@ def test_command_plays_records_resumes_and_refuses_other_settings(tmp_path, caps
         'assets': 'builtin', 'steps': content['records'][0]['steps'],
         'duration': content['records'][0]['duration'], 'policy': 'expert', 'robot': 'light',
         'image_size': 0, 'over': 'process', 'mode': 'lockstep', 'video': None}]
-    assert content['run']['command'] and content['run']['machine']
+    run, = content['runs']
+    assert run['command'] and run['machine']
     assert 0 < content['records'][0]['steps'] < 280
     shown = capsys.readouterr().out
     assert '1/1' in shown
@@ -170,6 +171,29 @@ def test_a_checkpoints_name_follows_every_file_that_its_policy_is_made_of(tmp_pa
     assert policies.checkpoint_name(str(folder)) != before
     (folder / file).write_bytes(content)
     assert policies.checkpoint_name(str(folder)) == before
+
+
+def test_a_result_file_names_every_run_that_played_some_of_it(tmp_path, monkeypatch):
+    out = tmp_path / 'out.json'
+    commits = iter(['first', 'second', 'idle'])
+    monkeypatch.setattr(evaluate, 'describe_run', lambda: {'commit': next(commits)})
+    hold = [*HOLD, '--max-steps', '1', '--json', str(out), '--resume']
+    for states in ('0', '0-1', '0-1'):
+        assert evaluate.main([*hold, '--init-states', states]) == 0
+    assert Results.load(out).runs == [{'commit': 'first'}, {'commit': 'second'}]
+
+
+def test_a_result_file_of_one_run_is_still_read(tmp_path):
+    out = tmp_path / 'out.json'
+    Results({'policy': 'hold'}, [record()]).save(out)
+    content = json.loads(out.read_text())
+    for run, expected in (({'commit': 'old'}, [{'commit': 'old'}]), ({}, [])):
+        del content['runs']
+        out.write_text(json.dumps({**content, 'run': run}))
+        assert Results.load(out).runs == expected
+        Results.load(out).save(out)
+        content = json.loads(out.read_text())
+        assert content['runs'] == expected and 'run' not in content
 
 
 def test_failures_become_videos_and_the_report_shows_them(tmp_path):

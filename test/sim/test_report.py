@@ -31,7 +31,8 @@ def results(suite='libero_object', successes=3, failures=1, error=None, **settin
                              mode=chosen.mode)
     records = [record(state, state < successes) for state in range(successes + failures)]
     records += [record(99, False, error)] if error else []
-    return Results(asdict(chosen), records, True, {'command': 'python -m x', 'versions': {'a': 1}})
+    runs = [{'command': f'python -m {name}', 'versions': {'a': 1}} for name in 'xy']
+    return Results(asdict(chosen), records, True, runs)
 
 
 def rows(page):
@@ -104,6 +105,14 @@ def test_failures_are_shown_with_frames_of_their_video(tmp_path):
     picture = cv2.imdecode(np.frombuffer(strip, np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape[0] == 150 and picture.shape[1] > 4 * 120
     assert np.abs(picture[60, 60].astype(int) - (0, 250, 250)).max() < 30
+
+
+def test_every_run_that_played_some_of_the_episodes_is_told(tmp_path):
+    page = report.render_report([results()], tmp_path)
+    assert 'python -m x' in page and 'python -m y' in page
+    unknown = results()
+    unknown.runs = []
+    assert 'unknown' in report.render_report([unknown], tmp_path)
 
 
 def test_an_unfinished_result_and_one_without_episodes_are_said_to_be_so(tmp_path):

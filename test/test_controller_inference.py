@@ -71,7 +71,7 @@ def test_a_position_of_the_episode_before_does_not_count_for_the_workspace():
     loop.run()
     loop.controller.reset_history()
     loop.steps(2)
-    assert_hold(loop.outgoing, Reason.WORKSPACE, gripper=0)
+    assert_hold(loop.outgoing, Reason.WORKSPACE)
 
 
 # --- failures ---------------------------------------------------------------------------------

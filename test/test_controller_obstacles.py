@@ -134,9 +134,10 @@ def test_a_stop_from_outside_is_zero_motion_and_voids_the_plan():
     assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK)
 
 
-def test_a_reset_forgets_frames_plan_and_gripper():
+def test_a_reset_forgets_frames_and_plan_and_keeps_the_gripper():
+    """Pins a bug: the gripper became 0, so a hold did not keep it."""
     loop = Loop().run()
     loop.controller.reset_history()
-    assert_hold(loop.step(camera=False), Reason.NO_OBSERVATION, gripper=0)
+    assert_hold(loop.step(camera=False), Reason.NO_OBSERVATION)
     loop.steps(2)
     assert len(loop.backend.requests[-1][1].frames) == 1

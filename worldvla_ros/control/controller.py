@@ -36,7 +36,7 @@ from worldvla_ros.safety.watchdog import EStop
 
 _LATENCY_WINDOW = 500  # chunks behind the percentiles
 _RETRY_NS = 1_000_000_000  # pause after a failed inference: the same input fails again
-_KEEP_GRIPPER = 0.0  # before the first command: neither open nor close
+_KEEP_GRIPPER = 0.0  # before the first command: neither open nor close, see DeltaAction.msg
 _STALE_REASONS = {StaleReason.NO_FRAME: Reason.NO_OBSERVATION,
                   StaleReason.TOO_OLD: Reason.STALE_OBSERVATION,
                   StaleReason.CLOCK: Reason.CLOCK,
@@ -158,13 +158,13 @@ class PolicyController:
             self.arm.push_pose(stamp_ns, position, rotation)
 
     def reset_history(self) -> None:
-        """Forget frames, states, plans and the gripper: a new episode begins."""
+        """Forget frames, states and plans, not the gripper: a new episode begins."""
         self.history.clear()
         self._ee_positions.clear()
         if self.arm is not None:
             self.arm.clear()
         self._void('reset')
-        self._previous = Command.hold(_KEEP_GRIPPER)
+        self._previous = Command.hold(self._previous.gripper)
         self._asked = False
 
     def request_chunk(self, instruction: str, callback: Callable[[Result], None]) -> None:

@@ -36,7 +36,7 @@ class Command:
 
     translation: np.ndarray  # (3,) float64 [m] x y z
     rotation_vector: np.ndarray  # (3,) float64 [rad] axis times angle, about the base axes
-    gripper: float  # -1 open, 1 close
+    gripper: float  # -1 open, 1 close, 0 leave as it is
 
     def __post_init__(self) -> None:
         """Copy into read-only float64 vectors; refuse another shape."""

@@ -35,5 +35,5 @@ bench-gpu: setup  ## the 7B model on a GPU, stage by stage; ARGS=--small tries i
 bench-model: setup  ## passes, rows and speed ratios of the model core
 	@$(RUN) exec python benchmarks/bench_model.py $(ARGS)
 
-clean:  ## remove the build, not the virtual environment
-	rm -rf build install log out
+clean:  ## remove the build; not the virtual environment, nor out/, where trained checkpoints are
+	rm -rf build install log

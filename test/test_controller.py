@@ -8,7 +8,11 @@ from control_loop import PERIOD, SECOND, Loop, assert_hold
 import numpy as np
 import pytest
 
-from worldvla_ros.control.settings import ControllerSettings, ControlSettings
+from worldvla_ros.control.settings import (
+    ControllerSettings,
+    ControlSettings,
+    ObservationSettings,
+)
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import ConfigError, InstructionError
 from worldvla_ros.policy.frame_history import PushResult
@@ -141,3 +145,10 @@ def test_the_same_instruction_again_starts_the_task_again():
 def test_settings_out_of_range_are_refused_where_they_are_made():
     with pytest.raises(ConfigError, match='rate'):
         replace(ControllerSettings(), control=ControlSettings(rate=0.0))
+
+
+def test_a_rate_that_the_tolerance_of_the_frames_does_not_fit_is_refused_by_both_names():
+    """Pins a bug: it was refused only when the model was loaded, and named no parameter."""
+    with pytest.raises(ConfigError, match=r'obs\.tolerance \(0\.02 s\) .* control\.rate 30 Hz'):
+        ControllerSettings(ControlSettings(rate=30.0))
+    ControllerSettings(ControlSettings(rate=30.0), ObservationSettings(tolerance=0.016))

@@ -111,9 +111,9 @@ def test_infinite_walls_arrive(new_node):
 
 
 @pytest.mark.parametrize('name, value', [
-    ('control__rate', 25), ('limits__max_translation', 0), ('obs__max_age', 1)])
+    ('control__rate', 10), ('limits__max_translation', 0), ('obs__max_age', 1)])
 def test_a_whole_number_is_taken_where_a_float_is_expected(new_node, name, value):
-    """`-p control.rate:=25` is an integer to ROS."""
+    """`-p control.rate:=10` is an integer to ROS."""
     section, _, field = name.partition('__')
     parameters = read(new_node(**{name: value}), PolicyParameters)
     read_value = getattr(getattr(parameters, section), field)

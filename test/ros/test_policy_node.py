@@ -99,7 +99,9 @@ def test_a_recording_that_does_not_exist_is_named_and_the_node_stays_usable(star
 def test_settings_that_do_not_fit_each_other_are_refused_by_configure(start_policy, client, capfd):
     start_policy(autostart=False, obs__tolerance=0.02)  # not below half a period of 20 ms
     assert not client.transition('configure') and client.state() == 'unconfigured'
-    assert 'tolerance' in capfd.readouterr().err
+    log = capfd.readouterr().err
+    assert 'obs.tolerance' in log and 'control.rate' in log
+    assert 'backend' not in log, 'nothing was loaded'
 
 
 def test_an_empty_instruction_stops_and_another_starts_again(running):

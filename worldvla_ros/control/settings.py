@@ -75,8 +75,13 @@ class ControllerSettings:
     limits: SafetyLimits = field(default_factory=SafetyLimits)
 
     def __post_init__(self) -> None:
-        """Refuse values outside the ranges, and lockstep that could not be deterministic."""
+        """Refuse values outside the ranges or that do not fit each other."""
         check(self)
+        if 2 * round(self.obs.tolerance * 1e9) >= self.period_ns:
+            raise ConfigError(
+                f'obs.tolerance ({self.obs.tolerance:g} s) must be below half the control period, '
+                f'{0.5 / self.control.rate:.4g} s at control.rate {self.control.rate:g} Hz, so '
+                f'that no frame fits two places of the history; lower one of them')
         if self.lockstep and self.control.schedule != 'sync':
             raise ConfigError(
                 'control.mode lockstep needs control.schedule sync: with async the commands would '

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loss: numbers and gradients of the public implementation, and how branches are weighed."""
 
+from itertools import pairwise
+
 from golden_data import golden
 import numpy as np
 import pytest
@@ -11,8 +13,10 @@ from worldvla_ros.model.checkpoint import load_model
 from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training.losses import (
     IGNORED,
+    WEIGHTINGS,
     LossConfig,
     class_weights,
+    label_sums,
     labelled_logits,
     loss_terms,
 )
@@ -103,6 +107,27 @@ def test_a_batch_of_one_branch_has_a_finite_loss_and_gradient(is_world):
     terms.total.backward()
     assert torch.isfinite(terms.total) and torch.isfinite(logits.grad).all()
     assert torch.isnan(terms.action) == is_world[0] and torch.isnan(terms.world) != is_world[0]
+
+
+@pytest.mark.parametrize('weighting', WEIGHTINGS)
+@pytest.mark.parametrize('ends', [[6, 9], [1, 2, 11], [3, 6, 9]])
+def test_the_mean_of_the_shares_of_a_batch_is_the_whole(weighting, ends):
+    """Shares of unequal size, of which some lack a branch."""
+    config = LossConfig(weighting=weighting, z_loss_weight=0.1)
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(12, COMPACT.size, generator=generator, requires_grad=True)
+    labels = torch.randint(0, COMPACT.size, (12,), generator=generator)
+    is_world = torch.arange(12) >= 9
+    whole = loss_terms(logits, labels, is_world, COMPACT, config).total
+    bounds = list(pairwise([0, *ends, 12]))
+    sums = sum(label_sums(labels[a:b], is_world[a:b], COMPACT, config) for a, b in bounds)
+    shares = [loss_terms(logits[a:b], labels[a:b], is_world[a:b], COMPACT, config,
+                         sums / len(bounds)).total for a, b in bounds]
+    mean = sum(shares) / len(bounds)
+    torch.testing.assert_close(mean, whole)
+    for one, other in zip(*(torch.autograd.grad(loss, logits) for loss in (mean, whole)),
+                          strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_z_loss_pulls_the_partition_towards_one():

@@ -120,29 +120,32 @@ def test_a_wrong_value_is_told_in_a_sentence(tmp_path, capsys, change, message):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('parallel', ['ddp', 'fsdp'])
-def test_two_processes_learn_what_one_learns(tmp_path, parallel):
-    """One branch and uniform weights, so that the mean of two halves is the mean of the whole.
+@pytest.mark.parametrize('processes, parallel, weighting', [
+    (2, 'ddp', 'per_branch'), (2, 'fsdp', 'published'),
+    pytest.param(4, 'ddp', 'per_branch', marks=pytest.mark.slow)])
+def test_several_processes_learn_what_one_learns(tmp_path, processes, parallel, weighting):
+    """One sample of four is of the world, so the other processes lack that branch.
 
-    The last step is done by one process alone, from the checkpoint of the two.
+    The last step is done by one process alone, from the checkpoint of the others.
     """
-    config = tiny_config(tmp_path, steps=4, branches=('action',))
+    config = tiny_config(tmp_path, steps=4, world_share=0.25)
     config = replace(config, model=replace(config.model, dropout=0.0,
                                            activation_checkpointing=parallel == 'fsdp'),
-                     loss=replace(config.loss, weighting='uniform'),
+                     loss=replace(config.loss, weighting=weighting, world_weight=0.5),
                      optimizer=replace(config.optimizer, schedule='constant'))
     assert main(written(config, tmp_path / 'one.yaml')) == 0
-    two = replace(config, run=replace(config.run, output=str(tmp_path / 'two'), steps=3,
-                                      parallel=parallel))
+    several = replace(config, run=replace(config.run, output=str(tmp_path / 'several'), steps=3,
+                                          parallel=parallel))
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node',
-               '2', '-m', 'worldvla_ros.training.train', *written(two, tmp_path / 'two.yaml')]
+               str(processes), '-m', 'worldvla_ros.training.train',
+               *written(several, tmp_path / 'several.yaml')]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200,
                           check=False, env={**os.environ, 'OMP_NUM_THREADS': '1',
                                             'PYTHONPATH': str(ROOT), 'CUDA_VISIBLE_DEVICES': ''})
     assert done.returncode == 0, done.stderr[-2000:]
-    longer = replace(two, run=replace(two.run, steps=4))
-    assert main(written(longer, tmp_path / 'two.yaml')) == 0
+    longer = replace(several, run=replace(several.run, steps=4))
+    assert main(written(longer, tmp_path / 'several.yaml')) == 0
     norms = [[float(row['grad_norm']) for row in read_metrics(tmp_path / name)
-              if row['split'] == 'train'] for name in ('run', 'two')]
+              if row['split'] == 'train'] for name in ('run', 'several')]
     assert len(norms[0]) == 4
     np.testing.assert_allclose(norms[0], norms[1], rtol=1e-4)

@@ -14,6 +14,7 @@ from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.losses import WEIGHTINGS
 from worldvla_ros.training.run_folder import RunFolder, read_metrics
 from worldvla_ros.training.settings import OptimizerConfig
 from worldvla_ros.training.train import train
@@ -164,11 +165,13 @@ def test_dropout_and_bfloat16_are_used_in_training(tmp_path):
     assert len({trainer._loss.eval()(batch).total.item() for _ in range(2)}) == 1
 
 
-def test_a_batch_in_parts_learns_what_it_learns_at_once(tmp_path):
-    """Of samples with equally many labels, so that the mean of the parts is that of the whole."""
-    whole = tiny_config(tmp_path, steps=3, output='whole', branches=('action',))
-    whole = replace(whole, model=replace(TINY, dropout=0.0))
-    parts = replace(whole, data=replace(whole.data, accumulate=2),
+@pytest.mark.parametrize('weighting', WEIGHTINGS)
+def test_a_batch_in_parts_learns_what_it_learns_at_once(tmp_path, weighting):
+    """One sample of four is of the world, so three of the four parts lack that branch."""
+    whole = tiny_config(tmp_path, steps=3, output='whole', world_share=0.25)
+    whole = replace(whole, model=replace(TINY, dropout=0.0),
+                    loss=replace(whole.loss, weighting=weighting, world_weight=0.5))
+    parts = replace(whole, data=replace(whole.data, accumulate=4),
                     run=replace(whole.run, output=str(tmp_path / 'parts')))
     for config in (whole, parts):
         train(config)

@@ -34,6 +34,12 @@ class Batch:
     is_world: Tensor  # bool [B]: the world (or video) branch
 
     @property
+    def label_ids(self) -> Tensor:
+        """The labelled tokens, in row-major order."""
+        labels = self.labels[:, 1:]
+        return labels[labels != IGNORED]
+
+    @property
     def label_is_world(self) -> Tensor:
         """For each labelled token, in row-major order, whether it is of the world branch."""
         counted = self.labels[:, 1:] != IGNORED

@@ -23,6 +23,8 @@ IGNORED = -100
 
 WEIGHTINGS = ('per_branch', 'published', 'uniform')
 
+_LEAST_SUM = 1e-6  # of a branch without labels, whose loss is 0
+
 
 @dataclass(frozen=True)
 class LossConfig:
@@ -41,7 +43,11 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class LossTerms:
-    """One batch's loss and what it is made of; all are float32 scalars."""
+    """One batch's loss and what it is made of; all are float32 scalars.
+
+    The first three of a share of a batch are what it adds: their mean over all shares is that of
+    the whole batch.
+    """
 
     total: Tensor  # what is minimised
     cross_entropy: Tensor  # [nat] weighted
@@ -68,15 +74,19 @@ def labelled_logits(model: Transformer, input_ids: Tensor, labels: Tensor,
 
 
 def loss_terms(logits: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Vocabulary,
-               config: LossConfig) -> LossTerms:
+               config: LossConfig, sums: Tensor | None = None) -> LossTerms:
     """Return the loss of logits [N, V] for labels [N], of which some belong to the world branch.
 
     :param is_world: bool [N].
+    :param sums: `label_sums` of the whole batch by its number of shares, where this is one of
+        them; None: this is the whole.
     """
+    if sums is None:
+        sums = label_sums(labels, is_world, vocabulary, config)
     log_partition = logits.logsumexp(-1)
     nll = log_partition - _target_logits(logits, labels, vocabulary, config.bin_smoothing)
-    z_loss = log_partition.square().mean()
-    cross_entropy = _weighted_mean(nll, labels, is_world, vocabulary, config)
+    z_loss = log_partition.square().sum() / sums[2]
+    cross_entropy = _cross_entropy(nll, labels, is_world, vocabulary, config, sums)
     with torch.no_grad():
         correct = (logits.argmax(-1) == labels).float()
     return LossTerms(
@@ -118,16 +128,31 @@ def class_weights(vocabulary: Vocabulary, image_weight: float) -> Tensor:
     return weights
 
 
-def _weighted_mean(nll: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Vocabulary,
-                   config: LossConfig) -> Tensor:
-    if config.weighting == 'uniform':
-        return nll.mean()
+def label_sums(labels: Tensor, is_world: Tensor, vocabulary: Vocabulary, config: LossConfig
+               ) -> Tensor:
+    """Return what the loss of labels [N] is divided by, float32 [3].
+
+    The weights of the action branch's labels, those of the world branch's, and N. They add up
+    over the shares of a batch, of which one may lack a branch.
+    """
+    weights = _label_weights(labels, vocabulary, config)
+    return torch.stack([torch.where(is_world, 0.0, weights).sum(),
+                        torch.where(is_world, weights, 0.0).sum(),
+                        torch.ones_like(weights).sum()])
+
+
+def _label_weights(labels: Tensor, vocabulary: Vocabulary, config: LossConfig) -> Tensor:
     if config.weighting == 'published':
-        weights = class_weights(vocabulary, config.world_weight).to(nll.device)[labels]
-        return (weights * nll).sum() / weights.sum()
-    return _mean_or_zero(nll, ~is_world) + config.world_weight * _mean_or_zero(nll, is_world)
+        return class_weights(vocabulary, config.world_weight).to(labels.device)[labels]
+    return torch.ones(labels.shape, device=labels.device)
 
 
-def _mean_or_zero(nll: Tensor, chosen: Tensor) -> Tensor:
-    """Return the mean of the chosen values; 0 without any, and without a wait for the device."""
-    return torch.where(chosen, nll, 0.0).sum() / chosen.sum().clamp(min=1)
+def _cross_entropy(nll: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Vocabulary,
+                   config: LossConfig, sums: Tensor) -> Tensor:
+    action, world, _ = sums
+    if config.weighting != 'per_branch':
+        weights = _label_weights(labels, vocabulary, config)
+        return (weights * nll).sum() / (action + world)
+    return (torch.where(is_world, 0.0, nll).sum() / action.clamp(min=_LEAST_SUM)
+            + config.world_weight * torch.where(is_world, nll, 0.0).sum()
+            / world.clamp(min=_LEAST_SUM))

@@ -35,7 +35,13 @@ from worldvla_ros.training.batches import (
 )
 from worldvla_ros.training.experiment import Experiment
 from worldvla_ros.training.failures import TrainingError
-from worldvla_ros.training.losses import LossConfig, LossTerms, labelled_logits, loss_terms
+from worldvla_ros.training.losses import (
+    LossConfig,
+    LossTerms,
+    label_sums,
+    labelled_logits,
+    loss_terms,
+)
 from worldvla_ros.training.network import add_dropout, checkpoint_activations, fast_attention
 from worldvla_ros.training.parallel import (
     gradients_kept_apart,
@@ -64,16 +70,23 @@ class LossOfBatch(nn.Module):
         self.model, self._config = model, config
         self._dtype, self._chunk_mask = dtype, chunk_mask
 
-    def forward(self, batches: Sequence[Batch]) -> LossTerms:
+    def forward(self, batches: Sequence[Batch], sums: Tensor | None = None) -> LossTerms:
         """Return the loss of these batches as if they were one, each padded to its own length.
 
         Matrix products in the dtype, the loss in float32.
+        :param sums: see `loss_terms`.
         """
         vocabulary = self.model.config.vocabulary
         parts = [self._labelled(batch) for batch in batches]
         logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
         is_world = torch.cat([batch.label_is_world for batch in batches])
-        return loss_terms(logits, labels, is_world, vocabulary, self._config)
+        return loss_terms(logits, labels, is_world, vocabulary, self._config, sums)
+
+    def sums(self, batches: Sequence[Batch]) -> Tensor:
+        """Return `label_sums` of these batches, float32 [3]."""
+        labels = torch.cat([batch.label_ids for batch in batches])
+        is_world = torch.cat([batch.label_is_world for batch in batches])
+        return label_sums(labels, is_world, self.model.config.vocabulary, self._config)
 
     def _labelled(self, batch: Batch) -> tuple[Tensor, Tensor]:
         mask = batch_mask(batch.input_ids, self.model.config.vocabulary, self._chunk_mask)
@@ -180,12 +193,14 @@ class Trainer:
         torch.manual_seed(hash((self._config.run.seed, self.step, self._rank)))
         self._loss.train()
         self._optimizer.zero_grad()
+        sums = self._sums_per_share(parts)
         rows = []
         for number, batches in enumerate(parts):
             # backward too: checkpointing computes forward again
             with fast_attention(self._device), gradients_kept_apart(
                     self._loss, number + 1 < len(parts)):
-                terms: LossTerms = self._loss([batch.to(self._device) for batch in batches])
+                terms: LossTerms = self._loss([batch.to(self._device) for batch in batches],
+                                              sums)
                 (terms.total / len(parts)).backward()
             rows.append(torch.stack([getattr(terms, name).detach() for name in TERMS]))
         norm = whole(nn.utils.clip_grad_norm_(self._loss.parameters(),
@@ -200,6 +215,17 @@ class Trainer:
         self._optimizer.step()
         self.step += 1
         return [*values, rate]
+
+    def _sums_per_share(self, parts: Sequence[Sequence[Batch]]) -> Tensor:
+        """Return `label_sums` of the batch of all processes, by the number of its shares.
+
+        With them the mean of the shares' gradients is that of the whole, however it is split.
+        """
+        sums = self._loss_of_one.sums([batch for part in parts for batch in part])
+        sums = sums.to(self._device)
+        if self._processes > 1:
+            dist.all_reduce(sums)
+        return sums / (self._processes * len(parts))
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, float]:

@@ -250,6 +250,43 @@ def test_a_run_is_resumed_with_its_own_configuration_only(demos, monkeypatch):
         train_vqgan(first)
 
 
+@pytest.fixture
+def interrupted(demos, monkeypatch):
+    """The configuration of a run that was killed after its first step."""
+    first = config(demos, steps=2, save_every=1)
+    kill_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(first)
+    monkeypatch.undo()
+    return first
+
+
+def test_a_run_goes_on_with_its_demonstrations_moved_but_not_with_others(demos, interrupted):
+    (demos / 'demos').rename(demos / 'moved')
+    write_hdf5(demos / 'demos' / 'push_demo.hdf5', [moving_square(i) for i in range(11)])
+    with pytest.raises(TrainingError, match=r'trained on other demonstrations \(sha256:'):
+        train_vqgan(interrupted)
+    write_hdf5(demos / 'demos' / 'push_demo.hdf5', [moving_square(i, 3) for i in range(10)])
+    with pytest.raises(TrainingError, match='trained on other demonstrations'):
+        train_vqgan(interrupted)
+    train_vqgan(replace(interrupted, demonstrations=str(demos / 'moved')))
+
+
+def test_a_run_goes_on_with_or_without_the_perceptual_loss_as_it_began(demos, interrupted):
+    torch.jit.script(Features()).save(str(demos / 'vgg16.pt'))
+    with pytest.raises(TrainingError, match='with perceptual_weights: False -> True'):
+        train_vqgan(replace(interrupted, perceptual_weights=str(demos / 'vgg16.pt')))
+
+
+def test_a_state_that_does_not_say_its_demonstrations_is_refused(demos, interrupted):
+    path = demos / 'tokenizer.run' / 'state.pt'
+    state = torch.load(path, weights_only=True)
+    del state['data']
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match=r'of an older version .*delete .*tokenizer\.run'):
+        train_vqgan(interrupted)
+
+
 @pytest.mark.parametrize('error', [
     SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'),
     OSError(28, 'No space left on device')])

@@ -3,6 +3,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+import hashlib
+import json
 from pathlib import Path
 import re
 
@@ -66,6 +68,13 @@ def load_frames(folder: Path, image_size: int, most: int) -> tuple[FrameSet, Fra
             for part in parts:
                 part.take((episode.task, episode.name), episode.frames)
     return parts[0].frame_set, parts[1].frame_set
+
+
+def episodes_digest(folder: Path) -> str:
+    """Return a short name of the demonstrations below a folder: tasks, names and lengths."""
+    lengths, _, _ = _split_lengths(demonstration_files(folder), folder)
+    listed = sorted((*key, length) for key, length in lengths.items())
+    return f'sha256:{hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]}'
 
 
 def _split_lengths(files: Sequence[Path], folder: Path

@@ -25,7 +25,7 @@ from worldvla_ros.config import flatten, from_mapping, load_yaml
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer
 from worldvla_ros.training.failures import TrainingError, explain_os_error
-from worldvla_ros.training.frames import FrameSet, load_frames
+from worldvla_ros.training.frames import FrameSet, episodes_digest, load_frames
 from worldvla_ros.training.vqgan_quality import (
     QualityLog,
     ReconstructionQuality,
@@ -36,7 +36,11 @@ from worldvla_ros.training.vqgan_trainer import VqganRunConfig, VqganTrainer
 
 MAY_CHANGE = ('demonstrations', 'output', 'init_from', 'perceptual_weights', 'save_every',
               'evaluate_every', 'device', 'threads')
-"""What a resumed run may do otherwise: where things are, and how often they are looked at."""
+"""What a resumed run may do otherwise: where things are, and how often they are looked at.
+
+The demonstrations are known by their digest, wherever they are; and a run with the perceptual
+loss stays one.
+"""
 QUICK_FRAMES = 64  # that quality is measured on during training
 
 
@@ -44,11 +48,12 @@ class VqganRun:
     """The folder of a tokenizer's training; what is in it is whole."""
 
     def __init__(self, config: VqganRunConfig) -> None:
-        """Refuse a tokenizer that exists; TrainingError."""
+        """Refuse a tokenizer that exists; TrainingError. DatasetError without demonstrations."""
         self._config, self._output = config, Path(config.output)
         self.path = self._output.with_name(self._output.name + '.run')
         if self._output.exists():
             raise TrainingError(f'{self._output} exists; give another output, or delete it first')
+        self._data = episodes_digest(Path(config.demonstrations))
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, None in a new run; TrainingError if it is another run's."""
@@ -63,18 +68,28 @@ class VqganRun:
             raise TrainingError(f'{path} cannot be read: {str(error).splitlines()[0]}; delete '
                                 f'{self.path} to begin again') from error
         given = flatten(self._config)
+        for values in (stored, given):
+            values['with perceptual_weights'] = bool(values['perceptual_weights'])
         if changed := [f'{name}: {stored[name]!r} -> {given[name]!r}' for name in given
                        if stored[name] != given[name] and name not in MAY_CHANGE]:
             raise TrainingError(f'{self.path} holds a run of another configuration '
                                 f'({"; ".join(changed)}); give another output, or restore the '
                                 'values to resume it')
+        if (data := state.pop('data', None)) is None:
+            raise TrainingError(f'{path} is of an older version and does not say which '
+                                f'demonstrations it is of; delete {self.path} to begin again')
+        if data != self._data:
+            raise TrainingError(f'{self.path} was trained on other demonstrations ({data}) than '
+                                f'{self._config.demonstrations} has now ({self._data}); give '
+                                'another output, or restore them to resume it')
         return state
 
     def save(self, trainer: VqganTrainer) -> None:
         """Replace the saved state; TrainingError on a full disk, with the old one kept."""
         draft = self.path / 'state.draft'
         try:
-            torch.save({**trainer.state(), 'config': yaml.safe_dump(_plain(self._config))}, draft)
+            torch.save({**trainer.state(), 'data': self._data,
+                        'config': yaml.safe_dump(_plain(self._config))}, draft)
             draft.replace(self.path / 'state.pt')
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
             draft.unlink(missing_ok=True)

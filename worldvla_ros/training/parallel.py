@@ -5,7 +5,7 @@ Whatever the weights are spread over, checkpoints hold them whole, so that a run
 another number of processes, or alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 from typing import Any
 
@@ -54,18 +54,35 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def whole_state(module: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a module, whole and on the CPU; every process must call it."""
-    return {name: whole(value).cpu() for name, value in module.state_dict().items()}
+def whole_state(module: nn.Module) -> dict[str, Any]:
+    """Return the weights of a module, whole, in the first process; every process must call it."""
+    return _gathered(module.state_dict())
 
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state of an optimizer with whole tensors; every process must call it."""
+    """Return the state of an optimizer, whole, in the first process; every process must call it.
+
+    In the others it lacks the tensors.
+    """
     state = optimizer.state_dict()
-    return {**state, 'state': {
-        index: {name: whole(value) if isinstance(value, Tensor) else value
-                for name, value in moments.items()}
-        for index, moments in state['state'].items()}}
+    return {**state, 'state': {index: _gathered(moments)
+                               for index, moments in state['state'].items()}}
+
+
+def _gathered(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values in the first process, nothing in the others.
+
+    Tensors that are spread become whole one by one and go to the CPU: all of a large network
+    would not fit beside its shares.
+    """
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    kept = {}
+    for name, value in values.items():
+        if isinstance(value, DTensor):
+            value = whole(value).cpu() if first else whole(value)
+        if first:
+            kept[name] = value
+    return kept
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -144,7 +144,7 @@ class Trainer:
         with StopSignals() as stop:
             self._train(stop)
         last = self._whole_pretrained()
-        if self._rank > 0:
+        if last is None:
             return None
         result = self._folder.export(last)
         plot_metrics(self._folder.path)  # last: nothing is lost where it cannot be drawn
@@ -312,17 +312,20 @@ class Trainer:
         pretrained = self._whole_pretrained()
         state = {'step': self.step, 'optimizer': whole_optimizer_state(self._optimizer),
                  'data': self._experiment.data}
-        if self._rank == 0:
+        if pretrained is not None:
             self._folder.save(pretrained, state, self.step)
 
-    def _whole_pretrained(self) -> Pretrained:
-        """Return the checkpoint as it is now; every process must call it."""
+    def _whole_pretrained(self) -> Pretrained | None:
+        """Return the checkpoint as it is now, in the first process; every process must call it."""
         pretrained = self._experiment.pretrained
+        weights = whole_state(pretrained.model) if self._sharded else {}
+        if self._rank > 0:
+            return None
         if not self._sharded:
             return pretrained
         with torch.device('meta'):
             model = Transformer(pretrained.model.config)
-        model.load_state_dict(whole_state(pretrained.model), assign=True)
+        model.load_state_dict(weights, assign=True)
         if pretrained.model.config.tie_word_embeddings:
             model.lm_head.weight = model.model.embed_tokens.weight
         return replace(pretrained, model=model)

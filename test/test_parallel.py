@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gathering weights that are spread: one process of two, with a stand-in for the other."""
+
+import weakref
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from worldvla_ros.training import parallel
+
+
+@pytest.fixture(params=[0, 1])
+def rank(request):
+    dist.init_process_group('fake', store=FakeStore(), rank=request.param, world_size=2)
+    yield request.param
+    dist.destroy_process_group()
+
+
+def spread_network():
+    """Return a network whose weights are spread over two processes, and its optimizer."""
+    mesh = init_device_mesh('cpu', (2,))
+    network = torch.nn.Sequential(*(torch.nn.Linear(4, 6, bias=False) for _ in range(3)))
+    for linear in network:
+        linear.weight = torch.nn.Parameter(distribute_tensor(linear.weight, mesh, [Shard(0)]))
+        linear.weight.grad = torch.ones_like(linear.weight)
+    optimizer = torch.optim.AdamW(network.parameters())
+    optimizer.step()
+    return network, optimizer
+
+
+def test_only_the_first_process_keeps_what_is_gathered(rank, monkeypatch):
+    """Pins a bug: all tensors lay whole on every GPU at once."""
+    network, optimizer = spread_network()
+    gathered = []
+
+    def whole(value):
+        assert rank == 0 or all(one() is None for one in gathered), 'the one before is still there'
+        result = value.full_tensor()
+        gathered.append(weakref.ref(result))
+        return result
+    monkeypatch.setattr(parallel, 'whole', whole)
+
+    weights = parallel.whole_state(network)
+    moments = parallel.whole_optimizer_state(optimizer)['state']
+    assert len(gathered) == 9  # weights, and both moments of each
+    if rank == 0:
+        assert [weight.shape for weight in weights.values()] == 3 * [(6, 4)]
+        assert [moments[index]['exp_avg'].shape for index in range(3)] == 3 * [(6, 4)]
+    else:
+        assert weights == {} and moments == {0: {}, 1: {}, 2: {}}

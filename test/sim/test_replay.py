@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from training_data import episode, write_hdf5
 
-from worldvla_ros.training.libero_hdf5 import read_episodes
+from worldvla_ros.training.libero_hdf5 import observation_lag, read_episodes
 from worldvla_ros.training.replay_list import Replay, ReplayList, actions_digest
 from worldvla_sim import collect, replay
+from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.tasks import load_task
 from worldvla_sim.workers import JobFailure
 
@@ -182,3 +183,22 @@ def test_a_damaged_demonstration_is_named(demos, tmp_path, capsys):
         del file['data/demo_1/actions']
     assert replay.main([str(demos), '--out', str(tmp_path / 'replays.json')]) == 2
     assert 'demo_1: no actions in it' in capsys.readouterr().err
+
+
+def test_what_a_step_of_the_simulator_returns_is_told_from_what_was_seen_before_it(tmp_path):
+    """As LIBERO's converter and the scripts that replay its files note it; nothing of ours."""
+    with LiberoEnv('libero_object', TASK, assets='builtin', render=False) as env:
+        env.reset(0, seed=0)
+        joints = env._env._observables['robot0_joint_pos']
+        joints.set_enabled(True)
+        env._env._get_observations(force_update=True)  # robosuite's reset ends so
+        seen, states = [np.array(joints.obs)], []
+        for action in np.random.default_rng(0).uniform(-0.5, 0.5, (10, 7)):
+            states.append(env.state())
+            env._env.step(action)
+            seen.append(np.array(joints.obs))
+    with h5py.File(tmp_path / 'steps.hdf5', 'w') as file:
+        for name, noted in (('converter', seen[1:]), ('replayed', seen[:-1])):
+            file[f'{name}/states'], file[f'{name}/obs/joint_states'] = states, noted
+        assert observation_lag(file['converter']) == 1
+        assert observation_lag(file['replayed']) == 0

@@ -119,7 +119,7 @@ def unflatten(cls: type[T], flat: Mapping[str, Any], *, where: str = 'parameters
     infos = {info.name: info for info in describe(cls)}
     for name in flat:
         if name not in infos:
-            raise ConfigError(f'{where}: unknown key {name!r}; {nearest(name, infos)}')
+            raise ConfigError(f'{where}: unknown key {name!r}; {_hint(name, infos)}')
     values: dict[str, Any] = {}
     for name, info in infos.items():
         if name in flat:
@@ -294,7 +294,11 @@ def _number_hint(hint: Any, value: Any) -> str:
         return ''
 
 
-def nearest(name: str, known: Mapping[str, Any]) -> str:
-    """Say which of the known names was probably meant, or which there are."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f'did you mean {close[0]!r}?' if close else f'known keys: {", ".join(sorted(known))}'
+def nearest(name: str, known: Mapping[str, Any]) -> str | None:
+    """Return which of the known names was probably meant; None if it resembles none of them."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
+
+
+def _hint(name: str, known: Mapping[str, Any]) -> str:
+    close = nearest(name, known)
+    return f'did you mean {close!r}?' if close else f'known keys: {", ".join(sorted(known))}'

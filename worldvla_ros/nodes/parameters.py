@@ -140,16 +140,20 @@ def declare(node: Node, cls: type) -> None:
     """
     Declare every value of a configuration dataclass with type, range, unit and meaning.
 
-    Raises ConfigError for a parameter from outside that the node has not: ROS would pass over it,
-    and a misspelt limit would limit nothing.
+    Raises ConfigError for a parameter from outside that resembles one of the node's: ROS would
+    pass over it, and a misspelt limit would limit nothing. Others are logged, since a `/**`
+    section of a parameter file may name what other nodes have.
     """
     infos = {info.name: info for info in describe(cls)}
     for info in infos.values():
         node.declare_parameter(info.name, _to_parameter(info.default), _descriptor(info))
     for name in node._parameter_overrides:  # rclpy has no other way to ask
-        if not node.has_parameter(name) and not name.startswith(_QOS_OVERRIDES):
-            raise ConfigError(f'{_where(node)}: unknown parameter {name!r}; '
-                              f'{nearest(name, infos)}')
+        if node.has_parameter(name) or name.startswith(_QOS_OVERRIDES):
+            continue
+        unknown = f'{_where(node)}: unknown parameter {name!r}'
+        if meant := nearest(name, infos):
+            raise ConfigError(f'{unknown}; did you mean {meant!r}?')
+        node.get_logger().warning(f'{unknown}; it changes nothing')
 
 
 def read(node: Node, cls: type[T], changes: Mapping[str, Any] = MappingProxyType({})) -> T:

@@ -2,6 +2,8 @@
 """How an inference worker starts and ends; it never outlives its node."""
 
 from dataclasses import replace
+import logging
+from multiprocessing import Pipe
 import os
 from pathlib import Path
 import signal
@@ -10,9 +12,11 @@ import sys
 import textwrap
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from worker_processes import (
+    FOREVER,
     NO_CHECKPOINT,
     ROOT,
     SETTINGS,
@@ -25,7 +29,10 @@ from worker_processes import (
 )
 
 from worldvla_ros.errors import InferenceError
-from worldvla_ros.inference.backend import Health
+from worldvla_ros.inference import worker_backend
+from worldvla_ros.inference.backend import BackendInfo, Health
+from worldvla_ros.inference.messages import Loaded, Progress, Ready
+from worldvla_ros.inference.worker import progress_sent
 
 # --- started by a thread that has ended -------------------------------------------------------
 
@@ -110,6 +117,67 @@ def test_a_worker_that_loads_for_too_long_is_given_up():
     with pytest.raises(InferenceError, match='load_timeout'):
         backend.start()
     assert backend.process_id is None
+
+
+@pytest.fixture
+def warming_up(monkeypatch):
+    """Return a backend whose worker hangs, a clock, and what sends a message in its place."""
+    now = [0.0]
+    monkeypatch.setattr(worker_backend, 'time', SimpleNamespace(
+        monotonic=lambda: now[0], monotonic_ns=time.monotonic_ns, sleep=time.sleep))
+    backend = new_backend(max_restarts=0)
+    launch = backend._launch
+
+    def launch_and_hang():
+        launch()
+        os.kill(backend.process_id, signal.SIGSTOP)
+    monkeypatch.setattr(backend, '_launch', launch_and_hang)
+
+    def send(message):
+        with backend._lock:
+            backend._inbox.append(message)
+    yield backend, now, send
+    backend.stop()
+
+
+INFO = BackendInfo('a slow one', 5, 2, 256)
+
+
+def test_a_warm_up_may_take_long_while_it_gets_on(warming_up):
+    """Pins a bug: compiling and capturing on a GPU took longer than the whole load may."""
+    backend, now, send = warming_up
+    backend._launch()
+    for message in (Loaded(INFO), Progress('one graph'), Progress('another')):
+        now[0] += 0.9 * FOREVER
+        send(message)
+        assert backend.poll() == [] and backend.health is Health.LOADING
+    now[0] += 1.1 * FOREVER
+    assert backend.poll() == [] and backend.health is Health.FAILED
+    assert 'hung in its warm-up' in backend.fault and 'load_timeout' in backend.fault
+
+
+def test_a_long_warm_up_does_not_hold_up_its_caller(warming_up):
+    backend, now, send = warming_up
+
+    def not_aborted():
+        now[0] += 0.6 * FOREVER
+        send(Loaded(INFO))
+        return False
+    assert backend.start(not_aborted) == INFO
+    assert backend.health is Health.LOADING and 'warming up' in backend.fault
+    send(Ready())
+    backend.poll()
+    assert backend.health is Health.READY and backend.fault == ''
+
+
+def test_what_is_logged_in_the_warm_up_is_progress():
+    ours, theirs = Pipe()
+    logger = logging.getLogger('worldvla_ros.model.engine.graphs')
+    with progress_sent(theirs):
+        logger.info('captured the graph %s', 'a')
+    logger.info('later')
+    assert ours.recv() == Progress('captured the graph a')
+    assert not ours.poll()
 
 
 def test_stop_leaves_no_thread_and_no_descriptor_and_may_be_repeated():

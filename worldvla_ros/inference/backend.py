@@ -50,7 +50,10 @@ class Backend(Protocol):
     """See the module; raises InferenceError where a call is out of order."""
 
     def start(self, should_abort: Callable[[], bool] = lambda: False) -> BackendInfo:
-        """Load and warm up; return when ready. Raises InferenceError with the reason."""
+        """Load and warm up; return when ready, or LOADING where a warm-up takes very long.
+
+        Raises InferenceError with the reason.
+        """
 
     def submit(self, request: int, observation: Observation) -> None:
         """Ask for one chunk; only when READY and not busy."""

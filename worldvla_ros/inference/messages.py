@@ -29,10 +29,22 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """The worker has loaded and warmed up."""
+class Loaded:
+    """The worker has loaded and begins to warm up, which takes minutes on a new GPU."""
 
     info: BackendInfo
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The worker has done a step of its warm-up."""
+
+    step: str  # for the debug log
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The worker has warmed up."""
 
 
 @dataclass(frozen=True)

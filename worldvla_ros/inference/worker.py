@@ -7,6 +7,9 @@ busy the node waits for the answer up to a deadline. It exits when told and when
 which it does when the node dies.
 """
 
+from collections.abc import Iterator
+import contextlib
+import logging
 from multiprocessing.connection import Connection
 import os
 from pathlib import Path
@@ -24,7 +27,9 @@ from worldvla_ros.inference.messages import (
     TERMINAL_SIGNALS,
     Answer,
     Heartbeat,
+    Loaded,
     LoadFailed,
+    Progress,
     Ready,
     Request,
     Stop,
@@ -70,6 +75,31 @@ def describe_policy(policy: 'WorldVLAPolicy') -> BackendInfo:
     """Say what a loaded policy is and needs."""
     return BackendInfo(policy.description, policy.horizon, policy.history_length,
                        policy.image_size, policy.reads_state)
+
+
+class _ProgressSender(logging.Handler):
+    """Tells the node what is logged; without another thread, so that a hung one is silent."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self._connection = connection
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._connection.send(Progress(record.getMessage()))
+
+
+@contextlib.contextmanager
+def progress_sent(connection: Connection) -> Iterator[None]:
+    """Send what the package logs meanwhile as steps of the warm-up."""
+    logger, sender = logging.getLogger('worldvla_ros'), _ProgressSender(connection)
+    level = logger.level
+    logger.addHandler(sender)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(sender)
 
 
 def explain(error: BaseException) -> str:
@@ -120,11 +150,13 @@ def main() -> int:
         try:
             frames = SharedFrames(settings.frame_memory, int(sys.argv[2]))
             policy = load_policy(settings)
-            policy.warm_up()
+            connection.send(Loaded(describe_policy(policy)))
+            with progress_sent(connection):
+                policy.warm_up()
         except Exception as error:
             connection.send(LoadFailed(explain(error), traceback.format_exc()))
             return 1
-        connection.send(Ready(describe_policy(policy)))
+        connection.send(Ready())
         serve(connection, frames, policy)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0  # the node is gone

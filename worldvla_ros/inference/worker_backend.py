@@ -20,7 +20,9 @@ from worldvla_ros.inference.messages import (
     TERMINAL_SIGNALS,
     Answer,
     Heartbeat,
+    Loaded,
     LoadFailed,
+    Progress,
     Ready,
     Request,
     Stop,
@@ -44,7 +46,7 @@ class WorkerBackend:
     the budget, replaced; the model loads anew meanwhile and the robot holds still.
 
     :param settings: what the worker loads
-    :param load_timeout: longest load and warm-up [s]
+    :param load_timeout: longest load, and longest step of the warm-up [s]
     :param answer_timeout: longest wait for one chunk [s]
     :param heartbeat_timeout: longest silence of an idle worker [s]
     :param max_restarts: restarts within `restart_window`
@@ -70,19 +72,28 @@ class WorkerBackend:
         self._reader: threading.Thread | None = None
         self._request: int | None = None
         self._preparing = False
-        self._deadline = 0.0  # [s] monotonic: of the answer, of the preparation or of the load
+        self._deadline = 0.0  # [s] monotonic: of answer, preparation, load or warm-up step
         self.health = Health.STOPPED
         self.fault = ''
         self.restarts = 0
         self.memory_bytes = 0
 
     def start(self, should_abort: Callable[[], bool] = lambda: False) -> BackendInfo:
-        """Start the worker and wait until it is ready; see `Backend.start`."""
+        """Start the worker and wait until it is ready; see `Backend.start`.
+
+        A warm-up that goes on when `load_timeout` is over is left to `poll`, so that the caller
+        does not wait for minutes: the worker is LOADING then, as after a restart.
+        """
         self._launch()
+        longest = self._deadline
         while self.health is Health.LOADING and not should_abort():
             time.sleep(_POLL_PERIOD)
             self._read_inbox()
             self._check_deadlines()
+            if (self.health is Health.LOADING and self._info is not None
+                    and time.monotonic() > longest):
+                self.fault = 'the inference worker is still warming up'
+                return self._info
         if self.health is not Health.READY or self._info is None:
             fault = self.fault or 'interrupted while loading'
             self._kill(grace=0.0)  # a worker that loads does not listen
@@ -203,8 +214,13 @@ class WorkerBackend:
                 results += self._take_answer(message)
             elif isinstance(message, Heartbeat):
                 self.memory_bytes = message.memory_bytes
-            elif isinstance(message, Ready):
+            elif isinstance(message, Loaded):
                 self._info = message.info
+                self._deadline = time.monotonic() + self._load_timeout
+            elif isinstance(message, Progress):
+                _logger.debug('the worker warms up: %s', message.step)
+                self._deadline = time.monotonic() + self._load_timeout
+            elif isinstance(message, Ready):
                 self.health = Health.READY
                 self.fault = ''
             elif isinstance(message, LoadFailed):
@@ -227,8 +243,9 @@ class WorkerBackend:
     def _check_deadlines(self) -> None:
         now = time.monotonic()
         if self.health is Health.LOADING and now > self._deadline:
-            self._fail(f'the inference worker did not load within {self._load_timeout:g} s; raise '
-                       f'worker.load_timeout or use a smaller checkpoint')
+            self._fail(f'the inference worker did not load, or hung in its warm-up, for '
+                       f'{self._load_timeout:g} s; raise worker.load_timeout or use a smaller '
+                       f'checkpoint')
         elif self.health is Health.READY and self._computing and now > self._deadline:
             self._fail(f'the inference worker did not answer within {self._answer_timeout:g} s; '
                        f'it hangs, or worker.answer_timeout is too short for this machine')

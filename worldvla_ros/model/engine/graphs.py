@@ -2,10 +2,13 @@
 """Capture of fixed-shape work as CUDA graphs, once per shape."""
 
 from collections.abc import Callable, Hashable
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_logger = logging.getLogger(__name__)
 
 _WARM_UP_RUNS = 3  # compilers and libraries choose their kernels in the first ones
 _MOST_SHAPES = 64  # of one function; torch.compile's own limit of 8 is for surprises
@@ -44,6 +47,7 @@ class Graphs:
         with torch.cuda.device(self._device):  # streams and graphs belong to the current one
             if key not in self._captured:
                 self._captured[key], self._outputs[key] = self._capture(function)
+                _logger.info('captured the graph %s', key)
             self._captured[key].replay()
         return self._outputs[key]
 

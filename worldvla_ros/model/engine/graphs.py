@@ -11,7 +11,7 @@ from torch import Tensor
 _logger = logging.getLogger(__name__)
 
 _WARM_UP_RUNS = 3  # compilers and libraries choose their kernels in the first ones
-_MOST_SHAPES = 64  # of one function; torch.compile's own limit of 8 is for surprises
+_MOST_SHAPES = 256  # of one function, over all engines; torch.compile's own 8 is for surprises
 
 
 class Graphs:

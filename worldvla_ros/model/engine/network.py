@@ -15,7 +15,6 @@ Weights = Literal['dense', 'fp8']
 ROW_MULTIPLE = 16  # rows of a padded pass
 
 
-
 class Rows(NamedTuple):
     """Some rows of a pass, and what they see."""
 
@@ -73,10 +72,11 @@ class StaticNetwork:
                                                       strict=True)):
             q, k, v = self._project(layer, x, rotary, columns, keys, values)
             if i == last and needed is not None:
-                groups, x, q = [Rows(slice(None), needed.bias)], x[:, needed.which], (
+                # Without the strides of all rows, which would be compiled for anew.
+                groups, x, q = [Rows(slice(None), needed.bias)], x[0, needed.which][None], (
                     q[:, :, needed.which])
                 if x.shape[1] == 0:
-                    break
+                    return x[0]
             attended = [_attend(q, k, v, keys, values, group) for group in groups]
             x = self._finish(layer, x, torch.cat(attended, 2) if len(attended) > 1
                              else attended[0])

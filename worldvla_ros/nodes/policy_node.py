@@ -15,7 +15,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
-from worldvla_ros.inference.backend import Backend
+from worldvla_ros.inference.backend import Backend, Health
 from worldvla_ros.nodes.backends import describe_backend, make_backend
 from worldvla_ros.nodes.estop_input import EStopInput
 from worldvla_ros.nodes.parameters import PolicyParameters, declare, read
@@ -82,7 +82,8 @@ class PolicyNode(LifecycleNode):
             self.get_logger().error(f'cannot configure: {error}')
             self._free()
             return _FAILURE
-        self.get_logger().info(f'ready: {info.description}; {info.horizon} actions per chunk, '
+        stage = 'ready' if self._backend.health is Health.READY else self._backend.fault
+        self.get_logger().info(f'{stage}: {info.description}; {info.horizon} actions per chunk, '
                                f'{info.history_length} frames of {info.image_size} px'
                                f'{", and the state of the arm" if info.reads_state else ""}')
         return _SUCCESS

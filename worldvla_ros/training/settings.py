@@ -28,7 +28,7 @@ class DataConfig:
                                     'those of model.init_from, which has the last word')
     batch_size: int = bounded(32, minimum=1, unit='sample', doc='of all processes together')
     accumulate: int = bounded(1, minimum=1, doc='parts of a batch, one after the other: less '
-                                                'memory; each counts alike in the loss')
+                                                'memory, the same gradient')
     world_share: float | None = bounded(
         None, minimum=0.0, maximum=1.0,
         doc='of a batch that is not of the first branch; null: as the data has it, about half')

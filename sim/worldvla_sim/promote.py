@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ship a checkpoint that is better: `python -m worldvla_sim.promote NEW --evaluation NEW.json`.
 
-The shipped folder holds its own evaluation. A new checkpoint takes its place, with its evaluation,
-when it succeeds more often in the same episodes under the same settings. The card stays: its text
-and numbers are for a person to write, and a test compares its total with the evaluation.
+A shipped folder holds its own evaluations, one file for each suite. A new checkpoint takes its
+place, with its evaluations, when it succeeds more often in the same episodes under the same
+settings, and in no suite less often. The card stays: its text and numbers are for a person to
+write, and a test compares its totals with the evaluations.
+
+Choose between candidates on other initial states, and bring only the one that is chosen: the best
+of many on the same episodes looks better there than it is.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 import shutil
 import sys
@@ -18,28 +22,44 @@ from worldvla_sim.commands import EXIT_OK, EXIT_USAGE
 from worldvla_sim.policies import checkpoint_folder, checkpoint_name
 from worldvla_sim.results import Results
 
-EVALUATION_FILE, CARD_FILE = 'evaluation.json', 'README.md'
+EVALUATIONS, CARD_FILE = 'evaluation', 'README.md'
 _OF_THE_POLICY = ('policy', 'checkpoint')  # settings in which the two evaluations differ
-_NOT_SHIPPED = ('trainer.pt', EVALUATION_FILE, CARD_FILE)
+_NOT_SHIPPED = ('trainer.pt', EVALUATIONS, CARD_FILE)
 
 
-def evidence(file: Path, folder: Path) -> Results:
-    """Read the evaluation of the checkpoint in `folder`.
+def shipped_evidence(folder: Path) -> dict[str, Results]:
+    """Read the evaluations, by suite, that a shipped checkpoint holds; ConfigError without any."""
+    files = sorted((folder / EVALUATIONS).glob('*.json'))
+    if not files:
+        raise ConfigError(f'{folder / EVALUATIONS} has no result file, so nothing can be shown to '
+                          'be better; evaluate the shipped checkpoint into it')
+    return evidence(files, folder)
 
-    :raises ConfigError: it is of other weights, not complete, or has errors or episodes twice.
+
+def evidence(files: Iterable[Path], folder: Path) -> dict[str, Results]:
+    """Read the evaluations, by suite, of the checkpoint in `folder`.
+
+    :raises ConfigError: one is of other weights, not complete, or has errors or episodes twice;
+        or two are of the same suite.
     """
-    results = Results.load(file)
-    evaluated, there = results.settings.get('checkpoint'), checkpoint_name(str(folder))
-    episodes = [(record.task, record.init_state) for record in results.records]
-    errors = sum(record.error is not None for record in results.records)
-    if evaluated != there:
-        raise ConfigError(f'{file} is the evaluation of {evaluated!r}, and {folder} holds '
-                          f'{there!r}; evaluate that one')
-    if not results.complete or not episodes or errors or len(set(episodes)) < len(episodes):
-        raise ConfigError(f'{file} is no evidence: {len(set(episodes))} episodes, '
-                          f'{"" if results.complete else "not "}complete, {errors} errors; go on '
-                          f'with `evaluate --json {file} --resume`')
-    return results
+    there, by_suite = checkpoint_name(str(folder)), dict[str, Results]()
+    for file in files:
+        results = Results.load(file)
+        suite, evaluated = results.settings.get('suite'), results.settings.get('checkpoint')
+        episodes = [(record.task, record.init_state) for record in results.records]
+        errors = sum(record.error is not None for record in results.records)
+        if evaluated != there:
+            raise ConfigError(f'{file} is the evaluation of {evaluated!r}, and {folder} holds '
+                              f'{there!r}; evaluate that one')
+        if (not results.complete or not episodes or errors
+                or len(set(episodes)) < len(episodes)):
+            raise ConfigError(f'{file} is no evidence: {len(set(episodes))} episodes, '
+                              f'{"" if results.complete else "not "}complete, {errors} errors; go '
+                              f'on with `evaluate --json {file} --resume`')
+        if suite in by_suite:
+            raise ConfigError(f'{file} is of {suite}, as another file is; give one for each suite')
+        by_suite[suite] = results
+    return by_suite
 
 
 def successes(results: Results) -> int:
@@ -47,8 +67,28 @@ def successes(results: Results) -> int:
     return sum(record.success for record in results.records)
 
 
-def require_better(new: Results, shipped: Results) -> None:
-    """Raise ConfigError unless `new` has more successes in the same episodes, played alike."""
+def totals(by_suite: Mapping[str, Results]) -> str:
+    """Return the successes of each suite in words."""
+    return ', '.join(f'{successes(results)} of {len(results.records)} of {suite}'
+                     for suite, results in sorted(by_suite.items()))
+
+
+def require_better(new: Mapping[str, Results], shipped: Mapping[str, Results]) -> None:
+    """Raise ConfigError unless `new` is nowhere worse than `shipped`, and somewhere better."""
+    if missing := sorted(shipped.keys() - new.keys()):
+        raise ConfigError(f'the new checkpoint has no evaluation of {", ".join(missing)}, the '
+                          'shipped one has; evaluate it there, too')
+    for suite, before in shipped.items():
+        _require_alike(new[suite], before)
+    won, had = ([successes(results[suite]) for suite in shipped] for results in (new, shipped))
+    more = sum(won) > sum(had) or new.keys() > shipped.keys()
+    if not more or any(now < before for now, before in zip(won, had, strict=True)):
+        raise ConfigError(f'not better: {totals(new)} new, {totals(shipped)} shipped; the shipped '
+                          'checkpoint stays')
+
+
+def _require_alike(new: Results, shipped: Results) -> None:
+    """Raise ConfigError unless the same episodes were played under the same settings."""
     different = [f'{name}: {shipped.settings.get(name)!r} shipped, {new.settings.get(name)!r} new'
                  for name in sorted(new.settings.keys() | shipped.settings.keys())
                  if name not in _OF_THE_POLICY
@@ -61,24 +101,22 @@ def require_better(new: Results, shipped: Results) -> None:
     if different:
         raise ConfigError(f'the evaluations do not compare ({"; ".join(different)}); evaluate the '
                           f'new checkpoint as the shipped one was')
-    if successes(new) <= successes(shipped):
-        raise ConfigError(f'not better: {successes(new)} of {len(played)} new, '
-                          f'{successes(shipped)} shipped; the shipped checkpoint stays')
 
 
-def promote(folder: Path, evaluation: Path, shipped: Path) -> Results:
+def promote(folder: Path, evaluations: Sequence[Path], shipped: Path) -> dict[str, Results]:
     """Put a better checkpoint in the place of the shipped one, whole or not at all.
 
-    :param folder: the new checkpoint. :param evaluation: its file of `evaluate --json`.
+    :param folder: the new checkpoint. :param evaluations: its files of `evaluate --json`.
     :raises ConfigError: it is not shown to be better, or cannot be copied.
     """
-    results = evidence(evaluation, folder)
-    require_better(results, evidence(shipped / EVALUATION_FILE, shipped))
+    results = evidence(evaluations, folder)
+    require_better(results, shipped_evidence(shipped))
     try:
         with tempfile.TemporaryDirectory(prefix='.draft-', dir=shipped.parent) as draft:
             new, old = Path(draft, 'new'), Path(draft, 'old')
             shutil.copytree(folder, new, ignore=shutil.ignore_patterns(*_NOT_SHIPPED))
-            shutil.copyfile(evaluation, new / EVALUATION_FILE)
+            for suite, one in results.items():
+                one.save(new / EVALUATIONS / f'{suite}.json')
             shutil.copyfile(shipped / CARD_FILE, new / CARD_FILE)
             shipped.rename(old)
             try:
@@ -97,8 +135,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog='python -m worldvla_sim.promote',
         description='Ship a checkpoint that succeeds more often than the shipped one.')
     parser.add_argument('folder', type=Path, metavar='NEW', help='folder of the new checkpoint')
-    parser.add_argument('--evaluation', type=Path, required=True, metavar='JSON',
-                        help='of the new checkpoint, from evaluate --json')
+    parser.add_argument('--evaluation', type=Path, required=True, nargs='+', metavar='JSON',
+                        help='of the new checkpoint, from evaluate --json, one for each suite')
     parser.add_argument('--shipped', default='worldvla-mini',
                         help='name or folder that is replaced (default: worldvla-mini)')
     options = parser.parse_args(argv)
@@ -108,8 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorldVLAError as error:
         print(f'error: {error}', file=sys.stderr)
         return EXIT_USAGE
-    print(f'{shipped} succeeds in {successes(results)} of {len(results.records)} episodes now; '
-          f'write its {CARD_FILE} anew')
+    print(f'{shipped} succeeds in {totals(results)} now; write its {CARD_FILE} anew')
     return EXIT_OK
 
 

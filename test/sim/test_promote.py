@@ -42,14 +42,14 @@ def folders(tmp_path):
     """A shipped checkpoint with 2 of 4 successes, and a new one."""
     shipped = stand_in(tmp_path / 'checkpoints' / 'mini', 1)
     (shipped / 'README.md').write_text('card')
-    evaluate(shipped, shipped / 'evaluation.json', 2)
+    evaluate(shipped, shipped / 'evaluation' / 'libero_object.json', 2)
     new = stand_in(tmp_path / 'final', 2)
     (new / 'trainer.pt').write_text('large')
     return new, shipped
 
 
-def command(new, shipped, file):
-    return promote.main([str(new), '--evaluation', str(file), '--shipped', str(shipped)])
+def command(new, shipped, *files):
+    return promote.main([str(new), '--shipped', str(shipped), '--evaluation', *map(str, files)])
 
 
 def contents(folder):
@@ -64,7 +64,8 @@ def test_a_better_checkpoint_ships_whole_with_its_evaluation_and_the_old_card(
     evaluate(new, file, 3, policy=str(new))
     assert command(new, shipped, file) == 0
     assert '3 of 4' in capsys.readouterr().out
-    expected = contents(new) | {'evaluation.json': file.read_bytes(), 'README.md': b'card'}
+    expected = contents(new) | {'evaluation/libero_object.json': file.read_bytes(),
+                                'README.md': b'card'}
     del expected['trainer.pt']
     assert contents(shipped) == expected
     assert [path.name for path in shipped.parent.iterdir()] == ['mini'], 'no draft is left'
@@ -72,13 +73,13 @@ def test_a_better_checkpoint_ships_whole_with_its_evaluation_and_the_old_card(
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({'won': 2}, 'not better: 2 of 4 new, 2 shipped'),
+    ({'won': 2}, 'not better: 2 of 4 of libero_object new, 2 of 4'),
     ({'won': 1}, 'not better'),
     ({'won': 3, 'complete': False}, 'not complete'),
     ({'won': 3, 'error': 'broken'}, '4 errors'),
     ({'won': 5, 'states': 5}, 'episodes: 1 new alone'),
     ({'won': 3, 'states': 3}, 'episodes: 0 new alone, 1 shipped alone'),
-    ({'won': 3, 'suite': 'libero_goal'}, "suite: 'libero_object' shipped, 'libero_goal' new"),
+    ({'won': 3, 'suite': 'libero_goal'}, 'no evaluation of libero_object'),
     ({'won': 3, 'assets': 'official'}, 'assets:'),
     ({'won': 3, 'over': 'ros'}, 'over:'),
     ({'won': 3, 'mode': 'realtime'}, 'mode:'),
@@ -97,9 +98,46 @@ def test_a_shipped_checkpoint_without_evidence_of_its_own_is_not_replaced(folder
                                                                           capsys):
     new, shipped = folders
     evaluate(new, tmp_path / 'new.json', 3)
-    (shipped / 'evaluation.json').unlink()
+    (shipped / 'evaluation' / 'libero_object.json').unlink()
     assert command(new, shipped, tmp_path / 'new.json') == 2
-    assert 'evaluation.json is not a result file' in capsys.readouterr().err
+    assert 'evaluation has no result file' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('goal', 'object_', 'code'), [
+    (2, 3, 0), (3, 2, 0), (4, 1, 2), (2, 2, 2), (None, 3, 2)])
+def test_it_must_be_nowhere_worse_and_better_somewhere(folders, tmp_path, capsys, goal, object_,
+                                                       code):
+    new, shipped = folders
+    evaluate(shipped, shipped / 'evaluation' / 'libero_goal.json', 2, suite='libero_goal')
+    evaluate(new, tmp_path / 'object.json', object_)
+    files = [tmp_path / 'object.json']
+    if goal is not None:
+        files.append(tmp_path / 'goal.json')
+        evaluate(new, files[-1], goal, suite='libero_goal')
+    assert command(new, shipped, *files) == code
+    said = capsys.readouterr()
+    if goal is None:
+        assert 'no evaluation of libero_goal' in said.err
+    else:
+        totals = f'{goal} of 4 of libero_goal, {object_} of 4 of libero_object'
+        assert totals in said.out + said.err
+
+
+def test_a_checkpoint_that_does_another_suite_as_well_is_better(folders, tmp_path):
+    new, shipped = folders
+    evaluate(new, tmp_path / 'object.json', 2)
+    evaluate(new, tmp_path / 'goal.json', 0, suite='libero_goal')
+    assert command(new, shipped, tmp_path / 'object.json', tmp_path / 'goal.json') == 0
+    assert {path.name for path in (shipped / 'evaluation').iterdir()} == {
+        'libero_object.json', 'libero_goal.json'}
+
+
+def test_two_evaluations_of_one_suite_are_refused(folders, tmp_path, capsys):
+    new, shipped = folders
+    for name in ('a.json', 'b.json'):
+        evaluate(new, tmp_path / name, 3)
+    assert command(new, shipped, tmp_path / 'a.json', tmp_path / 'b.json') == 2
+    assert 'give one for each suite' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('failing', [(shutil, 'copytree'), (Path, 'rename')])

@@ -76,12 +76,18 @@ def test_a_frozen_camera_holds_until_the_picture_changes(schedule):
     assert loop.step().verdict is Verdict.PASS
 
 
-def test_a_silent_estop_topic_locks_where_a_heartbeat_is_asked_for():
+def loop_whose_estop_was_silent():
+    """Return a loop that its e-stop's silence locked; a sign of life has come since."""
     loop = Loop(heartbeat_ns=SECOND // 5)
     loop.estop.set(False, loop.now)
     loop.run()
     assert_hold(loop.steps(3)[-1], Reason.ESTOP)
     loop.estop.set(False, loop.now)
+    return loop
+
+
+def test_a_silent_estop_topic_locks_where_a_heartbeat_is_asked_for():
+    loop = loop_whose_estop_was_silent()
     assert_hold(loop.step(), Reason.ESTOP)  # a sign of life alone does not unlock it
 
 
@@ -101,11 +107,7 @@ def test_the_reset_of_an_estop_starts_no_motion(instruct_while_locked):
 
 
 def test_a_heartbeat_that_comes_back_and_a_reset_start_no_motion():
-    loop = Loop(heartbeat_ns=SECOND // 5)
-    loop.estop.set(False, loop.now)
-    loop.run()
-    assert_hold(loop.steps(3)[-1], Reason.ESTOP)
-    loop.estop.set(False, loop.now)
+    loop = loop_whose_estop_was_silent()
     assert loop.estop.reset(loop.now)
     assert_hold(loop.step(), Reason.NO_INSTRUCTION)
 

@@ -135,11 +135,15 @@ class PolicyController:
         """
         self.instruction = ''
         self._void('new instruction')
+        self.instruction = self.check_command(text)
+
+    def check_command(self, text: str) -> str:
+        """Return the instruction if the robot may follow it now. Raises InstructionError."""
         text = self.check_instruction(text)
         if text and self.estop.locked:
             raise InstructionError('the e-stop is locked; release it, call estop_reset, and give '
                                    'the instruction again')
-        self.instruction = text
+        return text
 
     def check_instruction(self, text: str) -> str:
         """Return the instruction as it would be followed. Raises InstructionError."""

@@ -100,13 +100,11 @@ class TaskServer:
         complaint = ''
         if loop is None:
             complaint = 'the node is not active'
-        elif loop.controller.estop.locked:
-            complaint = 'the e-stop is locked; release it and call estop_reset'
         elif not (math.isfinite(request.max_duration) and request.max_duration >= 0.0):
             complaint = f'max_duration must be 0 or more seconds, got {request.max_duration}'
         else:
             try:
-                if not loop.controller.check_instruction(request.instruction):
+                if not loop.controller.check_command(request.instruction):
                     complaint = 'the instruction is empty'
             except InstructionError as error:
                 complaint = str(error)

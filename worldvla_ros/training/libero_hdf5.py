@@ -179,7 +179,7 @@ def _read_episode(group: h5py.Group, name: str, task: str) -> Episode:
     problem = _problem_info(group)
     actions, executed = recorded_actions(group)
     steps = len(actions)
-    stored = steps + observation_lag(group)
+    stored = len(group['actions'])
     images = _array(group, 'obs/agentview_rgb', (stored, None, None, 3))[:steps]
     states = _states(group, problem, stored)
     return Episode(name, task, _instruction(problem, task),

@@ -19,6 +19,7 @@ from worldvla_ros.model.image_preprocessing import (
 from worldvla_ros.model.image_tokenizer import (
     ImageTokenizer,
     load_image_tokenizer,
+    round_to_half,
     save_image_tokenizer,
 )
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
@@ -109,6 +110,34 @@ def test_saved_tokenizer_gives_the_same_codes_and_pixels(tmp_path):
     codes = loaded.encode(frames())
     assert torch.equal(codes, tokenizer.encode(frames()))
     assert torch.equal(loaded.decode(codes), tokenizer.decode(codes))
+
+
+def test_a_rounded_tokenizer_takes_half_the_space_and_stays_the_same(tmp_path):
+    tokenizer = tokenizer_of()
+    save_image_tokenizer(tokenizer, tmp_path / 'whole')
+    round_to_half(tokenizer)
+    save_image_tokenizer(tokenizer, tmp_path / 'half')
+    sizes = [(tmp_path / name / 'model.safetensors').stat().st_size for name in ('whole', 'half')]
+    assert 0.45 < sizes[1] / sizes[0] < 0.65  # the names of the tensors take some, too
+
+    loaded = load_image_tokenizer(tmp_path / 'half')
+    for name, value in loaded.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, tokenizer.state_dict()[name]), name
+    save_image_tokenizer(loaded, tmp_path / 'again')
+    assert ((tmp_path / 'again' / 'model.safetensors').read_bytes()
+            == (tmp_path / 'half' / 'model.safetensors').read_bytes())
+
+
+def test_a_weight_that_float16_cannot_hold_is_told(tmp_path):
+    tokenizer = tokenizer_of()
+    with torch.no_grad():
+        tokenizer.quant_conv.weight[0, 0] = 1e6
+    with pytest.raises(CheckpointError, match=r'quant_conv\.weight reaches 1e\+06'):
+        round_to_half(tokenizer)
+    save_image_tokenizer(tokenizer, tmp_path)
+    assert torch.equal(load_image_tokenizer(tmp_path).quant_conv.weight,
+                       tokenizer.quant_conv.weight)
 
 
 def test_metas_layout_is_read(tmp_path):

@@ -57,6 +57,14 @@ def test_training_makes_held_out_frames_survive_better(demos):
     assert reconstruction_quality(saved, held_out) == trained
 
 
+def test_a_result_that_is_rounded_is_the_one_that_is_measured(demos):
+    trained = train_vqgan(config(demos, half=True, steps=2))
+    _, held_out = load_frames(demos / 'demos', IMAGE_SIZE, 100)
+    saved = load_image_tokenizer(demos / 'tokenizer')
+    assert reconstruction_quality(saved, held_out) == trained
+    assert all(torch.equal(value, value.half().float()) for value in saved.state_dict().values())
+
+
 def test_quality_of_moving_pixels_is_measured_on_them_alone():
     frames = frame_set([moving_square(0).frames])
     moving = frames.moving(np.arange(4))

@@ -113,11 +113,32 @@ def load_image_tokenizer(path: str | Path, device: str = 'cpu') -> ImageTokenize
 
 
 def save_image_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
-    """Write config.json and model.safetensors; inverse of `load_image_tokenizer`."""
+    """Write config.json and model.safetensors; inverse of `load_image_tokenizer`.
+
+    Weights that were rounded to float16 take half the space, and are the same when they are read.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(tokenizer.config.to_dict(), indent=2)
     (folder / 'config.json').write_text(text + '\n')
-    write_safetensors(tokenizer.state_dict(), folder / 'model.safetensors')
+    state = tokenizer.state_dict()
+    if all(torch.equal(value, value.half().to(value.dtype)) for value in state.values()):
+        state = {name: value.half() for name, value in state.items()}
+    write_safetensors(state, folder / 'model.safetensors')
+
+
+@torch.no_grad()
+def round_to_half(tokenizer: ImageTokenizer) -> None:
+    """Round the weights to float16, in place; they stay float32.
+
+    Do it before anything is tokenised: a few codes change. Raises CheckpointError for a weight
+    that float16 cannot hold.
+    """
+    for name, parameter in tokenizer.named_parameters():
+        rounded = parameter.half()
+        if not rounded.isfinite().all():
+            raise CheckpointError(f'image tokenizer: {name} reaches {parameter.abs().max():g}, '
+                                  'float16 holds up to 65504; keep float32')
+        parameter.copy_(rounded)
 
 
 def has_image_tokenizer(folder: Path) -> bool:

@@ -23,7 +23,7 @@ import yaml
 
 from worldvla_ros.config import flatten, from_mapping, load_yaml
 from worldvla_ros.errors import WorldVLAError
-from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.model.image_tokenizer import round_to_half, save_image_tokenizer
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.frames import FrameSet, episodes_digest, load_frames
 from worldvla_ros.training.vqgan_quality import (
@@ -101,6 +101,8 @@ class VqganRun:
         """Write the tokenizer and drop the state; the log and the curves stay."""
         draft = self.path / 'tokenizer'
         trainer.tokenizer.eval()
+        if self._config.half:
+            round_to_half(trainer.tokenizer)
         try:
             save_image_tokenizer(trainer.tokenizer, draft)
             draft.rename(self._output)

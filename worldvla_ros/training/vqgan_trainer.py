@@ -54,6 +54,8 @@ class VqganRunConfig:
     adversarial_from: int = bounded(1000, minimum=0, unit='step', doc='end of the warm-up')
     save_every: int = bounded(250, minimum=1, unit='step')
     evaluate_every: int = bounded(500, minimum=1, unit='step')
+    half: bool = bounded(False, doc='round the result to float16: half the file, the same codes '
+                                    'wherever it is read')
     seed: int = bounded(0, minimum=0)
     device: str = bounded('auto', choices=('auto', 'cpu', 'cuda'))
     dtype: str = bounded('auto', choices=('auto', 'float32', 'bfloat16'))

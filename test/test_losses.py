@@ -6,6 +6,7 @@ from itertools import pairwise
 from golden_data import golden
 import numpy as np
 import pytest
+from tiny_models import tiny_model
 import torch
 
 from worldvla_ros.model.attention_mask import action_chunk_mask
@@ -37,6 +38,30 @@ def batch(data):
         masks[row] = torch.ones_like(masks[row]).tril()  # padding: seen by padding only
         masks[row, :length, :length] = action_chunk_mask(sequence[:length])
     return ids, labels, masks
+
+
+@pytest.mark.parametrize('prompt', [0, 1, 40, 97])
+def test_rows_before_the_first_label_are_left_out_of_the_last_layer_alone(prompt):
+    model = tiny_model()
+    ids = torch.randint(4, 30, (3, 100), generator=torch.Generator().manual_seed(0))
+    labels = torch.full_like(ids, IGNORED)
+    labels[0, prompt + 1:] = ids[0, prompt + 1:]
+    labels[1, -2:] = ids[1, -2:]
+    rows = []
+    model.model.layers[-1].mlp.register_forward_pre_hook(lambda _, x: rows.append(x[0].shape[1]))
+    logits, targets = labelled_logits(model, ids, labels)
+    assert rows[0] == 100 - prompt // 32 * 32
+
+    counted = labels[:, 1:] != IGNORED
+    torch.testing.assert_close(logits, model(ids)[:, :-1][counted], rtol=1e-4, atol=1e-5)
+    assert torch.equal(targets, ids[:, 1:][counted])
+
+
+def test_a_batch_without_labels_has_no_logits():
+    model = tiny_model()
+    ids = torch.full((2, 40), 5)
+    logits, targets = labelled_logits(model, ids, torch.full_like(ids, IGNORED))
+    assert logits.shape == (0, model.config.vocabulary.size) and targets.shape == (0,)
 
 
 def branch_of(data, labels):

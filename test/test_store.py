@@ -29,7 +29,7 @@ from worldvla_ros.training.batches import (
     batch_mask,
     collate,
     collate_by_branch,
-    with_code_noise,
+    with_noise,
 )
 from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.losses import IGNORED
@@ -277,15 +277,22 @@ def test_a_store_takes_over_what_an_earlier_one_has(tmp_path, monkeypatch):
     assert second.header.data == fresh.header.data
 
 
-def test_noise_replaces_codes_that_are_shown_and_nothing_that_is_learned(store):
+def test_noise_replaces_what_is_shown_and_leaves_what_is_learned(store):
+    """Shown are the images of a prompt and, to the values after them, the values of an action."""
     samples = table(store, ('action', 'world'))
     for batch in collate_by_branch([samples[0], samples[1], samples[len(samples) - 1]]):
-        noisy = with_code_noise(batch, VOCABULARY, 0.5, np.random.default_rng(0))
-        shown = torch.isin(batch.input_ids, torch.tensor(VOCABULARY.codes)) & (
-            batch.labels == IGNORED)
-        changed = noisy.input_ids != batch.input_ids
-        assert not (changed & ~shown).any()
-        assert 0.35 < changed[shown].float().mean() < 0.65
-        assert torch.equal(noisy.labels, batch.labels)
-        same = with_code_noise(batch, VOCABULARY, 0.0, np.random.default_rng(0))
+        learned = batch.labels != IGNORED
+        is_code, is_bin = (torch.isin(batch.input_ids, torch.tensor(kind))
+                           for kind in (VOCABULARY.codes, VOCABULARY.bins))
+        for codes, actions, may_change in ((0.5, 0.0, is_code & ~learned),
+                                           (0.0, 0.5, is_bin & learned),
+                                           (0.5, 0.5, (is_code & ~learned) | (is_bin & learned))):
+            noisy = with_noise(batch, VOCABULARY, codes, actions, np.random.default_rng(0))
+            changed = noisy.input_ids != batch.input_ids
+            assert not (changed & ~may_change).any()
+            assert not may_change.any() or 0.35 < changed[may_change].float().mean() < 0.65
+            for kind, of_kind in ((VOCABULARY.codes, is_code), (VOCABULARY.bins, is_bin)):
+                assert torch.isin(noisy.input_ids[of_kind], torch.tensor(kind)).all()
+            assert torch.equal(noisy.labels, batch.labels)
+        same = with_noise(batch, VOCABULARY, 0.0, 0.0, np.random.default_rng(0))
         assert torch.equal(same.input_ids, batch.input_ids)

@@ -7,7 +7,7 @@ with exactly the batch that an uninterrupted run would have taken.
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,13 @@ class SampleTable:
         return np.concatenate([batch_indices(first, size - others, seed, step),
                                first + batch_indices(len(self) - first, others, seed, step)])
 
+    def evenly(self, branch: str, count: int) -> list[Sample]:
+        """Build up to `count` samples of one branch, evenly spread over its episodes."""
+        there = np.flatnonzero(self._rows[:, 0] == self._branches.index(branch)
+                               if branch in self._branches else np.zeros(0, bool))
+        chosen = np.linspace(0, len(there) - 1, min(count, len(there))).round().astype(int)
+        return [self[index] for index in there[chosen]]
+
     def __getitem__(self, index: int) -> Sample:
         """Build one sample."""
         branch_index, episode_index, start = self._rows[index]
@@ -153,20 +160,29 @@ def collate_by_branch(samples: Sequence[Sample]) -> tuple[Batch, ...]:
                  for branch in branches)
 
 
-def with_code_noise(batch: Batch, vocabulary: Vocabulary, share: float,
-                    rng: np.random.Generator) -> Batch:
-    """Return the batch with this share of the image codes that it shows replaced by random ones.
+def with_noise(batch: Batch, vocabulary: Vocabulary, codes: float, actions: float,
+               rng: np.random.Generator) -> Batch:
+    """Return the batch with some of the tokens that it shows replaced by random ones of a kind.
 
-    Codes to be learned stay. It keeps a network from recognising a training episode by a few
-    codes, and from trusting a single one, as dropout of pixels would.
+    Tokens to be learned stay as labels.
+
+    :param codes: share of the image codes that are not learned. It keeps a network from
+        recognising a training episode by a few codes, and from trusting a single one, as dropout
+        of pixels would.
+    :param actions: share of the learned values of actions. In training the values of an action
+        are told by the expert's earlier ones, which the policy does not have: it has its own.
+        With this noise the network learns to tell each value from the prompt.
     """
-    if share == 0:
-        return batch
-    ids = batch.input_ids.numpy()
-    is_code = (ids >= vocabulary.codes.start) & (ids < vocabulary.codes.stop)
-    replaced = (is_code & (batch.labels.numpy() == IGNORED) & (rng.random(ids.shape) < share))
-    noise = rng.integers(vocabulary.codes.start, vocabulary.codes.stop, ids.shape)
-    return Batch(torch.from_numpy(np.where(replaced, noise, ids)), batch.labels, batch.is_world)
+    shown = batch.input_ids.numpy()
+    learned = batch.labels.numpy() != IGNORED
+    ids = shown
+    for kind, share, eligible in ((vocabulary.codes, codes, ~learned),
+                                  (vocabulary.bins, actions, learned)):
+        if share > 0:
+            replaced = (eligible & (shown >= kind.start) & (shown < kind.stop)
+                        & (rng.random(shown.shape) < share))
+            ids = np.where(replaced, rng.integers(kind.start, kind.stop, shown.shape), ids)
+    return batch if ids is shown else replace(batch, input_ids=torch.from_numpy(ids))
 
 
 def batch_mask(ids: Tensor, vocabulary: Vocabulary, chunk_mask: bool = True) -> Tensor:

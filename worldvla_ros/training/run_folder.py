@@ -31,14 +31,15 @@ from worldvla_ros.model.image_tokenizer import save_image_tokenizer
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.pretrained import IMAGE_TOKENIZER_FOLDER, Pretrained
 from worldvla_ros.policy.settings import POLICY_FILE
+from worldvla_ros.training.decoding_error import ERRORS
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.settings import TrainConfig
 
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
 CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
 COLUMNS = ('step', 'split', 'total', 'cross_entropy', 'z_loss', 'action', 'world',
-           'action_accuracy', 'world_accuracy', 'grad_norm', 'learning_rate', 'tokens_per_s',
-           'mfu')
+           'action_accuracy', 'world_accuracy', *ERRORS, 'grad_norm', 'learning_rate',
+           'tokens_per_s', 'mfu')
 
 
 def save_pretrained(pretrained: Pretrained, folder: Path, **options: Any) -> None:
@@ -216,14 +217,15 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def plot_metrics(folder: Path) -> Path:
-    """Draw curves.png: losses and accuracies of both branches, training and held out."""
+    """Draw curves.png: losses and accuracies of both branches, errors of decoded actions."""
     from matplotlib.figure import Figure
     rows = read_metrics(folder)
-    figure = Figure(figsize=(10, 4), layout='constrained')
-    axes = figure.subplots(1, 2)
+    figure = Figure(figsize=(15, 4), layout='constrained')
+    axes = figure.subplots(1, 3)
     for axis, names, label in ((axes[0], ('action', 'world'), 'cross entropy [nat]'),
                                (axes[1], ('action_accuracy', 'world_accuracy'),
-                                'share of tokens that greedy gets right')):
+                                'share of tokens that greedy gets right'),
+                               (axes[2], ERRORS, "decoded actions against the expert's")):
         for name in names:
             for split, style in (('train', '-'), ('held_out', '--')):
                 points = [(int(row['step']), float(row[name])) for row in rows
@@ -231,6 +233,7 @@ def plot_metrics(folder: Path) -> Path:
                 if points:
                     axis.plot(*zip(*points, strict=True), style, label=f'{name}, {split}')
         axis.set(xlabel='optimizer step', ylabel=label)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     figure.savefig(folder / 'curves.png', dpi=100)
     return folder / 'curves.png'

@@ -34,6 +34,9 @@ class DataConfig:
         doc='of a batch that is not of the first branch; null: as the data has it, about half')
     code_noise: float = bounded(0.0, minimum=0.0, maximum=1.0,
                                 doc='share of the image codes shown that are replaced at random')
+    action_noise: float = bounded(
+        0.0, minimum=0.0, maximum=1.0,
+        doc='share of the earlier values of an action shown that are replaced at random')
     length: int | None = bounded(None, minimum=1, unit='token',
                                  doc='pad every batch to it; null: to its longest sample')
     chunk_mask: bool = bounded(True, doc='hide earlier actions of the chunk; false: ablation')

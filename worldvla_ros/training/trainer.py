@@ -31,8 +31,9 @@ from worldvla_ros.training.batches import (
     collate,
     collate_by_branch,
     fitting_batch,
-    with_code_noise,
+    with_noise,
 )
+from worldvla_ros.training.decoding_error import decoding_errors
 from worldvla_ros.training.experiment import Experiment
 from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.losses import (
@@ -57,6 +58,7 @@ from worldvla_ros.training.settings import OptimizerConfig
 from worldvla_ros.training.stop_signals import StopSignals
 from worldvla_ros.training.throughput import Throughput
 
+DECODED_SAMPLES = 64  # of the held-out episodes
 TERMS = ('total', 'cross_entropy', 'z_loss', 'action', 'world', 'action_accuracy',
          'world_accuracy')
 
@@ -232,7 +234,8 @@ class Trainer:
         """Return TERMS over the first batches of the held-out episodes, without dropout.
 
         The batches are smaller where a branch of these episodes cannot fill its share; empty
-        where it has no sample at all.
+        where it has no sample at all. With them come the errors of decoded chunks, except for
+        weights that are spread over processes.
         """
         table, run = self._experiment.held_out, self._config.run
         assert table is not None
@@ -247,7 +250,14 @@ class Trainer:
             batches = self._collate(table, indices.tolist())
             terms = self._loss_of_one([batch.to(self._device) for batch in batches])
             rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
-        return dict(zip(TERMS, torch.stack(rows).nanmean(0).tolist(), strict=True))
+        terms = dict(zip(TERMS, torch.stack(rows).nanmean(0).tolist(), strict=True))
+        if self._sharded:
+            return terms
+        pretrained = self._experiment.pretrained
+        return terms | decoding_errors(
+            pretrained.model, table.evenly('action', DECODED_SAMPLES),
+            pretrained.action_tokenizer, chunk_mask=pretrained.settings.chunk_mask,
+            choice=pretrained.settings.bin_choice)
 
     def _batches(self, step: int) -> tuple[tuple[Batch, ...], ...]:
         """Return this process's share of the batch of a step, in its parts."""
@@ -256,10 +266,11 @@ class Trainer:
                                                self._config.run.seed, step)
         mine = indices[self._rank::self._processes]
         rng = np.random.default_rng((self._config.run.seed, step, self._rank))
+        table = self._experiment.train
         vocabulary = self._experiment.pretrained.model.config.vocabulary
         return tuple(
-            tuple(with_code_noise(batch, vocabulary, data.code_noise, rng) for batch in
-                  self._collate(self._experiment.train, mine[part::data.accumulate].tolist()))
+            tuple(with_noise(batch, vocabulary, data.code_noise, data.action_noise, rng)
+                  for batch in self._collate(table, mine[part::data.accumulate].tolist()))
             for part in range(data.accumulate))
 
     def _collate(self, table: SampleTable, indices: list[int]) -> tuple[Batch, ...]:

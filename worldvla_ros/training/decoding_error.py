@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How far the actions that a policy would do are from the expert's, on held-out samples.
+
+The loss is taken with the expert's own values before each value of an action; a policy has only
+what it said itself. Two networks with the same loss may therefore act very differently, and this
+is the number that tells: it decodes chunks as the robot gets them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from worldvla_ros.model.generate import decode_chunk, decode_chunk_in_order
+from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
+from worldvla_ros.tokens.sequence import parse_action_chunk
+from worldvla_ros.training.samples import Sample
+
+ERRORS = ('motion_error', 'gripper_error')
+
+
+def decoding_errors(model: Transformer, samples: Sequence[Sample], tokenizer: ActionTokenizer, *,
+                    chunk_mask: bool, choice: str) -> dict[str, float]:
+    """Return ERRORS of the chunks decoded for samples of the action branch; empty without any.
+
+    `motion_error` is the root of the mean squared difference of the six motion values, each in
+    halves of its range (0: the expert's bins; 0.43: never moving, on libero_goal's experts).
+    `gripper_error` is the share of steps at which the gripper is told the other direction.
+
+    :param chunk_mask: and `choice`: of the policy, see `PolicySettings`.
+    """
+    decode = decode_chunk if chunk_mask else decode_chunk_in_order
+    done, wanted = [], []
+    for sample in samples:
+        start = int(np.argmax(sample.labelled))
+        expert = parse_action_chunk(sample.ids[start:], tokenizer.vocabulary)
+        decoded = decode(model, sample.ids[:start], len(expert), choice=choice)
+        done.append(tokenizer.dequantize(decoded.token_ids.cpu().numpy()))
+        wanted.append(tokenizer.dequantize(expert))
+    if not done:
+        return {}
+    motion, gripper = np.split(np.stack([done, wanted]), [6], axis=-1)
+    return {'motion_error': float(np.sqrt(np.mean(np.square(motion[0] - motion[1])))),
+            'gripper_error': float(np.mean((gripper[0] > 0) != (gripper[1] > 0)))}

@@ -12,6 +12,7 @@ from worldvla_ros.graph import (
     policy_graph,
     sim_graph,
 )
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 
 ALL_ARGUMENTS = {**POLICY_ARGUMENTS, **SIM_ARGUMENTS, **DEMO_ARGUMENTS}
 
@@ -59,6 +60,18 @@ def test_the_demo_wires_camera_commands_time_and_mode():
     assert bridge.remappings['action'] == f'/{policy.name}/action'
     assert policy.parameters['use_sim_time'] is True
     assert policy.parameters['control.mode'] == bridge.parameters['mode'] == 'realtime'
+
+
+def test_the_demo_shows_a_checkpoint_pictures_of_the_size_that_it_sees(tmp_path):
+    PolicySettings('other', trained=True, image_size=64).save(tmp_path / POLICY_FILE)
+    for given, size in (({}, 192), ({'checkpoint': 'worldvla-mini'}, 192),
+                        ({'checkpoint': str(tmp_path)}, 64),
+                        ({'checkpoint': str(tmp_path), 'image_size': '128'}, 128)):
+        _, bridge = demo_graph(given)
+        assert bridge.parameters['image_size'] == size, given
+    for unknown in ('someone/on-the-hub', 'random', str(tmp_path / 'missing')):
+        _, bridge = demo_graph({'checkpoint': unknown})
+        assert 'image_size' not in bridge.parameters, 'left to the bridge'
 
 
 @pytest.mark.parametrize('path', ["/it's here", 'true', '7', '0.5', '/a path/with spaces', 'a: b'])

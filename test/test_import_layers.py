@@ -21,7 +21,8 @@ LAYERS = {
     'worldvla_ros.arm_state': (),
     'worldvla_ros.config': (),
     'worldvla_ros.whole_files': (),
-    'worldvla_ros.graph': (),
+    'worldvla_ros.graph': ('worldvla_ros.policy.named_checkpoints',
+                           'worldvla_ros.policy.settings'),
     'worldvla_ros.tokens': ('worldvla_ros.datatypes',),
     # token ids have one home, so the networks take the id ranges from there and nothing else
     'worldvla_ros.model': ('worldvla_ros.tokens.vocab',),

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.policy.named_checkpoints import RANDOM, SHIPPED, locate_checkpoint
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 
 PACKAGE = 'worldvla_ros'
 POLICY_NODE = 'worldvla_policy'
@@ -57,8 +59,8 @@ DEMO_ARGUMENTS = {
     'mode': Argument('lockstep: each waits for the other; realtime: 20 Hz', 'lockstep',
                      ('lockstep', 'realtime')),
     'assets': Argument('Meshes and textures', 'builtin', ('auto', 'builtin', 'official')),
-    'image_size': Argument('Side of the camera images [px]; default: what worldvla-mini was '
-                           'trained on', '192'),
+    'image_size': Argument('Side of the camera images [px]; default: what the checkpoint was '
+                           'trained on, where it is a folder or ships with the package'),
 }
 """Arguments of demo.launch.py: the policy and the simulator, wired to each other."""
 
@@ -119,7 +121,17 @@ def demo_graph(given: Mapping[str, str]) -> list[NodeSpec]:
                             'use_sim_time': 'true', 'image': 'camera/agentview/image_raw'})
     # A simulated camera has no noise, so a still picture does not mean a frozen camera.
     policy.parameters['obs.frozen_after'] = -1
+    arguments['image_size'] = arguments['image_size'] or _seen_size(arguments['checkpoint'])
     return [policy, *sim_graph(_only(arguments, 'mode', 'assets', 'image_size'))]
+
+
+def _seen_size(checkpoint: str) -> str:
+    """Return the side [px] of the pictures that a checkpoint sees; '' where no file here tells."""
+    checkpoint = checkpoint or SHIPPED[0]
+    if checkpoint == RANDOM:  # made by the node, on first use
+        return ''
+    settings = Path(locate_checkpoint(checkpoint), POLICY_FILE)
+    return str(PolicySettings.load(settings).image_size) if settings.is_file() else ''
 
 
 def defaults(arguments: Mapping[str, Argument]) -> dict[str, str]:

@@ -107,7 +107,7 @@ fi
 build_id=$(hash_of CMakeLists.txt package.xml cmake/* msg/* srv/* action/* \
   <(find worldvla_ros sim/worldvla_sim launch config -type f -not -path '*/__pycache__/*' | LC_ALL=C sort) \
   <(echo "$wheels_id $ROOT"))
-if ! done_already build "$build_id"; then
+if ! done_already build "$build_id" || [ ! -f install/local_setup.bash ]; then  # or `make clean`
   say 'messages and programs (colcon build --symlink-install)'
   prefixes=$VENV
   [ "$ROS_SOURCE" = wheels ] || prefixes=$AMENT_PREFIX_PATH

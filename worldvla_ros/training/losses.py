@@ -70,14 +70,14 @@ def labelled_logits(model: Transformer, input_ids: Tensor, labels: Tensor,
     :param mask: bool [B, S, S], True where a row may attend; None is causal.
     """
     length = labels.shape[1]
-    skipped = _rows_before_labels(labels)
+    skipped = rows_before_labels(labels)
     hidden = model.rows(input_ids, mask=mask, keep_last=length - skipped)[:, :-1]
     targets = labels[:, 1 + skipped:]
     counted = targets != IGNORED
     return model.logits(hidden[counted]), targets[counted]
 
 
-def _rows_before_labels(labels: Tensor) -> int:
+def rows_before_labels(labels: Tensor) -> int:
     """Return how many rows at the start predict no labelled token in any sequence [B, S].
 
     Rounded down, so that layers that are compiled meet few shapes.

@@ -5,7 +5,8 @@
 
 as in PaLM (Chowdhery 2022, appendix B): a forward and a backward pass take 2 and 4 FLOPs per
 weight of the N in matrix products of the layers, and attention 12 per layer, hidden value and
-token of a sequence of S, masked or not. The output layer sees labelled tokens only. What
+token of a sequence of S, masked or not. The output layer sees labelled tokens only, and of the
+rows before them the last layer computes keys and values alone (`labelled_logits`). What
 activation checkpointing computes twice counts once.
 """
 
@@ -16,7 +17,7 @@ import torch
 
 from worldvla_ros.model.transformer import TransformerConfig
 from worldvla_ros.training.batches import Batch
-from worldvla_ros.training.losses import IGNORED
+from worldvla_ros.training.losses import IGNORED, rows_before_labels
 
 REPEATS = 5  # of the product whose best time counts
 CPU_SIDE, GPU_SIDE = 1024, 8192  # of its square matrices
@@ -25,13 +26,16 @@ CPU_SIDE, GPU_SIDE = 1024, 8192  # of its square matrices
 def training_flops(config: TransformerConfig, batches: Sequence[Batch]) -> float:
     """Return the model FLOPs of a forward and a backward pass over these batches."""
     hidden = config.hidden_size
-    weights = config.num_layers * (4 * hidden ** 2 + 3 * hidden * config.intermediate_size)
+    of_rows = 2 * hidden ** 2 + 3 * hidden * config.intermediate_size  # weights but for K and V
+    weights = config.num_layers * (2 * hidden ** 2 + of_rows)
     flops = 0.0
     for batch in batches:
-        length = batch.input_ids.shape[1]
+        sequences, length = batch.input_ids.shape
         labelled = int((batch.labels[:, 1:] != IGNORED).sum())
+        left_out = sequences * rows_before_labels(batch.labels)
         flops += batch.input_ids.numel() * (
             6 * weights + 12 * config.num_layers * hidden * length)
+        flops -= left_out * (6 * of_rows + 12 * hidden * length)
         flops += labelled * 6 * hidden * config.vocabulary.size
     return flops
 

@@ -272,9 +272,23 @@ def test_a_store_takes_over_what_an_earlier_one_has(tmp_path, monkeypatch):
         encoded.append(len(frames)), type(tokenizer).encode(tokenizer, frames))[1])
     size = first.header.image_size
     second = write_store(tmp_path / 'second', episodes, tokenizer, size, reuse=first)
-    assert encoded == [len(episodes[1].frames), len(episodes[2].frames)]
+    one_to_compare = 1
+    assert encoded == [one_to_compare, len(episodes[1].frames), len(episodes[2].frames)]
     fresh = write_store(tmp_path / 'fresh', episodes, tokenizer, size)
     assert second.header.data == fresh.header.data
+
+
+def test_a_store_takes_over_no_codes_of_other_pictures(tmp_path):
+    """The same seed and actions, recorded with another camera or other assets; another size."""
+    first = TokenStore.open(small_store(tmp_path, num_episodes=1)[0])
+    size, tokenizer = first.header.image_size, tiny_tokenizer()
+    before = episode(0, 12, INSTRUCTIONS[0], 'task0')
+    again = replace(before, frames=255 - before.frames)
+    assert np.array_equal(first.codes_of(again), tokenizer.encode(before.frames).numpy())
+    second = write_store(tmp_path / 'second', [again], tokenizer, size, reuse=first)
+    np.testing.assert_array_equal(second.codes, tokenizer.encode(again.frames).numpy())
+    with pytest.raises(DatasetError, match=rf'{size} px, 32 px are asked.*--image-size {size}'):
+        write_store(tmp_path / 'third', [before], tokenizer, 32, reuse=first)
 
 
 def test_noise_replaces_what_is_shown_and_leaves_what_is_learned(store):

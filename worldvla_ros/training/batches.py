@@ -61,8 +61,8 @@ class SampleTable:
         self._store, self._episodes = store, tuple(episodes)
         self._branches, self._builder = tuple(branches), builder
         # The action branch learns the expert's label; the next frame follows from what was done.
-        self._labels = action_tokenizer.encode(store.actions).astype(np.int32)
-        self._executed = action_tokenizer.encode(store.executed).astype(np.int32)
+        self._expert_ids = action_tokenizer.encode(store.actions).astype(np.int32)
+        self._executed_ids = action_tokenizer.encode(store.executed).astype(np.int32)
         self._states = (None if state_tokenizer is None
                         else state_tokenizer.encode(store.states).astype(np.int32))
         self._rows = np.array(
@@ -93,8 +93,9 @@ class SampleTable:
 
     def evenly(self, branch: str, count: int) -> list[Sample]:
         """Build up to `count` samples of one branch, evenly spread over its episodes."""
-        there = np.flatnonzero(self._rows[:, 0] == self._branches.index(branch)
-                               if branch in self._branches else np.zeros(0, bool))
+        if branch not in self._branches:
+            return []
+        there = np.flatnonzero(self._rows[:, 0] == self._branches.index(branch))
         chosen = np.linspace(0, len(there) - 1, min(count, len(there))).round().astype(int)
         return [self[index] for index in there[chosen]]
 
@@ -102,7 +103,7 @@ class SampleTable:
         """Build one sample."""
         branch_index, episode_index, start = self._rows[index]
         branch, episode = self._branches[branch_index], self._episodes[episode_index]
-        action_ids = self._labels if branch == 'action' else self._executed
+        action_ids = self._expert_ids if branch == 'action' else self._executed_ids
         states = None if self._states is None else self._states[episode.steps]
         return self._builder.build(branch, episode.instruction, self._store.codes[episode.steps],
                                    action_ids[episode.steps], int(start), states)

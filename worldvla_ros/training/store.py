@@ -160,17 +160,25 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
                 image_size: int, reuse: TokenStore | None = None) -> TokenStore:
     """Tokenise episodes into a new folder, which appears complete or not at all.
 
-    :param reuse: earlier store of the same tokenizer; what it has is copied, not encoded again.
-    Raises DatasetError when there is no episode or the folder exists, TrainingError when the disk
-    is full.
+    :param reuse: earlier store of the same tokenizer and image size; episodes that it has with
+        the same actions and the same first picture are copied, not encoded again.
+    Raises DatasetError when there is no episode, the folder exists or `reuse` is of another image
+    size, TrainingError when the disk is full.
     """
     if folder.exists():
         raise DatasetError(f'{folder} exists; give another name, or delete it first')
+    if reuse is not None and reuse.header.image_size != image_size:
+        raise DatasetError(f'the store to reuse has frames of {reuse.header.image_size} px, '
+                           f'{image_size} px are asked for; give --image-size '
+                           f'{reuse.header.image_size}, or leave out --reuse')
     stored: list[StoredEpisode] = []
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ARRAYS}
     start = 0
     for episode in episodes:
         codes = None if reuse is None else reuse.codes_of(episode)
+        if codes is not None and not np.array_equal(
+                codes[:1], _encode(episode.frames[:1], tokenizer, image_size)):
+            codes = None  # recorded again, with other assets or another camera
         parts['codes'].append(_encode(episode.frames, tokenizer, image_size)
                               if codes is None else codes)
         parts['actions'].append(episode.actions.astype(np.float32))

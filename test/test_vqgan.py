@@ -184,6 +184,12 @@ def test_the_discriminator_learns_only_after_the_warm_up(tmp_path):
     assert not all(torch.equal(a, b) for a, b in zip(states[1], states[2], strict=True))
 
 
+@pytest.mark.parametrize(('size', 'better'), [(144, 128), (200, 192), (40, 32)])
+def test_pictures_that_no_policy_takes_are_refused_before_training(tmp_path, size, better):
+    with pytest.raises(ConfigError, match=rf'image_size is {size} px.*multiple of 32.*{better}'):
+        config(tmp_path, image_size=size)
+
+
 def test_the_adversary_warms_up_by_default_and_begins_before_the_end(tmp_path):
     assert config(tmp_path, adversarial_weight=0.1, steps=1001).adversarial_from == 1000
     for start, steps in ((0, 40), (40, 40), (1000, 40)):

@@ -182,6 +182,18 @@ def test_a_batch_in_parts_learns_what_it_learns_at_once(tmp_path, weighting):
         Trainer(build_experiment(replace(parts, data=replace(parts.data, accumulate=3))))
 
 
+def test_a_clip_norm_of_zero_clips_nothing(tmp_path):
+    config = tiny_config(tmp_path)
+    norms = []
+    for clip_norm in (0.0, 1e9, 1e-9):
+        optimizer = replace(config.optimizer, clip_norm=clip_norm)
+        trainer = Trainer(build_experiment(replace(config, optimizer=optimizer)))
+        trainer.train_step(trainer._batches(0))
+        model = trainer._experiment.pretrained.model
+        norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])))
+    assert norms[0] == norms[1] > 0.1 and norms[2] < 1e-8
+
+
 def test_weights_that_are_spread_are_gathered_equally_often_by_every_process(tmp_path):
     """A share of the batch may lack a branch; another number of passes would wait for ever."""
     trainer = Trainer(build_experiment(tiny_config(tmp_path)))

@@ -64,6 +64,12 @@ def test_tensorboard_shows_a_resumed_run_as_one_curve(tmp_path):
     assert [(event.step, event.value) for event in shown] == [(1, 1), (2, 2), (3, 30), (4, 40)]
 
 
+def test_curves_are_drawn_of_a_log_that_is_older_than_a_column(tmp_path):
+    """As that of an unfinished run that is exported."""
+    (tmp_path / 'metrics.csv').write_text('step,split,action\n1,train,2.5\n2,train,2.0\n')
+    assert run_folder.plot_metrics(tmp_path).stat().st_size > 0
+
+
 def test_speed_is_logged_against_the_machine(tmp_path, capsys):
     train(tiny_config(tmp_path, steps=2))
     rows = [row for row in read_metrics(tmp_path / 'run') if row['split'] == 'train']

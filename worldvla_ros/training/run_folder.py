@@ -229,7 +229,7 @@ def plot_metrics(folder: Path) -> Path:
         for name in names:
             for split, style in (('train', '-'), ('held_out', '--')):
                 points = [(int(row['step']), float(row[name])) for row in rows
-                          if row['split'] == split and row[name] not in ('', 'nan')]
+                          if row['split'] == split and row.get(name) not in (None, '', 'nan')]
                 if points:
                     axis.plot(*zip(*points, strict=True), style, label=f'{name}, {split}')
         axis.set(xlabel='optimizer step', ylabel=label)

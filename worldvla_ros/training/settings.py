@@ -74,7 +74,7 @@ class OptimizerConfig:
     beta1: float = bounded(0.9, minimum=0.0, maximum=0.9999)
     beta2: float = bounded(0.95, minimum=0.0, maximum=0.9999)
     weight_decay: float = bounded(0.1, minimum=0.0)
-    clip_norm: float = bounded(4.0, minimum=0.0, doc='largest global gradient norm')
+    clip_norm: float = bounded(4.0, minimum=0.0, doc='largest global gradient norm; 0: any')
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ class Trainer:
                 (terms.total / len(parts)).backward()
             rows.append(torch.stack([getattr(terms, name).detach() for name in TERMS]))
         norm = whole(nn.utils.clip_grad_norm_(self._loss.parameters(),
-                                              self._config.optimizer.clip_norm))
+                                              self._config.optimizer.clip_norm or math.inf))
         values = torch.cat([torch.stack(rows).nanmean(0), norm[None]]).tolist()
         if not math.isfinite(values[-1]):
             raise TrainingError(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ablation: a plan per row, rows that resume and fail alone, tables beside the paper's."""
 
+import csv
 from dataclasses import replace
 import json
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 from worldvla_ros.config import flatten
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.run_folder import COLUMNS
 from worldvla_ros.training.store import TokenStore
 from worldvla_sim.ablation import __main__ as command
 from worldvla_sim.ablation import run
@@ -48,11 +50,20 @@ def plan_file(folder, **changes):
     return path
 
 
+def finish(output, steps):
+    """Leave what a stage leaves that was exported after these steps."""
+    (Path(output) / 'final').mkdir(parents=True, exist_ok=True)
+    with (Path(output) / 'metrics.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerow({'step': steps, 'split': 'train', 'tokens_per_s': 1000})
+
+
 def play(plan, row, successes, state_of_error=None):
     """Write the results that an evaluation of a trained row would write."""
     stage = row.final
     folder = plan.output / 'rows' / row.name
-    (Path(stage.run.output) / 'final').mkdir(parents=True, exist_ok=True)
+    finish(stage.run.output, stage.run.steps)
     records = [EpisodeRecord('libero_object', 1, 'do it', state, state < successes, 100,
                              'broken' if state == state_of_error else None, 'builtin', 8.0)
                for state in range(plan.config.evaluation.init_states)]
@@ -72,7 +83,7 @@ def fake_processes(monkeypatch):
             raise run.AblationError('out of memory')
         if module.endswith('train'):
             stage = yaml.safe_load(Path(arguments[1]).read_text())
-            (Path(stage['run']['output']) / 'final').mkdir(parents=True)
+            finish(stage['run']['output'], stage['run']['steps'])
         else:
             plan = load_plan(log.parents[3] / 'plan.yaml')
             play(plan, next(row for row in plan.rows if row.name == log.parent.name), 1)
@@ -161,6 +172,15 @@ def test_one_row_fails_alone_and_a_second_call_does_only_what_is_missing(
     assert 'out of memory' not in capsys.readouterr().out
     assert {path.name for path in (tmp_path / 'ablation').iterdir()} == {
         'rows', 'table.txt', 'table.md', 'table.csv', 'table.png'}
+
+
+def test_a_result_that_was_exported_before_the_last_step_is_trained_on(tmp_path, fake_processes):
+    asked, _ = fake_processes
+    file = plan_file(tmp_path)
+    short = next(row for row in load_plan(file).rows if row.name == 'short').final.run
+    finish(short.output, short.steps - 1)
+    assert command.main(['--config', str(file)]) == 0
+    assert ('worldvla_ros.training.train', 'short') in asked
 
 
 def test_an_interrupted_ablation_stops_its_processes_and_blames_no_row(

@@ -245,8 +245,10 @@ def _show(bar: tqdm, plan: Plan, estimate: Estimate, running: dict[Future[None],
 
 
 def _is_trained(stage: TrainConfig) -> bool:
-    """Say whether a stage has its result; it is written whole, and at the last step only."""
-    return Path(_result_folder(stage)).is_dir()
+    """Say whether a stage has its result, and not one that was exported before the last step."""
+    return (Path(_result_folder(stage)).is_dir()
+            and any(int(line['step']) == stage.run.steps
+                    for line in read_metrics(Path(stage.run.output))))
 
 
 def _steps_done(stage: TrainConfig) -> int:

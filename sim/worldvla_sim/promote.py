@@ -3,8 +3,8 @@
 
 A shipped folder holds its own evaluations, one file for each suite. A new checkpoint takes its
 place, with its evaluations, when it succeeds more often in the same episodes under the same
-settings, and in no suite less often. The card stays: its text and numbers are for a person to
-write, and a test compares its totals with the evaluations.
+settings, and in no suite less often. The card stays, with its pictures: text, numbers and pictures
+are for a person to make anew, and a test compares its totals with the evaluations.
 
 Choose between candidates on other initial states, and bring only the one that is chosen: the best
 of many on the same episodes looks better there than it is.
@@ -13,6 +13,7 @@ of many on the same episodes looks better there than it is.
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+import re
 import shutil
 import sys
 import tempfile
@@ -103,6 +104,12 @@ def _require_alike(new: Results, shipped: Results) -> None:
                           f'new checkpoint as the shipped one was')
 
 
+def _of_the_card(shipped: Path) -> list[str]:
+    """Return the names of the card and of the pictures beside it that it shows."""
+    shown = re.findall(r'!\[[^\]]*\]\(([^)/]+)\)', (shipped / CARD_FILE).read_text())
+    return [CARD_FILE, *(name for name in shown if (shipped / name).is_file())]
+
+
 def promote(folder: Path, evaluations: Sequence[Path], shipped: Path) -> dict[str, Results]:
     """Put a better checkpoint in the place of the shipped one, whole or not at all.
 
@@ -117,7 +124,8 @@ def promote(folder: Path, evaluations: Sequence[Path], shipped: Path) -> dict[st
             shutil.copytree(folder, new, ignore=shutil.ignore_patterns(*_NOT_SHIPPED))
             for suite, one in results.items():
                 one.save(new / EVALUATIONS / f'{suite}.json')
-            shutil.copyfile(shipped / CARD_FILE, new / CARD_FILE)
+            for name in _of_the_card(shipped):
+                shutil.copyfile(shipped / name, new / name)
             shipped.rename(old)
             try:
                 new.rename(shipped)
@@ -146,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except WorldVLAError as error:
         print(f'error: {error}', file=sys.stderr)
         return EXIT_USAGE
-    print(f'{shipped} succeeds in {totals(results)} now; write its {CARD_FILE} anew')
+    print(f'{shipped} succeeds in {totals(results)} now; make its {CARD_FILE} anew, and the '
+          'pictures in it')
     return EXIT_OK
 
 

@@ -17,6 +17,7 @@ from worldvla_sim.results import Results
 from worldvla_sim.runner import EvaluationSettings
 
 STATES = 4
+CARD = 'card ![a picture](imagined.jpg) ![lost](lost.jpg) ![far](https://far.org/a.png)'
 
 
 def stand_in(folder, seed):
@@ -41,7 +42,8 @@ def evaluate(folder, file, won, *, complete=True, error=None, states=STATES, **c
 def folders(tmp_path):
     """A shipped checkpoint with 2 of 4 successes, and a new one."""
     shipped = stand_in(tmp_path / 'checkpoints' / 'mini', 1)
-    (shipped / 'README.md').write_text('card')
+    (shipped / 'README.md').write_text(CARD)
+    (shipped / 'imagined.jpg').write_bytes(b'picture')
     evaluate(shipped, shipped / 'evaluation' / 'libero_object.json', 2)
     new = stand_in(tmp_path / 'final', 2)
     (new / 'trainer.pt').write_text('large')
@@ -65,7 +67,7 @@ def test_a_better_checkpoint_ships_whole_with_its_evaluation_and_the_old_card(
     assert command(new, shipped, file) == 0
     assert '3 of 4' in capsys.readouterr().out
     expected = contents(new) | {'evaluation/libero_object.json': file.read_bytes(),
-                                'README.md': b'card'}
+                                'README.md': CARD.encode(), 'imagined.jpg': b'picture'}
     del expected['trainer.pt']
     assert contents(shipped) == expected
     assert [path.name for path in shipped.parent.iterdir()] == ['mini'], 'no draft is left'

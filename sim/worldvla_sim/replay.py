@@ -131,8 +131,10 @@ def replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool,
         raise SimulationError(f'{path} is of replays {"with" if drop_no_ops else "without"} '
                               'no-ops; name another file')
     known = {job: earlier.find(job.task, job.name, digest) for job, digest in jobs}
-    results = ReplayList(drop_no_ops, [one for one in known.values()
-                                       if one is not None and one.error is None])
+    here = {(job.task, job.name) for job in known}
+    results = ReplayList(drop_no_ops, [one for one in earlier.replays
+                                       if (one.task, one.name) not in here])  # of other folders
+    results.replays += [one for one in known.values() if one is not None and one.error is None]
     results.save(path)  # now, so that a path that cannot be written costs no replay
     missing = [job for job, one in known.items() if one is None or one.error is not None]
     digests = dict(jobs)
@@ -145,8 +147,9 @@ def replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool,
                     answer = Replay(job.task, job.name, digests[job], False, 0, 0, answer.reason)
                 results.replays.append(answer)
                 results.save(path)
-                bar.set_postfix_str(f'{sum(one.success for one in results.replays)} succeed',
-                                    refresh=False)
+                succeeded = sum(one.success for one in results.replays
+                                if (one.task, one.name) in here)
+                bar.set_postfix_str(f'{succeeded} succeed', refresh=False)
                 bar.update()
         finally:
             answers.close()

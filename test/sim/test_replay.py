@@ -110,6 +110,16 @@ def test_a_demonstration_that_was_recorded_again_is_replayed_again(demos, tmp_pa
     assert len(ReplayList.load(out).replays) == 2
 
 
+def test_replays_of_other_folders_stay_in_the_list(demos, tmp_path, pool, capsys):
+    out = tmp_path / 'replays.json'
+    other = Replay('libero_goal/open_it', 'demo_0', 'abc', True, 9, 9)
+    ReplayList(False, [other]).save(out)
+    for _ in range(2):
+        replay.main([str(demos), '--out', str(out)])
+    replays = ReplayList.load(out).replays
+    assert other in replays and len(replays) == 3
+
+
 def test_files_that_do_not_say_their_suite_need_it(demos, tmp_path, capsys):
     with h5py.File(demos / f'{NAME}_demo.hdf5', 'a') as file:
         assert json.loads(file['data'].attrs['env_args'])['suite'] == 'libero_object'

@@ -82,7 +82,8 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
                     results.save(path)
         finally:
             episodes.close()
-            results.complete = len(results.records) >= len(jobs)
+            played = {(record.task, record.init_state) for record in results.records}
+            results.complete = {(job.task, job.init_state) for job in jobs} <= played
             results.records.sort(key=lambda record: (record.task, record.init_state))
             if path is not None:
                 results.save(path)

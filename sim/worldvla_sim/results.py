@@ -88,9 +88,12 @@ def _program() -> list[str]:
 
 
 def _commit() -> str:
-    """Return the commit of the source tree, '' outside of one."""
-    done = subprocess.run(['git', '-C', str(Path(__file__).parent), 'describe', '--always',
-                           '--dirty'], capture_output=True, text=True, check=False)
+    """Return the commit of the source tree, '' outside of one or where there is no git."""
+    try:
+        done = subprocess.run(['git', '-C', str(Path(__file__).parent), 'describe', '--always',
+                               '--dirty'], capture_output=True, text=True, check=False)
+    except OSError:
+        return ''
     return done.stdout.strip()
 
 

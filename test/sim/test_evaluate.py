@@ -22,7 +22,7 @@ from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim import collect, evaluate, policies
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
-from worldvla_sim.results import Results, summary_table, wilson_interval
+from worldvla_sim.results import Results, describe_run, summary_table, wilson_interval
 from worldvla_sim.runner import EvaluationSettings
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
@@ -181,6 +181,24 @@ def test_a_result_file_names_every_run_that_played_some_of_it(tmp_path, monkeypa
     for states in ('0', '0-1', '0-1'):
         assert evaluate.main([*hold, '--init-states', states]) == 0
     assert Results.load(out).runs == [{'commit': 'first'}, {'commit': 'second'}]
+
+
+def test_other_episodes_that_are_there_do_not_make_an_evaluation_complete(tmp_path, monkeypatch):
+    out = tmp_path / 'out.json'
+    hold = [*HOLD, '--max-steps', '1', '--json', str(out), '--resume']
+    assert evaluate.main([*hold, '--init-states', '0-1']) == 0
+
+    def interrupted(self, jobs):
+        raise KeyboardInterrupt
+        yield
+    monkeypatch.setattr(evaluate.WorkerPool, 'run', interrupted)
+    assert evaluate.main([*hold, '--init-states', '2-3']) == 130
+    assert len(Results.load(out).records) == 2 and not Results.load(out).complete
+
+
+def test_a_run_is_described_where_there_is_no_git(monkeypatch):
+    monkeypatch.setenv('PATH', '/nowhere')
+    assert describe_run()['commit'] == ''
 
 
 def test_a_result_file_of_one_run_is_still_read(tmp_path):

@@ -216,6 +216,7 @@ def test_a_hung_worker_is_killed_and_replaced(backend):
         backend._answer_timeout = FOREVER
     result = result_of(backend, 1)
     assert result.chunk is None and 'did not answer within' in result.error
-    assert not is_alive(pid) and backend.health is Health.LOADING
+    assert backend.health is Health.LOADING
+    wait_for(lambda: not is_alive(pid))
     wait_until_ready(backend)
     assert ask(backend, 2).chunk is not None

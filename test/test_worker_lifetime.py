@@ -32,7 +32,7 @@ from worldvla_ros.errors import InferenceError
 from worldvla_ros.inference import worker_backend
 from worldvla_ros.inference.backend import BackendInfo, Health
 from worldvla_ros.inference.messages import Loaded, Progress, Ready
-from worldvla_ros.inference.worker import progress_sent
+from worldvla_ros.inference.worker import load_policy, progress_sent
 
 # --- started by a thread that has ended -------------------------------------------------------
 
@@ -70,7 +70,8 @@ def test_an_idle_worker_that_falls_silent_fails_for_good_without_a_budget(starte
     pid = backend.process_id
     os.kill(pid, signal.SIGSTOP)
     wait_for(lambda: backend.poll() or backend.health is not Health.READY)
-    assert backend.health is Health.FAILED and not is_alive(pid)
+    assert backend.health is Health.FAILED
+    wait_for(lambda: not is_alive(pid))
     assert 'fell silent' in backend.fault and 'configure the node again' in backend.fault
     assert backend.poll() == [] and backend.health is Health.FAILED
     with pytest.raises(InferenceError, match='failed'):
@@ -190,6 +191,133 @@ def test_stop_leaves_no_thread_and_no_descriptor_and_may_be_repeated():
         backend.start(lambda: True)
     backend.stop()
     assert descriptors() == before and threading.active_count() == threads
+
+
+class Undying:
+    """A worker that sleeps in the kernel: it says nothing, and dies only when it is let go."""
+
+    pid = 4_200_000  # above the largest id that Linux gives
+
+    def __init__(self, command, *, pass_fds, **options):
+        self._pipe = os.dup(pass_fds[0])
+        self._let_go = threading.Event()
+        self.kills = 0
+        self.waiting = []  # threads that waited for it
+
+    def kill(self):
+        self.kills += 1
+
+    def poll(self):
+        return -signal.SIGKILL if self._let_go.is_set() else None
+
+    def wait(self, timeout=None):
+        self.waiting.append(threading.current_thread())
+        if not self._let_go.wait(FOREVER if timeout is None else timeout):
+            raise subprocess.TimeoutExpired('worker', timeout)
+        return self.poll()
+
+    def hang_up(self):
+        if self._pipe is not None:
+            os.close(self._pipe)
+            self._pipe = None
+
+    def let_go(self):
+        self._let_go.set()
+        self.hang_up()
+
+
+@pytest.fixture
+def undying(monkeypatch):
+    """Return the workers that were started; none of them dies before the test ends."""
+    started = []
+
+    def start(*arguments, **options):
+        started.append(Undying(*arguments, **options))
+        return started[-1]
+    monkeypatch.setattr(worker_backend.subprocess, 'Popen', start)
+    monkeypatch.setattr(worker_backend, '_STOP_TIMEOUT', 0.1)
+    yield started
+    for one in started:
+        one.let_go()
+
+
+def within_seconds(call):
+    """Call, and fail if that takes long; FOREVER is how long an undying worker takes to die."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(10.0)
+    assert not thread.is_alive(), 'it waits for the worker to die'
+
+
+def test_a_worker_that_does_not_die_does_not_hold_up_who_polls(undying):
+    """Pins a bug: the control thread waited, without zero motion and deaf to the e-stop."""
+    before, threads = descriptors(), threading.active_count()
+    backend = new_backend(load_timeout=0.05, max_restarts=1)
+    backend._launch()
+    time.sleep(0.1)
+    within_seconds(backend.poll)
+    assert backend.health is Health.LOADING and backend.restarts == 1
+    assert [one.kills for one in undying] == [1, 0]
+    time.sleep(0.1)
+    within_seconds(backend.poll)
+    assert backend.health is Health.FAILED and 'did not load' in backend.fault
+    assert [one.kills for one in undying] == [1, 1]
+    for one in undying:
+        one.let_go()
+    backend.stop()
+    assert descriptors() == before and threading.active_count() == threads
+
+
+def test_stop_leaves_a_worker_that_does_not_die_to_the_kernel_and_says_so(undying, caplog):
+    before, threads = descriptors(), threading.active_count()
+    backend = new_backend()
+    backend._launch()
+    within_seconds(backend.stop)
+    assert backend.health is Health.STOPPED and undying[0].kills == 1
+    assert f'worker {Undying.pid}' in caplog.text and 'SIGKILL' in caplog.text
+    undying[0].let_go()
+    wait_for(lambda: descriptors() == before and threading.active_count() == threads)
+
+
+def test_a_pipe_stays_open_while_its_reader_reads_it(undying):
+    """Closed, its descriptor would become that of another file, which the reader would read."""
+    backend = new_backend(load_timeout=0.05, max_restarts=0)
+    backend._launch()
+    connection = backend._connection
+    time.sleep(0.1)
+    within_seconds(backend.poll)
+    assert backend.health is Health.FAILED and not connection.closed
+    undying[0].let_go()
+    wait_for(lambda: connection.closed)
+    backend.stop()
+
+
+def test_a_dead_worker_whose_exit_takes_time_does_not_hold_up_who_polls(undying):
+    """Pins a bug: the control thread waited half a second for the exit status."""
+    backend = new_backend(max_restarts=0)
+    backend._launch()
+    undying[0].hang_up()
+    wait_for(lambda: backend.poll() or backend.health is Health.FAILED)
+    assert 'the inference worker died;' in backend.fault
+    assert threading.current_thread() not in undying[0].waiting
+    undying[0].let_go()
+    backend.stop()
+
+
+@pytest.mark.parametrize('cores, threads', [({3, 5, 8, 9}, 3), ({7}, 1)])
+def test_a_worker_takes_all_cores_that_it_may_use_but_one(cores, threads, monkeypatch):
+    """Pins a bug: pinned to 4 of 64 cores, it started 63 threads."""
+    import torch
+
+    from worldvla_ros.policy.policy import WorldVLAPolicy
+    taken = []
+    monkeypatch.setattr(os, 'cpu_count', lambda: 64)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: cores)
+    monkeypatch.setattr(torch, 'set_num_threads', taken.append)
+    monkeypatch.setattr(WorldVLAPolicy, 'from_pretrained', lambda *_, **__: None)
+    for asked in (0, 2):
+        load_policy(replace(SETTINGS, threads=asked))
+    assert taken == [threads, 2]
 
 
 PARENT = textwrap.dedent('''

@@ -159,7 +159,7 @@ def test_a_hung_worker_without_a_budget_ends_in_a_state_of_error(
     assert ended.result().status == GoalStatus.STATUS_ABORTED
     assert ended.result().result.termination == RunTask.Result.TERMINATION_WORKER_DOWN
     assert 'did not answer' in ended.result().result.message
-    assert not is_alive(worker)
+    wait_for(lambda: not is_alive(worker))
     wait_for(lambda: client.status.state == PolicyStatus.STATE_ERROR)
     assert worker_of(policy) is None
     fault = client.worker_faults()[-1]

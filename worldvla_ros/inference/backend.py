@@ -2,8 +2,9 @@
 """What the node asks of whatever produces chunks: a worker process, this process, or a script.
 
 A backend takes one request at a time and never blocks its caller, but for `start`, which loads
-and warms up. Results are collected with `poll`; `on_result` is called from a thread of the
-backend when there is one to collect, so that the caller need not look for it.
+and warms up, and `stop`, for some seconds. Results are collected with `poll`; `on_result` is
+called from a thread of the backend when there is one to collect, so that the caller need not look
+for it.
 """
 
 from collections.abc import Callable
@@ -65,7 +66,10 @@ class Backend(Protocol):
         """Collect what has been answered, and do what is due (deadlines, restarts)."""
 
     def stop(self) -> None:
-        """Free everything; afterwards no process or thread of it is left. Safe to repeat."""
+        """Free everything; safe to repeat.
+
+        Afterwards no process or thread of it is left, or the log says which the kernel holds.
+        """
 
     @property
     def busy(self) -> bool:

@@ -58,13 +58,19 @@ def _exit_with_the_pipe(descriptor: int) -> None:
     threading.Thread(target=wait, daemon=True, name='pipe watch').start()
 
 
+def default_threads() -> int:
+    """Return all cores that this process may use but one, which is left for the node."""
+    # Not os.cpu_count: a container or taskset may have pinned it to a few of the machine's cores.
+    return max(1, len(os.sched_getaffinity(0)) - 1)
+
+
 def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
     """Load the policy as the settings say; imports torch. Raises what `from_pretrained` does."""
     import torch
 
     from worldvla_ros.policy.named_checkpoints import locate_checkpoint
     from worldvla_ros.policy.policy import WorldVLAPolicy
-    torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) - 1))
+    torch.set_num_threads(settings.threads or default_threads())
     return WorldVLAPolicy.from_pretrained(
         locate_checkpoint(settings.checkpoint), subfolder=settings.subfolder or None,
         device=settings.device, dtype=settings.dtype, weights=settings.weights,

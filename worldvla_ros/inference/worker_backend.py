@@ -32,7 +32,8 @@ from worldvla_ros.inference.shared_frames import SharedFrames
 from worldvla_ros.safety.watchdog import RestartBudget, Watchdog
 
 _POLL_PERIOD = 0.05  # [s] while start waits
-_STOP_TIMEOUT = 2.0  # [s] a worker gets to leave by itself
+_STOP_TIMEOUT = 2.0  # [s] a worker gets to leave by itself, and again to be gone once killed
+_EXIT_TIME = 0.5  # [s] longest wait for the exit status, once the pipe has ended
 _HINT = 0  # number of a request that only prepares
 _SECOND_NS = 1_000_000_000
 _logger = logging.getLogger(__name__)
@@ -43,7 +44,9 @@ class WorkerBackend:
     A policy in a process of its own.
 
     A worker that dies, falls silent while idle, or does not answer in time is killed and, within
-    the budget, replaced; the model loads anew meanwhile and the robot holds still.
+    the budget, replaced; the model loads anew meanwhile and the robot holds still. Nothing but
+    `start` and `stop` waits for it: SIGKILL ends no process that sleeps in a driver, and the
+    thread that polls is the one that publishes zero motion and hears the e-stop.
 
     :param settings: what the worker loads
     :param load_timeout: longest load, and longest step of the warm-up [s]
@@ -70,6 +73,7 @@ class WorkerBackend:
         self._lock = threading.Lock()
         self._info: BackendInfo | None = None
         self._reader: threading.Thread | None = None
+        self._reapers: list[threading.Thread] = []
         self._request: int | None = None
         self._preparing = False
         self._deadline = 0.0  # [s] monotonic: of answer, preparation, load or warm-up step
@@ -96,7 +100,7 @@ class WorkerBackend:
                 return self._info
         if self.health is not Health.READY or self._info is None:
             fault = self.fault or 'interrupted while loading'
-            self._kill(grace=0.0)  # a worker that loads does not listen
+            self._dismiss()  # without a grace: a worker that loads does not listen
             self.stop()
             raise InferenceError(fault)
         return self._info
@@ -133,9 +137,16 @@ class WorkerBackend:
         return results
 
     def stop(self) -> None:
-        """Ask the worker to leave, then make it; see `Backend.stop`."""
+        """Ask the worker to leave, then make it; see `Backend.stop`.
+
+        One that does not even die of SIGKILL is left to the kernel, with an error in the log.
+        """
         self._send(Stop())
-        self._kill(grace=_STOP_TIMEOUT)
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_STOP_TIMEOUT)
+        self._dismiss()
+        self._await_reapers()
         self._frames.close()
         self._request = None
         self.health = Health.STOPPED
@@ -180,8 +191,9 @@ class WorkerBackend:
         self._deadline = time.monotonic() + self._load_timeout
         self._heartbeat.feed(time.monotonic_ns())
         self._send(self._settings)
-        self._reader = threading.Thread(target=self._listen, args=(ours, self._inbox),
-                                        daemon=True, name='worker reader')
+        self._reader = threading.Thread(
+            target=self._listen, args=(ours, self._process, self._inbox), daemon=True,
+            name='worker reader')
         self._reader.start()
 
     @staticmethod
@@ -190,7 +202,8 @@ class WorkerBackend:
         return {**os.environ, 'PYTHONPATH': os.pathsep.join(path for path in sys.path if path),
                 'TOKENIZERS_PARALLELISM': 'false'}
 
-    def _listen(self, connection: Connection, inbox: list[object]) -> None:
+    def _listen(self, connection: Connection, process: subprocess.Popen[bytes],
+                inbox: list[object]) -> None:
         """Move messages from the pipe to the inbox; the last one is None."""
         message: object = ''
         while message is not None:
@@ -198,6 +211,8 @@ class WorkerBackend:
                 message = connection.recv()
             except (EOFError, OSError):
                 message = None
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_EXIT_TIME)  # here, so that who reads the inbox need not wait
             with self._lock:
                 inbox.append(message)
             if not isinstance(message, Heartbeat):
@@ -256,7 +271,7 @@ class WorkerBackend:
     def _fail(self, fault: str) -> None:
         self.fault = fault
         self.health = Health.DOWN
-        self._kill(grace=0.0)
+        self._dismiss()
 
     def _restart(self) -> None:
         if not self._budget.allow(time.monotonic_ns()):
@@ -272,25 +287,41 @@ class WorkerBackend:
         with contextlib.suppress(OSError):  # the reader thread sees the same end and reports it
             self._connection.send(message)
 
-    def _kill(self, grace: float) -> None:
+    def _dismiss(self) -> None:
+        """Kill the worker, if there is one, and leave what remains of it to a thread."""
         process, self._process = self._process, None
         connection, self._connection = self._connection, None
-        if process is not None:
-            try:
-                process.wait(grace)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if self._reader is not None:
-            self._reader.join(_STOP_TIMEOUT)  # it ends with the pipe; before, it still reads it
-        if connection is not None:
-            connection.close()
+        reader, self._reader = self._reader, None
+        if process is None or connection is None or reader is None:
+            return
+        process.kill()
+        reaper = threading.Thread(target=_reap, args=(process, reader, connection), daemon=True,
+                                  name=f'reaper of worker {process.pid}')
+        self._reapers = [one for one in self._reapers if one.is_alive()] + [reaper]
+        reaper.start()
+
+    def _await_reapers(self) -> None:
+        """Wait, but not for ever, until all that was dismissed is gone; log what is not."""
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        for reaper in self._reapers:
+            reaper.join(max(0.0, deadline - time.monotonic()))
+        self._reapers = [one for one in self._reapers if one.is_alive()]
+        for reaper in self._reapers:
+            _logger.error(
+                'the %s still waits %g s after SIGKILL: the process hangs in the kernel, mostly '
+                'in a driver or a network file system (ps -o stat,wchan -p PID); it may keep '
+                'memory of the device until the machine restarts', reaper.name, _STOP_TIMEOUT)
 
     def _exit_status(self) -> str:
-        if self._process is None:
-            return ''
-        try:
-            status = self._process.wait(0.5)
-        except subprocess.TimeoutExpired:
+        status = None if self._process is None else self._process.poll()
+        if status is None:
             return ''
         return f' by signal {-status}' if status < 0 else f' with exit status {status}'
+
+
+def _reap(process: subprocess.Popen[bytes], reader: threading.Thread,
+          connection: Connection) -> None:
+    """See a killed worker off, however long its death takes."""
+    process.wait()
+    reader.join()  # before: closed under it, the descriptor could become another file's
+    connection.close()

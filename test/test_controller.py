@@ -4,7 +4,7 @@
 from dataclasses import replace
 import itertools
 
-from control_loop import PERIOD, SECOND, Loop, assert_hold
+from control_loop import GRIPPER, PERIOD, SECOND, Loop, assert_hold
 import numpy as np
 import pytest
 
@@ -16,7 +16,7 @@ from worldvla_ros.control.settings import (
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import ConfigError, InstructionError
 from worldvla_ros.policy.frame_history import PushResult
-from worldvla_ros.safety.limits import Reason, Verdict
+from worldvla_ros.safety.limits import Reason, SafetyLimits, Verdict
 
 # --- the ordinary run (rules a, b, g) ---------------------------------------------------------
 
@@ -102,6 +102,48 @@ def test_async_drops_as_many_steps_as_were_consumed_since_the_request():
             assert later.step == loop.arrivals[later.chunk_sequence - 1].outcome.skipped
     assert max(one.chunk_sequence for one in actions) > 5
     assert {one.step for one in actions if one.chunk_sequence > 1} != {0, 1, 2}
+
+
+def test_async_alone_infers_while_moving():
+    """Pins a bug: it asked only when the chunk was over, and stopped for every inference."""
+    loop = Loop(schedule='async').run()
+    assert all(one.action for one in loop.steps(20))
+    assert loop.controller.schedule.underruns == 0
+    assert loop.controller.schedule.replans > 5
+
+
+@pytest.mark.parametrize('schedule, replan_steps, horizon, steps', [
+    ('sync', 0, 5, 5), ('sync', 3, 5, 3), ('sync', 0, 1, 1),
+    ('async', 0, 6, 3), ('async', 0, 5, 2), ('async', 0, 1, 1), ('async', 4, 5, 4)])
+def test_the_default_of_replan_steps_is_the_chunk_in_sync_and_half_of_it_in_async(
+        schedule, replan_steps, horizon, steps):
+    control = ControlSettings(schedule=schedule, replan_steps=replan_steps)
+    assert control.steps_per_chunk(horizon) == steps
+
+
+# --- the gripper in a hold --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('limits', [SafetyLimits(gripper_min=0.5), SafetyLimits(gripper_max=-0.5)],
+                         ids=['only closed', 'only open'])
+def test_before_the_first_command_a_hold_leaves_the_gripper_as_it_is(limits):
+    loop = Loop(limits=limits)
+    assert_hold(loop.step(), Reason.NO_INSTRUCTION, gripper=0)
+    loop.run()
+    loop.controller.set_paused(True)
+    assert_hold(loop.step(), Reason.PAUSED,
+                gripper=min(max(GRIPPER, limits.gripper_min), limits.gripper_max))
+
+
+def test_limits_that_are_narrowed_during_a_hold_move_the_gripper_with_the_next_motion_only():
+    loop = Loop().run()
+    loop.controller.set_paused(True)
+    loop.step()
+    limits = SafetyLimits(gripper_max=GRIPPER - 0.1)
+    loop.controller.settings = replace(loop.controller.settings, limits=limits)
+    assert_hold(loop.step(), Reason.PAUSED, gripper=GRIPPER)
+    loop.controller.set_paused(False)
+    assert [one.command.gripper for one in loop.steps(2)] == [GRIPPER, limits.gripper_max]
 
 
 # --- instructions -----------------------------------------------------------------------------

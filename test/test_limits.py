@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 import re
 
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 import numpy as np
@@ -64,7 +64,10 @@ def test_output_is_finite_and_inside_the_limits(wanted, previous, position, limi
     assert sent.is_finite
     assert np.abs(sent.translation).max() <= limits.max_translation
     assert np.abs(sent.rotation_vector).max() <= limits.max_rotation
-    assert limits.gripper_min <= sent.gripper <= limits.gripper_max
+    if decision.verdict is Verdict.HOLD:
+        assert sent.gripper == (previous.gripper if math.isfinite(previous.gripper) else 0)
+    else:
+        assert limits.gripper_min <= sent.gripper <= limits.gripper_max
     after = position + sent.translation
     low = np.minimum(limits.workspace_min, position)
     high = np.maximum(limits.workspace_max, position)
@@ -74,6 +77,7 @@ def test_output_is_finite_and_inside_the_limits(wanted, previous, position, limi
 @given(commands(ANYTHING | SENSIBLE), commands(ANYTHING | SENSIBLE), POSITIONS, LIMITS)
 def test_limiting_twice_changes_nothing(wanted, previous, position, limits):
     once = apply_limits(wanted, previous, position, limits)
+    assume(once.verdict is not Verdict.HOLD)  # it keeps the gripper, inside the limits or not
     twice = apply_limits(once.command, previous, position, limits)
     assert same(twice.command, once.command)
     assert twice.verdict is Verdict.PASS
@@ -224,11 +228,20 @@ def test_several_reasons_are_all_given_the_wall_first():
 
 
 def test_a_hold_keeps_the_gripper_and_survives_a_broken_previous_command():
-    held = SafetyDecision.hold(command((0.05, 0, 0), gripper=0.4), WIDE, Reason.ESTOP)
+    held = SafetyDecision.hold(command((0.05, 0, 0), gripper=0.4), Reason.ESTOP)
     assert held.verdict is Verdict.HOLD and held.reasons == (Reason.ESTOP,)
     assert held.command.is_zero_motion and held.command.gripper == 0.4
-    broken = SafetyDecision.hold(command(gripper=math.nan), WIDE, Reason.ESTOP)
+    broken = SafetyDecision.hold(command(gripper=math.nan), Reason.ESTOP)
     assert broken.command.gripper == 0.0
+
+
+@pytest.mark.parametrize('limits, gripper', [
+    (SafetyLimits(gripper_min=0.5), 0.0), (SafetyLimits(gripper_max=-0.5), 0.0),
+    (SafetyLimits(gripper_max=0.5), 0.9)], ids=['only closed', 'only open', 'narrowed'])
+def test_what_is_not_finite_moves_no_gripper_whatever_its_limits(limits, gripper):
+    """Pins a bug: a hold cut the kept gripper to the limits, which opened or closed it."""
+    decision = apply_limits(command((math.nan, 0, 0)), Command.hold(gripper), None, limits)
+    assert decision.verdict is Verdict.HOLD and decision.command.gripper == gripper
 
 
 @pytest.mark.parametrize('limits, words', [

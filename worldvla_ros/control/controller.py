@@ -95,7 +95,7 @@ class PolicyController:
         # None: the policy does not read the state of the arm. Whoever pushes into it in lockstep
         # calls `answer` then: the state may come after its frame.
         self.arm = ArmHistory(settings.state_tolerance_ns) if info.reads_state else None
-        self.schedule = ChunkSchedule(control.schedule, control.replan_steps or info.horizon)
+        self.schedule = ChunkSchedule(control.schedule, control.steps_per_chunk(info.horizon))
         self.estop = estop
         self.latency = LatencyWindow(_LATENCY_WINDOW, warm_up=0)  # the backend warmed up itself
         self.chunk_requests = ChunkRequests()
@@ -370,7 +370,7 @@ class PolicyController:
     def _hold(self, reason: Reason) -> Outgoing:
         # Waiting for a chunk is part of running, so it does not count as a halt.
         self.halt = Reason.NONE if reason is Reason.WAITING_FOR_CHUNK else reason
-        decision = SafetyDecision.hold(self._previous, self.settings.limits, reason)
+        decision = SafetyDecision.hold(self._previous, reason)
         if not self.settings.lockstep:  # there, time stands still while the robot waits
             self._previous = decision.command
         return Outgoing(decision.command, decision.verdict, decision.reason, None)

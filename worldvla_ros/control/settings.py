@@ -27,7 +27,8 @@ class ControlSettings:
         doc='sync: run a chunk, then infer and hold still meanwhile; async: infer while moving')
     replan_steps: int = bounded(
         0, minimum=0, maximum=1000, read_only=True,
-        doc='Actions of a chunk after which the next is asked for; 0: the whole chunk')
+        doc='Actions of a chunk after which the next is asked for; 0: with sync the whole chunk, '
+            'with async half of it, so that the other half runs during the inference')
     prepare: bool = bounded(
         True, read_only=True,
         doc='Let the worker compute the last-but-one frame while the robot still moves')
@@ -37,6 +38,11 @@ class ControlSettings:
     heartbeat_estop: float = bounded(
         0.0, unit='s', minimum=0.0, maximum=60.0, read_only=True,
         doc='Lock the e-stop when its topic is silent for so long; 0: silence is no matter')
+
+    def steps_per_chunk(self, horizon: int) -> int:
+        """Return after how many of the `horizon` actions of a chunk the next is asked for."""
+        whole_or_half = horizon if self.schedule == 'sync' else max(1, horizon // 2)
+        return self.replan_steps or whole_or_half
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 """Which step of which chunk is due, when to ask for the next chunk, and which chunks are void.
 
 `sync`: run `replan_steps` actions, then ask for a chunk and wait for it; nothing is due meanwhile.
-`async`: ask while the chunk still runs. The robot consumes steps during the inference, so the new
-chunk starts at the step that equals the number consumed since it was asked for: counted, never
-estimated from a latency (rule c).
+`async`: ask after `replan_steps` actions, while the rest of the chunk still runs; without a rest
+(`replan_steps` is the horizon) the robot stops for every inference. Steps are consumed during the
+inference, so the new chunk starts at the step that equals the number consumed since it was asked
+for: counted, never estimated from a latency (rule c).
 
 An epoch is the time between two events that make older chunks void: a new instruction, a reset,
 an e-stop (rule d). Not thread-safe: one thread owns it. A discarded chunk may still keep the

@@ -142,9 +142,9 @@ class SafetyDecision:
         return self.reasons[0] if self.reasons else Reason.NONE
 
     @classmethod
-    def hold(cls, previous: Command, limits: SafetyLimits, reason: Reason) -> 'SafetyDecision':
+    def hold(cls, previous: Command, reason: Reason) -> 'SafetyDecision':
         """Decide for zero motion with the gripper of the previous command."""
-        return cls(Command.hold(_kept_gripper(previous, limits)), Verdict.HOLD, (reason,))
+        return cls(Command.hold(_kept_gripper(previous)), Verdict.HOLD, (reason,))
 
 
 def apply_limits(command: Command, previous: Command, ee_position: np.ndarray | None,
@@ -152,17 +152,19 @@ def apply_limits(command: Command, previous: Command, ee_position: np.ndarray | 
     """
     Return a command that is finite and inside the limits, with verdict and reasons.
 
+    A hold keeps the gripper of the previous command, also where that is outside the limits.
+
     :param command: what the policy asks for
     :param previous: what was sent last; `Command.hold` at the start
     :param ee_position: (3,) end effector position [m] in the base frame; needed with a workspace,
         None where it is not known
     """
     if not command.is_finite:
-        return SafetyDecision.hold(previous, limits, Reason.NOT_FINITE)
+        return SafetyDecision.hold(previous, Reason.NOT_FINITE)
     low, high = np.full(3, -limits.max_translation), np.full(3, limits.max_translation)
     if limits.has_workspace:
         if ee_position is None or not np.isfinite(ee_position).all():
-            return SafetyDecision.hold(previous, limits, Reason.WORKSPACE)
+            return SafetyDecision.hold(previous, Reason.WORKSPACE)
         # Zero is always between the bounds: outside the box, only the way back is open.
         low = np.maximum(low, np.minimum(np.subtract(limits.workspace_min, ee_position), 0.0))
         high = np.minimum(high, np.maximum(np.subtract(limits.workspace_max, ee_position), 0.0))
@@ -217,7 +219,11 @@ def _scaled_to(vector: np.ndarray, size: float, slack: float = 0.0) -> np.ndarra
     return vector if largest <= size + slack else vector / largest * size
 
 
-def _kept_gripper(previous: Command, limits: SafetyLimits) -> float:
-    """Return the previous gripper in range; 0, which moves nothing, if it is not a number."""
-    gripper = previous.gripper if math.isfinite(previous.gripper) else 0.0
-    return min(max(gripper, limits.gripper_min), limits.gripper_max)
+def _kept_gripper(previous: Command) -> float:
+    """
+    Return the previous gripper; 0, which moves nothing, if it is not a number.
+
+    Not cut to limits that changed since, or that exclude the 0 from before the first command: that
+    would move the gripper, and a hold moves nothing.
+    """
+    return previous.gripper if math.isfinite(previous.gripper) else 0.0

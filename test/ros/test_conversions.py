@@ -161,6 +161,18 @@ def test_a_compressed_image_that_is_corrupt_is_refused(data):
             CompressedImage(header=HEADER, format='png', data=array('B', data)))
 
 
+def test_a_jpeg_that_says_it_is_huge_is_refused():
+    """Pins a bug: OpenCV raises instead of returning nothing, which ended the node."""
+    data = bytearray(cv2.imencode('.jpg', picture(16, 16))[1].tobytes())
+    frame_header = data.index(b'\xff\xc0')  # marker, length (2), bits (1), height (2), width (2)
+    data[frame_header + 5:frame_header + 9] = 2 * (65_500).to_bytes(2, 'big')
+    with pytest.raises(cv2.error, match='PIXELS'):
+        cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    with pytest.raises(FrameError, match='cannot be decoded'):
+        conversions.compressed_to_frame(
+            CompressedImage(header=HEADER, format='jpeg', data=array('B', data)))
+
+
 @pytest.mark.parametrize('image', [picture(), picture()[..., ::-1], picture()[::-1]],
                          ids=['plain', 'bgr view', 'flipped view'])
 def test_a_frame_survives_the_way_to_a_message_and_back(image):

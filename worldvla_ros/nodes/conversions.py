@@ -6,6 +6,7 @@ Nothing else touches both.
 
 from array import array
 from collections.abc import Sequence
+import contextlib
 import sys
 
 from builtin_interfaces.msg import Time
@@ -68,7 +69,8 @@ def compressed_to_frame(message: CompressedImage, crop: str = 'center') -> Frame
     """Decode a compressed image message (jpeg, png, ...) into a frame. Raises FrameError."""
     decoded = None
     if len(message.data):
-        decoded = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
+        with contextlib.suppress(cv2.error):  # raised for a size beyond its limits, for one
+            decoded = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR)
     if decoded is None:
         raise FrameError(f'a compressed image of format {message.format!r} and '
                          f'{len(message.data)} bytes cannot be decoded; expected jpeg or png')

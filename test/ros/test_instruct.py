@@ -49,12 +49,23 @@ class Bystander(Node):
 
 
 @pytest.fixture
-def followed(context, executor, spin, wait_for):
-    """What an active policy node has followed so far."""
-    bystander = spin(Bystander(context))
+def bystander(context, spin):
+    """See Bystander."""
+    return spin(Bystander(context))
+
+
+@pytest.fixture
+def policy(bystander, context, executor, spin, wait_for):
+    """Return an active policy node."""
     node = spin(PolicyNode(executor, context=context,
                            parameter_overrides=[Parameter('backend', value='mock')]))
-    wait_for(lambda: node.count_subscribers(f'/{POLICY_NODE}/instruction'))
+    wait_for(lambda: node._loop is not None and node._loop.active)
+    return node
+
+
+@pytest.fixture
+def followed(bystander, policy):
+    """What an active policy node has followed so far."""
     return bystander.followed
 
 
@@ -80,6 +91,33 @@ def test_once_delivers_one_sentence_and_leaves_the_robot_to_it(command, followed
     assert (done.returncode, done.stderr) == (0, '')
     wait_for(lambda: followed)
     assert followed == ['pick up the milk']
+
+
+def test_once_stops_the_robot_with_an_empty_sentence(command, followed, wait_for):
+    assert run([*command, '--once', '  pick up\tthe milk ']).returncode == 0
+    assert run([*command, '--once', '']).returncode == 0
+    wait_for(lambda: followed == ['pick up the milk', ''])
+
+
+def test_once_delivers_the_sentence_that_is_followed_already_too(command, followed, wait_for):
+    for count in (1, 2):
+        assert run([*command, '--once', 'pick up the milk']).returncode == 0
+        wait_for(lambda count=count: followed == count * ['pick up the milk'])
+
+
+@pytest.mark.parametrize('text, hinder', [
+    pytest.param('x' * 501, lambda node: None, id='too long'),
+    pytest.param('go\x07', lambda node: None, id='no plain text'),
+    pytest.param('go', lambda node: node._loop.controller.estop.lock('pressed'), id='e-stop'),
+    pytest.param('go', lambda node: node.trigger_deactivate(), id='inactive')])
+def test_once_fails_when_its_sentence_is_refused_or_ignored(
+        command, policy, executor, wait_for, text, hinder):
+    """Pins a bug: it ended with success as soon as the node had heard it."""
+    wait_for(executor.create_task(hinder, policy).done)
+    done = run([*command, '--once', text])
+    assert done.returncode == 1
+    assert 'refused or ignored' in done.stderr and f'/{POLICY_NODE}/status' in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 def test_once_without_a_listener_says_so_and_fails(command):

@@ -45,7 +45,9 @@ class Instructor(Node):
     def __init__(self, policy: str, show: bool) -> None:
         super().__init__('instruct')
         self._said = ''
-        self._sent = self._echoed = ''
+        self._sent = ''
+        self._echoed: str | None = None  # until the policy has said what it follows
+        self._answered = False  # whether it has said so since something was sent
         self.quiet = sys.stdin.isatty()  # until the first prompt and after the last
         self.stopping = threading.Event()
         latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -66,12 +68,29 @@ class Instructor(Node):
                 return False
             waited += _MATCH_POLL
         self._sent = text  # before: what may be on its way has to be stopped, too
+        self._answered = False
         self._instructions.publish(String(data=text))
         return True
 
     def flush(self, timeout: float) -> bool:
         """Wait until the listener has acknowledged; only before leaving, since it blocks."""
         return self._instructions.wait_for_all_acked(Duration(seconds=timeout))
+
+    def follows(self, text: str, timeout: float) -> bool:
+        """
+        Wait until the policy says that it follows a text; return False if it does not in time.
+
+        :param text: as it was sent; empty: that it follows nothing
+        :param timeout: for the policy to say so [s]
+        """
+        followed, waited = ' '.join(text.split()), 0.0  # as checked_instruction makes it
+        # An older word that it follows the same says nothing of what was sent; one that it follows
+        # nothing does, because an inactive policy ignores a stop and says no more.
+        while self._echoed != followed or (followed and not self._answered):
+            if waited >= timeout or self.stopping.wait(_MATCH_POLL):
+                return False
+            waited += _MATCH_POLL
+        return True
 
     @property
     def topic(self) -> str:
@@ -81,10 +100,10 @@ class Instructor(Node):
     @property
     def active(self) -> str:
         """What the robot follows, or will as soon as it hears of it; empty: nothing."""
-        return self._sent or self._echoed
+        return self._sent or self._echoed or ''
 
     def _on_active(self, message: String) -> None:
-        self._echoed = message.data
+        self._echoed, self._answered = message.data, True
         self._say(f'following: {message.data!r}' if message.data else 'no instruction')
 
     def _on_status(self, message: PolicyStatus) -> None:
@@ -149,11 +168,7 @@ def run(options: argparse.Namespace) -> int:
     spinner.start()
     try:
         if options.once is not None:
-            if node.send(options.once, options.timeout) and node.flush(options.timeout):
-                return 0
-            print(f'nobody listens on {node.topic} after {options.timeout:g} s; is the policy '
-                  f'node active?', file=sys.stderr)
-            return 1
+            return instruct_once(node, options)
         with contextlib.suppress(KeyboardInterrupt):
             try:
                 converse(node, options.timeout)
@@ -167,6 +182,22 @@ def run(options: argparse.Namespace) -> int:
         executor.shutdown(timeout_sec=1.0)
         spinner.join(1.0)
         node.destroy_node()
+
+
+def instruct_once(node: Instructor, options: argparse.Namespace) -> int:
+    """Send one instruction; return 0 when the policy has said that it follows it, else 1."""
+    text, timeout = options.once, options.timeout
+    if not node.send(text, timeout):
+        print(f'nobody listens on {node.topic} after {timeout:g} s; is the policy node active?',
+              file=sys.stderr)
+        return 1
+    if not text.strip():
+        node.flush(timeout)  # a stop must arrive even where nothing is followed yet
+    if not node.follows(text, timeout):
+        print(f'the policy refused or ignored {text!r}; see {options.policy}/status (ros2 topic '
+              f'echo) and the log of the node for the reason', file=sys.stderr)
+        return 1
+    return 0
 
 
 def leave(node: Instructor, options: argparse.Namespace) -> None:
@@ -201,9 +232,11 @@ def is_text(text: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; ROS arguments (--ros-args ...) are understood, too."""
     parser = argparse.ArgumentParser(prog='instruct', description=HELP)
-    parser.add_argument('--once', metavar='TEXT', help='send one instruction and leave')
+    parser.add_argument('--once', metavar='TEXT',
+                        help='send one instruction and leave; fails if it is not followed')
     parser.add_argument('--policy', default=f'/{POLICY_NODE}', help='name of the policy node')
-    parser.add_argument('--timeout', type=float, default=5.0, help='wait for a listener [s]')
+    parser.add_argument('--timeout', type=float, default=5.0,
+                        help='wait for a listener and, with --once, for it to follow [s]')
     parser.add_argument('--keep-going', action='store_true',
                         help='do not stop the robot on leaving')
     arguments = sys.argv[1:] if argv is None else list(argv)

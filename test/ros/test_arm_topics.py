@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The state of the arm, from its topics to a policy that reads it; without it the robot holds."""
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 import numpy as np
 from policy_client import TASK, is_zero, noise, picture
@@ -83,6 +84,21 @@ def test_without_its_arm_it_holds_and_says_what_to_publish(start, client, arm):
     client.next_status(lambda status: status.state == PolicyStatus.STATE_RUNNING)
     client.camera_on()  # the arm falls silent
     client.next_halt(int(Reason.NO_STATE))
+
+
+def test_the_arm_is_diagnosed_before_anybody_gives_an_instruction(start, client, arm):
+    """Pins a bug: "no instruction" is the halt then, so the arm was "ok" without a message."""
+    def next_arm(level):
+        def find(report):
+            return [part for part in report.status
+                    if part.name == 'worldvla_policy: arm' and part.level == level]
+        return find(client.next(client.diagnostics, find))[0]
+    start()
+    assert 'see the camera' in next_arm(DiagnosticStatus.WARN).message
+    client.camera_on()
+    assert 'publish ee_pose and joint_states' in next_arm(DiagnosticStatus.ERROR).message
+    shoot_with(client, arm)
+    assert next_arm(DiagnosticStatus.OK).message == 'ok'
 
 
 @pytest.mark.parametrize('broken, complaint', [

@@ -18,7 +18,7 @@ FIRST_NS, PERIOD_NS = 10_000_000_000, 50_000_000
 
 
 def test_the_answer_to_a_repeated_frame_is_no_answer_to_the_next_one(
-        context, executor, spin, wait_for):
+        context, executor, spin, wait_for, capfd):
     """Pins a bug: stamped with the time, it was taken for the answer to the frame after."""
     parameters = {'backend': 'mock', 'use_sim_time': True, 'control.mode': 'lockstep'}
     simulator = spin(rclpy.create_node('simulator', context=context))
@@ -48,3 +48,4 @@ def test_the_answer_to_a_repeated_frame_is_no_answer_to_the_next_one(
     camera.publish(frame)
     wait_for(lambda: len(answers) == 2)
     assert [to_ns(answer.header.stamp) for answer in answers] == [FIRST_NS, FIRST_NS]
+    assert 'refused' not in capfd.readouterr().err, 'to repeat a frame is no fault'

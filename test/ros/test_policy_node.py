@@ -7,7 +7,7 @@ from rcl_interfaces.srv import SetParametersAtomically
 import rclpy
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.parameter import Parameter
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy, qos_profile_sensor_data
 from std_msgs.msg import Bool, String
 
 from worldvla_ros.errors import ConfigError
@@ -168,6 +168,16 @@ def test_in_lockstep_each_frame_gets_one_command_that_names_it(start_policy, cli
     assert sum(action.chunk_sequence > 0 for action in client.actions) == 12
 
 
+@pytest.mark.parametrize('transport, topic', [
+    ('raw', '/image'), ('compressed', '/image/compressed')])
+def test_of_the_frames_that_wait_only_the_newest_is_kept(start_policy, transport, topic):
+    node = start_policy(camera__transport=transport)
+    camera, = (one for one in node.subscriptions if one.topic_name == topic)
+    assert camera.qos_profile.depth == 1
+    assert camera.qos_profile.reliability is ReliabilityPolicy.BEST_EFFORT
+    assert camera.qos_profile.durability is DurabilityPolicy.VOLATILE
+
+
 def test_a_silent_estop_input_locks_where_a_heartbeat_is_asked_for(start_policy, client):
     start_policy(control__heartbeat_estop=1.0)
     client.camera_on()
@@ -245,6 +255,36 @@ def test_an_estop_that_cannot_be_heard_locks_and_says_why(running):
     running.wait_for(lambda: running.trigger('estop_reset').success)
     running.instruct()
     running.next_motion()
+
+
+@pytest.mark.parametrize('graph_is_late', [False, True])
+def test_an_estop_that_was_pressed_before_the_node_came_is_heard(
+        start_policy, client, monkeypatch, graph_is_late):
+    """Pins a bug: the node started again, and the robot moved while the button was pressed."""
+    if graph_is_late:
+        monkeypatch.setattr(PolicyNode, 'get_publishers_info_by_topic', lambda *_: [])
+    button = client.node.create_publisher(Bool, f'{NODE}/estop', LATCHED)
+    button.publish(Bool(data=True))
+    start_policy(autostart=False)
+    client.camera_on()
+    assert client.transition('configure') and client.transition('activate')
+    client.next_halt(DeltaAction.REASON_ESTOP)
+    client.instruct()
+    client.next_status(lambda status: status.state == PolicyStatus.STATE_ESTOPPED
+                       and 'estop_reset' in status.halt_text)
+    assert not client.trigger('estop_reset').success
+    assert all(map(is_zero, client.actions))
+    button.publish(Bool(data=False))
+    client.wait_for(lambda: client.trigger('estop_reset').success)
+    client.instruct()
+    client.next_motion()
+
+
+def test_a_volatile_estop_is_not_told_that_nobody_hears_it(capfd, running):
+    running.estop(False)
+    running.next_motion()
+    assert not running.trigger('estop_reset').message.startswith('still locked')
+    assert 'incompatible' not in capfd.readouterr().err
 
 
 def test_a_heartbeat_out_of_range_is_refused_by_name(context, executor):

@@ -4,14 +4,24 @@
 from collections.abc import Callable
 import time
 
-from rclpy.event_handler import QoSRequestedIncompatibleQoSInfo, SubscriptionEventCallbacks
+from rclpy.event_handler import (
+    QoSRequestedIncompatibleQoSInfo,
+    QoSSubscriptionMatchedInfo,
+    SubscriptionEventCallbacks,
+)
 from rclpy.node import Node
-from rclpy.qos import ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
+from rclpy.topic_endpoint_info import TopicEndpointInfo
 from std_msgs.msg import Bool
 
 from worldvla_ros.control.settings import ControllerSettings
 from worldvla_ros.nodes.parameters import read_one
 from worldvla_ros.safety.watchdog import EStop
+
+_TOPIC = '~/estop'
+# Of what a publisher keeps, the last counts: an older press may have been released and reset.
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
 class EStopInput:
@@ -19,7 +29,8 @@ class EStopInput:
     Listens as long as the node lives. Raises ConfigError for a heartbeat that is out of range.
 
     A publisher whose messages cannot arrive, because it is best effort, locks the latch, too:
-    nobody would hear its button.
+    nobody would hear its button. What a transient_local publisher said last is heard although
+    this node came later; who presses a button does not press it again because a node restarts.
 
     :param on_lock: called whenever the topic locks the latch
     """
@@ -30,15 +41,34 @@ class EStopInput:
         self._on_lock = on_lock
         self._node = node
         self._subscription = node.create_subscription(
-            Bool, '~/estop', self._on_message, 10,
-            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=self._on_unheard))
+            Bool, _TOPIC, self._on_message, 10, event_callbacks=SubscriptionEventCallbacks(
+                incompatible_qos=self._on_unheard, matched=self._on_matched))
+        self._latched: Subscription | None = None
 
     def reset(self) -> bool:
         """Unlock if the input is released, alive and can be heard; return whether it is."""
-        publishers = self._node.get_publishers_info_by_topic(self._subscription.topic_name)
         heard = all(one.qos_profile.reliability is not ReliabilityPolicy.BEST_EFFORT
-                    for one in publishers)
+                    for one in self._publishers())
         return heard and self.latch.reset(time.monotonic_ns())
+
+    def _publishers(self) -> list[TopicEndpointInfo]:
+        return self._node.get_publishers_info_by_topic(self._subscription.topic_name)
+
+    def _on_matched(self, matched: QoSSubscriptionMatchedInfo) -> None:
+        """
+        Ask for what was said before, once there is a publisher that keeps it.
+
+        Not at once: such a subscription fits no volatile publisher, which would be told, and tell
+        its user, that its messages do not arrive; they do, by the other subscription.
+        """
+        publishers = self._publishers()
+        unknown = len(publishers) < matched.current_count  # the graph is learnt separately
+        if self._latched is None and (unknown or any(
+                one.qos_profile.durability is DurabilityPolicy.TRANSIENT_LOCAL
+                for one in publishers)):
+            self._latched = self._node.create_subscription(
+                Bool, _TOPIC, self._on_message, _LATCHED,
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
 
     def _on_unheard(self, _: QoSRequestedIncompatibleQoSInfo) -> None:
         self.latch.lock('a best-effort publisher of its topic cannot be heard; make it reliable')

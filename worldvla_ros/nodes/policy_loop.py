@@ -15,7 +15,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.timer import Timer
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header, String
@@ -30,15 +30,22 @@ from worldvla_ros.nodes import conversions
 from worldvla_ros.nodes.parameters import PolicyParameters
 from worldvla_ros.nodes.reporting import Reporter
 from worldvla_ros.nodes.task_server import TaskServer
+from worldvla_ros.policy.frame_history import PushResult
 from worldvla_ros.safety.limits import Reason
 from worldvla_ros.safety.watchdog import EStop
 
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _COMMANDS = QoSProfile(depth=10)  # reliable; deep enough that a busy simulator misses none
+_CAMERA = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # only the newest
 _LOG_PERIOD = 5.0  # [s] between two log lines of the same complaint
 _RIVAL_PERIOD = 0.1  # [s] between two looks for a second commander
-_CLOCK_SILENCE_NS = 500_000_000  # without a tick for so long, simulated time stands still
+# Simulated time that is the same for so long, and for so many control periods, stands still.
+_CLOCK_SILENCE_NS, _CLOCK_SILENCE_PERIODS = 500_000_000, 3  # of steady time
 _FAREWELL = Duration(seconds=0.2)  # longest wait until the last command is acknowledged
+_AGAINST_DROPPED = {
+    PushResult.DUPLICATE: 'give each frame a stamp of its own',
+    PushResult.OUT_OF_ORDER: 'check the stamps, and that nobody else publishes the topic',
+    PushResult.ZERO_FILLED: 'check lens cap, exposure and driver'}
 
 
 class PolicyLoop:
@@ -61,7 +68,8 @@ class PolicyLoop:
         self._reporter = Reporter(self.controller)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._timers: list[Timer] = []
-        self._last_tick_ns = 0
+        self._answered_at_ns = 0  # steady time (lockstep)
+        self._clock_ns = self._clock_changed_ns = 0  # node's clock; steady time of its change
         self._reported = ''
         self._announced = ''
         self._heard_gripper = False
@@ -91,8 +99,7 @@ class PolicyLoop:
             create(PoseStamped, 'ee_pose', self._on_ee_pose, qos_profile_sensor_data),
             *([] if self.controller.arm is None else [create(
                 JointState, 'joint_states', self._on_joint_states, qos_profile_sensor_data)]),
-            create(message_type, topic, functools.partial(self._on_image, convert),
-                   qos_profile_sensor_data),
+            create(message_type, topic, functools.partial(self._on_image, convert), _CAMERA),
             create(String, '~/instruction', self._on_instruction, 10)]
 
     def start(self, simulated: bool) -> None:
@@ -105,7 +112,7 @@ class PolicyLoop:
         self.controller.reset_history()
         self.active = True
         self._look_for_rivals()
-        self._last_tick_ns = time.monotonic_ns()
+        self._answered_at_ns = self._clock_changed_ns = time.monotonic_ns()
         period = 1.0 / self._config.control.rate
         by_node_clock = simulated and not self._config.lockstep
         on_timer = self._idle if self._config.lockstep else self._tick
@@ -164,9 +171,14 @@ class PolicyLoop:
             f'following: {following!r}' if following else 'no instruction: holding')
 
     def stop_at_once(self) -> None:
-        """Hold because the e-stop was locked, without waiting for the next control period."""
+        """
+        Hold because the e-stop was locked, without waiting for the next control period.
+
+        A running goal ends here and now: by the next period, the e-stop may have been reset.
+        """
         if self.active:
             self._publish(self.controller.idle(self.now_ns(), time.monotonic_ns()))
+            self._tasks.check(self.now_ns())
 
     def collect(self) -> None:
         """Look after results of the backend."""
@@ -179,7 +191,7 @@ class PolicyLoop:
         if self.active and self._config.lockstep:
             outgoing = self.controller.answer(self.now_ns(), time.monotonic_ns())
             if outgoing is not None:
-                self._last_tick_ns = time.monotonic_ns()
+                self._answered_at_ns = time.monotonic_ns()
                 # Not the time: when the answer to a repeated frame goes out, that may be the stamp
                 # of the next frame already, and the answer would be taken for that one's.
                 self._publish(outgoing, self.controller.newest_ns)
@@ -200,14 +212,26 @@ class PolicyLoop:
         try:
             frame: Frame = convert(message, self._config.camera.crop)
         except FrameError as error:
-            self._reporter.frame_error = str(error)
-            self._node.get_logger().error(f'image refused: {error}',
-                                          throttle_duration_sec=_LOG_PERIOD)
+            self._judge_image(str(error))
             return
-        self._reporter.frame_error = ''
         self._reporter.frames.add()
-        self.controller.push_frame(frame)
+        self._judge_image(self._why_dropped(self.controller.push_frame(frame)))
         self.answer()
+
+    def _why_dropped(self, result: PushResult) -> str:
+        """Say why a frame was dropped and what to do; empty if all is well."""
+        if result is PushResult.DUPLICATE and self._config.lockstep:
+            return ''  # the simulator asks again
+        if result not in _AGAINST_DROPPED:
+            return ''
+        return f'{result.value.removeprefix("dropped: ")}; {_AGAINST_DROPPED[result]}'
+
+    def _judge_image(self, refusal: str) -> None:
+        """Remember why the last image was refused, empty if it was not, for reports; log it."""
+        self._reporter.frame_error = refusal
+        if refusal:
+            self._node.get_logger().error(f'image refused: {refusal}',
+                                          throttle_duration_sec=_LOG_PERIOD)
 
     def _on_ee_pose(self, message: PoseStamped) -> None:
         controller = self.controller
@@ -252,24 +276,38 @@ class PolicyLoop:
 
     def _tick(self) -> None:
         """Publish the command that is due (realtime)."""
-        self._last_tick_ns = time.monotonic_ns()
-        self._publish(self.controller.tick(self.now_ns(), self._last_tick_ns))
+        self._reporter.clock_stands_still = False
+        self._publish(self.controller.tick(self.now_ns(), time.monotonic_ns()))
         self._tasks.check(self.now_ns())
 
     def _idle(self) -> None:
         """Publish zero motion while no frame asks for a command (lockstep)."""
         outgoing = self.controller.idle(self.now_ns(), time.monotonic_ns())
         period_ns = 1e9 / self._config.control.rate
-        if time.monotonic_ns() - self._last_tick_ns > period_ns:
+        if time.monotonic_ns() - self._answered_at_ns > period_ns:
             self._publish(outgoing)
         self.answer()
         self._tasks.check(self.now_ns())
 
     def _watch_clock(self) -> None:
         """Publish zero motion while simulated time stands still and drives no tick."""
-        if time.monotonic_ns() - self._last_tick_ns > _CLOCK_SILENCE_NS:
+        steady_ns = time.monotonic_ns()
+        if not self._clock_stands_still(steady_ns):
+            return
+        self._reporter.clock_stands_still = True
+        if self.controller.estop.poll(steady_ns):  # the graver of the two
+            self._publish(self.controller.idle(self.now_ns(), steady_ns))
+        else:
             self._publish(self.controller.hold(Reason.CLOCK))
-            self._tasks.check(self.now_ns())
+        self._tasks.check(self.now_ns())
+
+    def _clock_stands_still(self, steady_ns: int) -> bool:
+        """Look at the clock and not at the ticks: those are rare where the simulator is slow."""
+        now_ns = self.now_ns()
+        if now_ns != self._clock_ns:
+            self._clock_ns, self._clock_changed_ns = now_ns, steady_ns
+        periods_ns = _CLOCK_SILENCE_PERIODS * self._config.period_ns
+        return steady_ns - self._clock_changed_ns > max(_CLOCK_SILENCE_NS, periods_ns)
 
     def _look_for_rivals(self) -> None:
         """See whether another publisher commands one of our topics."""
@@ -303,7 +341,7 @@ class PolicyLoop:
         status = self._reporter.status(self.header(), now_ns, time.monotonic_ns())
         self._status.publish(status)
         self._diagnostics.publish(
-            self._reporter.diagnostics(status.header, status, self._node.get_name()))
+            self._reporter.diagnostics(now_ns, status, self._node.get_name()))
         self._tasks.publish_feedback(now_ns)
         if status.halt_text == self._reported:
             return

@@ -51,6 +51,7 @@ class PolicyNode(LifecycleNode):
         self._tasks = TaskServer(
             self, lambda: self._loop if self._loop and self._loop.active else None)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._tried_ns = 0  # simulated time of the last try to activate; 0: there was none
         self._autostart = self.create_timer(0.0, self._start_up, clock=self._steady)
 
     def _start_up(self) -> None:
@@ -65,9 +66,10 @@ class PolicyNode(LifecycleNode):
     def _activate_with_clock(self) -> None:
         if self._loop is None or self._loop.active:  # somebody else has taken the lifecycle over
             self.destroy_timer(self._autostart)
-        elif self.get_clock().now().nanoseconds:
-            self.destroy_timer(self._autostart)
-            self.trigger_activate()
+        elif (now_ns := self.get_clock().now().nanoseconds) != self._tried_ns:
+            self._tried_ns = now_ns
+            if self.trigger_activate() is _SUCCESS:
+                self.destroy_timer(self._autostart)
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the policy, then offer its topics."""
@@ -94,8 +96,8 @@ class PolicyNode(LifecycleNode):
         if simulated and not self._has_clock():
             self.get_logger().error(
                 f'cannot activate: use_sim_time is set and no /clock came within '
-                f'{self.get_parameter("clock_timeout").value:g} s; start the simulator, or unset '
-                f'use_sim_time')
+                f'{self.get_parameter("clock_timeout").value:g} s; start the simulator, let it '
+                f'run if it is paused, or unset use_sim_time')
             return _FAILURE
         self._loop.start(simulated)
         return super().on_activate(state)
@@ -137,8 +139,16 @@ class PolicyNode(LifecycleNode):
         self._backend = self._loop = None
 
     def _has_clock(self) -> bool:
-        """Wait a while for simulated time, on an executor of its own since ours is in here."""
-        return bool(self.get_clock().now().nanoseconds) or wait_for_clock(
+        """
+        Wait a while for simulated time, on an executor of its own since ours is in here.
+
+        What the clock says already is no proof: it says so long after the simulator has gone. In
+        lockstep it has to do, because there the simulator may wait for us and be silent.
+        """
+        lockstep = self._loop.controller.settings.lockstep
+        if lockstep and self.get_clock().now().nanoseconds:
+            return True
+        return wait_for_clock(
             self.context, self.get_parameter('clock_timeout').value,
             should_abort=lambda: self._interrupted)
 

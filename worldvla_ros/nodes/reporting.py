@@ -9,6 +9,7 @@ from std_msgs.msg import Header
 from worldvla_ros.control.controller import PolicyController
 from worldvla_ros.inference.backend import Health
 from worldvla_ros.msg import PolicyStatus
+from worldvla_ros.policy.frame_history import Stale, StaleReason
 from worldvla_ros.safety.limits import REASON_TEXT, Reason
 
 _STATE_OF_REASON = {
@@ -17,6 +18,20 @@ _STATE_OF_REASON = {
     Reason.PAUSED: PolicyStatus.STATE_PAUSED,
     Reason.ESTOP: PolicyStatus.STATE_ESTOPPED,
 }
+_LEVEL_OF_STATE = {
+    PolicyStatus.STATE_RUNNING: DiagnosticStatus.OK,
+    PolicyStatus.STATE_IDLE: DiagnosticStatus.OK,
+    PolicyStatus.STATE_PAUSED: DiagnosticStatus.WARN,
+    PolicyStatus.STATE_ESTOPPED: DiagnosticStatus.WARN,
+}
+_REASON_OF_STALE = {
+    StaleReason.NO_FRAME: Reason.NO_OBSERVATION,
+    StaleReason.TOO_OLD: Reason.STALE_OBSERVATION,
+    StaleReason.CLOCK: Reason.CLOCK,
+}
+_STANDING_CLOCK = (
+    'simulated time stands still: the simulator is paused or gone, or it is in lockstep and this '
+    'node is not (set control.mode)')
 
 
 class RateMeter:
@@ -46,9 +61,8 @@ class Reporter:
         self.frames = RateMeter()
         self.chunks = RateMeter()
         self._camera_rate = 0.0
-        self._underruns = controller.schedule.underruns
-        self._dropped = controller.schedule.dropped_actions
-        self.frame_error = ''
+        self.clock_stands_still = False  # why the last command is a halt, if for Reason.CLOCK
+        self.frame_error = ''  # why the last image was refused; empty if it was not
         self.state_errors: dict[str, str] = {}  # by topic; what is wrong with its last message
 
     def halt_text(self) -> str:
@@ -60,15 +74,25 @@ class Reporter:
             health = controller.backend.health
             again = '; loading again' if health is Health.LOADING else ''
             return (controller.backend.fault or REASON_TEXT[Reason.WORKER_DOWN]) + again
-        text = REASON_TEXT[controller.halt]
         if controller.halt is Reason.ESTOP:
-            return f'{text}; locked: {controller.estop.cause}'
-        if self.frame_error and controller.halt in (Reason.NO_OBSERVATION,
-                                                    Reason.STALE_OBSERVATION):
-            return f'{text}; the last image was refused: {self.frame_error}'
-        if self.state_errors and controller.halt in (Reason.NO_STATE, Reason.WORKSPACE):
+            return f'{REASON_TEXT[Reason.ESTOP]}; locked: {controller.estop.cause}'
+        if controller.halt is Reason.CLOCK and self.clock_stands_still:
+            return _STANDING_CLOCK
+        return self._input_text(controller.halt)
+
+    def _input_text(self, reason: Reason) -> str:
+        """Say what is wrong, with what was refused of the inputs that it is about."""
+        text = REASON_TEXT[reason]
+        if self.frame_error and reason is Reason.NO_OBSERVATION:
+            return f'no image could be used; {self._refused_image()}'
+        if self.frame_error and reason is Reason.STALE_OBSERVATION:
+            return f'{text}; {self._refused_image()}'
+        if self.state_errors and reason in (Reason.NO_STATE, Reason.WORKSPACE):
             return f'{text}; refused: {"; ".join(self.state_errors.values())}'
         return text
+
+    def _refused_image(self) -> str:
+        return f'the last image was refused: {self.frame_error}'
 
     def status(self, header: Header, now_ns: int, steady_ns: int) -> PolicyStatus:
         """Describe the active controller."""
@@ -85,8 +109,7 @@ class Reporter:
             observation_age=controller.observation_age(now_ns),
             queue_depth=schedule.queue_depth,
             replans_per_second=self.chunks.read(steady_ns),
-            underruns=schedule.underruns - self._underruns,
-            dropped_actions=schedule.dropped_actions - self._dropped,
+            underruns=schedule.underruns, dropped_actions=schedule.dropped_actions,
             worker_restarts=controller.backend.restarts,
             latency_p50=_or_minus_one(latency.p50), latency_p99=_or_minus_one(latency.p99),
             control_rate=self.commands.read(steady_ns))
@@ -102,41 +125,79 @@ class Reporter:
             policy=self._controller.info.description, worker_restarts=backend.restarts,
             observation_age=-1.0, latency_p50=-1.0, latency_p99=-1.0)
 
-    def diagnostics(self, header: Header, status: PolicyStatus, name: str) -> DiagnosticArray:
-        """Describe camera, worker, control loop and, if it is read, the arm, for an aggregator."""
-        backend, halt = self._controller.backend, self._controller.halt
-        camera_fault = halt in (Reason.NO_OBSERVATION, Reason.STALE_OBSERVATION,
-                                Reason.FROZEN_CAMERA, Reason.CLOCK)
-        worker_fault = backend.health is not Health.READY
-        holding = status.state in (PolicyStatus.STATE_HOLDING, PolicyStatus.STATE_ERROR)
+    def diagnostics(self, now_ns: int, status: PolicyStatus, name: str) -> DiagnosticArray:
+        """
+        Describe camera, worker, control loop and, if it is read, the arm, for an aggregator.
+
+        Each by what it delivers itself, and not by why the robot halts: that is one reason only,
+        and while there is no instruction it is that.
+
+        :param now_ns: time of the node's clock [ns]
+        :param status: of the same time
+        """
+        backend = self._controller.backend
+        working = backend.health is Health.READY
+        camera = self._camera_fault(now_ns)
         arm = [] if self._controller.arm is None else [_diagnostic(
-            f'{name}: arm', halt is Reason.NO_STATE,
-            self.halt_text() if halt is Reason.NO_STATE else '',
+            f'{name}: arm', *self._judge_arm(camera),
             last_refused='; '.join(self.state_errors.values()) or 'none')]
-        return DiagnosticArray(header=header, status=[
-            _diagnostic(f'{name}: camera', camera_fault, self.halt_text() if camera_fault else '',
+        return DiagnosticArray(header=status.header, status=[
+            _diagnostic(f'{name}: camera', *self._judge_camera(camera),
                         rate_hz=self._camera_rate, age_s=status.observation_age,
                         last_refused=self.frame_error or 'none'),
-            _diagnostic(f'{name}: worker', worker_fault, backend.fault, state=backend.health.value,
-                        heartbeat_age_s=backend.heartbeat_age, restarts=backend.restarts,
-                        memory_mb=backend.memory_bytes / 1e6,
+            _diagnostic(f'{name}: worker',
+                        DiagnosticStatus.OK if working else DiagnosticStatus.ERROR, backend.fault,
+                        state=backend.health.value, heartbeat_age_s=backend.heartbeat_age,
+                        restarts=backend.restarts, memory_mb=backend.memory_bytes / 1e6,
                         latency_p50_ms=1e3 * status.latency_p50,
                         latency_p99_ms=1e3 * status.latency_p99),
-            _diagnostic(f'{name}: control', holding, status.halt_text if holding else '',
+            _diagnostic(f'{name}: control', *_judge_control(status),
                         rate_hz=status.control_rate, instruction=status.instruction or 'none',
-                        halt=halt.name.lower(), underruns=status.underruns),
+                        halt=self._controller.halt.name.lower(), underruns=status.underruns),
             *arm,
         ])
+
+    def _camera_fault(self, now_ns: int) -> Reason:
+        """Return for what the robot would halt if only the camera counted."""
+        controller = self._controller
+        if controller.settings.lockstep:  # as there: a frame may come before its time
+            now_ns = max(now_ns, controller.newest_ns)
+        observation = controller.history.observation(now_ns, controller.instruction)
+        if isinstance(observation, Stale):
+            return _REASON_OF_STALE[observation.reason]
+        return Reason.FROZEN_CAMERA if controller.history.frozen else Reason.NONE
+
+    def _judge_camera(self, fault: Reason) -> tuple[bytes, str]:
+        """Return a level and why."""
+        if fault is not Reason.NONE:
+            return DiagnosticStatus.ERROR, self._input_text(fault)
+        if self.frame_error:
+            return DiagnosticStatus.WARN, self._refused_image()
+        return DiagnosticStatus.OK, ''
+
+    def _judge_arm(self, camera_fault: Reason) -> tuple[bytes, str]:
+        """Return a level and why; the state that is needed is that of a fresh frame."""
+        if camera_fault not in (Reason.NONE, Reason.FROZEN_CAMERA):
+            return DiagnosticStatus.WARN, 'not known without a frame that is fresh; see the camera'
+        if self._controller.arm.state(self._controller.newest_ns) is None:
+            return DiagnosticStatus.ERROR, self._input_text(Reason.NO_STATE)
+        return DiagnosticStatus.OK, ''
+
+
+def _judge_control(status: PolicyStatus) -> tuple[bytes, str]:
+    """Return a level and why."""
+    level = _LEVEL_OF_STATE.get(status.state, DiagnosticStatus.ERROR)
+    return level, '' if level == DiagnosticStatus.OK else status.halt_text
 
 
 def _or_minus_one(value: float) -> float:
     return value if math.isfinite(value) else -1.0
 
 
-def _diagnostic(name: str, fault: bool, text: str, **values: object) -> DiagnosticStatus:
+def _diagnostic(name: str, level: bytes, text: str, **values: object) -> DiagnosticStatus:
     shown = {key: f'{value:.3f}' if isinstance(value, float) else str(value)
              for key, value in values.items()}
     return DiagnosticStatus(
-        level=DiagnosticStatus.ERROR if fault else DiagnosticStatus.OK, name=name,
-        message=text or ('fault' if fault else 'ok'),
+        level=level, name=name,
+        message=text or ('ok' if level == DiagnosticStatus.OK else 'fault'),
         values=[KeyValue(key=key, value=value) for key, value in shown.items()])

@@ -33,14 +33,20 @@ class _Run:
     start_steps: int
     ended: Future = field(default_factory=Future)  # of RunTask.Result
 
+    def __post_init__(self) -> None:
+        self._latest_ns = self.start_ns  # time of the last look
+
     @property
     def steps(self) -> int:
         """Commands from chunks since the goal began."""
         return self.controller.steps - self.start_steps
 
     def elapsed(self, now_ns: int) -> float:
-        """Time since the goal began [s]."""
-        return max(0.0, (now_ns - self.start_ns) * 1e-9)
+        """Time since the goal began [s]; where the clock jumps back, it counts on from there."""
+        if now_ns < self._latest_ns:
+            self.start_ns -= self._latest_ns - now_ns
+        self._latest_ns = now_ns
+        return (now_ns - self.start_ns) * 1e-9
 
 
 class TaskServer:

@@ -2,15 +2,35 @@
 """The action ~/run_task: one goal at a time, limits, cancel, preemption, and why it ended."""
 
 import math
+from types import SimpleNamespace
 
 from action_msgs.msg import GoalStatus
 from policy_client import TASK, is_zero
 import pytest
 
 from worldvla_ros.action import RunTask
+from worldvla_ros.errors import InstructionError
 from worldvla_ros.msg import DeltaAction
+from worldvla_ros.nodes.task_server import TaskServer
 
 Result = RunTask.Result
+
+
+def test_a_goal_that_the_estop_overtakes_before_it_runs_says_so():
+    """Between accepting a goal and following it, the e-stop may be locked."""
+    def follow(instruction):
+        raise InstructionError('the e-stop is locked; call ~/estop_reset')
+    loop = SimpleNamespace(follow=follow, now_ns=lambda: 0,
+                           controller=SimpleNamespace(steps=0))
+    goal = SimpleNamespace(is_cancel_requested=False, request=RunTask.Goal(instruction=TASK),
+                           abort=lambda: ended.append('aborted'))
+    ended, server = [], TaskServer.__new__(TaskServer)
+    server._loop, server._run = lambda: loop, None
+    with pytest.raises(StopIteration) as returned:
+        server._execute(goal).send(None)
+    result = returned.value.value
+    assert ended == ['aborted'] and server._run is None
+    assert result.termination == Result.TERMINATION_ESTOP and 'estop_reset' in result.message
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_a_hung_worker_without_a_budget_ends_in_a_state_of_error(
     assert 'did not answer' in ended.result().result.message
     wait_for(lambda: not is_alive(worker))
     wait_for(lambda: client.status.state == PolicyStatus.STATE_ERROR)
-    assert worker_of(policy) is None
+    wait_for(lambda: worker_of(policy) is None)
     fault = client.worker_faults()[-1]
     assert 'restart budget is spent' in fault and 'configure the node again' in fault
     number = len(client.actions)

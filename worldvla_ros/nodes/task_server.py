@@ -138,7 +138,12 @@ class TaskServer:
             return _Result(termination=_Result.TERMINATION_DEACTIVATED,
                            message='the node is not active')
         run = self._run = _Run(goal, loop.controller, loop.now_ns(), loop.controller.steps)
-        loop.follow(goal.request.instruction)
+        try:
+            loop.follow(goal.request.instruction)
+        except InstructionError as error:  # the e-stop was locked since the goal was accepted
+            self._run = None
+            goal.abort()
+            return _Result(termination=_Result.TERMINATION_ESTOP, message=str(error))
         result: RunTask.Result = await run.ended
         self._finish(goal, result.termination)
         return result

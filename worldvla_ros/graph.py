@@ -30,8 +30,9 @@ class Argument:
 _FLAG = ('', 'true', 'false')
 
 POLICY_ARGUMENTS = {
-    'checkpoint': Argument('worldvla-mini (trained, ships with the package), a folder or Hub id '
-                           'of a checkpoint, or random: small, untrained weights'),
+    'checkpoint': Argument('worldvla-mini (the default) or worldvla-mini-goal (trained, ship with '
+                           'the package), a folder or Hub id of a checkpoint, or random: small, '
+                           'untrained weights'),
     'device': Argument('Torch device of the worker: cpu, cuda, ...'),
     'image': Argument('Topic of the third-person camera', 'image'),
     'ee_pose': Argument('Topic of the end effector\'s pose in the frame of the base', 'ee_pose'),

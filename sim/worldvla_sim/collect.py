@@ -272,8 +272,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--noise', type=float, default=0.1,
                         help='standard deviation of the executed motion (default: 0.1)')
     parser.add_argument('--policy', metavar='NAME|FOLDER',
-                        help='takes turns with the expert (DAgger): worldvla-mini, random, hold, '
-                             'or the folder of a checkpoint')
+                        help='takes turns with the expert (DAgger): worldvla-mini, '
+                             'worldvla-mini-goal, random, hold, or the folder of a checkpoint')
     parser.add_argument('--workers', type=int, default=1)
     parser.add_argument('--image-size', type=int,
                         help='[px] (default: what the checkpoint of --policy needs, else 256)')

@@ -160,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
         prog='python -m worldvla_sim.evaluate',
         description='Play LIBERO episodes from official initial states, write one record each.')
     parser.add_argument('--policy', default='expert',
-                        help='expert (the default), hold, worldvla-mini, random, or the folder '
-                             'of a checkpoint')
+                        help='expert (the default), hold, worldvla-mini, worldvla-mini-goal, '
+                             'random, or the folder of a checkpoint')
     parser.add_argument('--over', choices=(PROCESS, ROS), default=PROCESS,
                         help='ros: through policy node, bridge and topics')
     parser.add_argument('--mode', choices=(LOCKSTEP, REALTIME), default=LOCKSTEP,

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-SHIPPED = ('worldvla-mini',)
+SHIPPED = ('worldvla-mini', 'worldvla-mini-goal')
 RANDOM = 'random'
 NAMES = (*SHIPPED, RANDOM)
 

@@ -2,6 +2,7 @@
 """What training writes beside its checkpoints: TensorBoard and speed."""
 
 import sys
+import threading
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -68,6 +69,24 @@ def test_curves_are_drawn_of_a_log_that_is_older_than_a_column(tmp_path):
     """As that of an unfinished run that is exported."""
     (tmp_path / 'metrics.csv').write_text('step,split,action\n1,train,2.5\n2,train,2.0\n')
     assert run_folder.plot_metrics(tmp_path).stat().st_size > 0
+
+
+def test_a_log_that_is_written_anew_while_it_is_read_has_no_other_columns(tmp_path):
+    """As the ablation reads those of its runs."""
+    stop = threading.Event()
+
+    def rewrite():
+        while not stop.is_set():
+            with (tmp_path / 'metrics.csv').open('w') as file:
+                file.write('step,split\n1,train\n')
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        rows = [row for _ in range(3000) for row in read_metrics(tmp_path)]
+    finally:
+        stop.set()
+        writer.join()
+    assert rows and all(row == {'step': '1', 'split': 'train'} for row in rows)
 
 
 def test_speed_is_logged_against_the_machine(tmp_path, capsys):

@@ -52,11 +52,12 @@ def plan_file(folder, **changes):
 
 def finish(output, steps):
     """Leave what a stage leaves that was exported after these steps."""
-    (Path(output) / 'final').mkdir(parents=True, exist_ok=True)
+    Path(output).mkdir(parents=True, exist_ok=True)
     with (Path(output) / 'metrics.csv').open('w', newline='') as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerow({'step': steps, 'split': 'train', 'tokens_per_s': 1000})
+    (Path(output) / 'final').mkdir(exist_ok=True)
 
 
 def play(plan, row, successes, state_of_error=None):

@@ -212,8 +212,8 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    with path.open(newline='') as file:
-        return list(csv.DictReader(file))
+    # At once: a run may write it anew meanwhile, and what begins as an empty file has no header.
+    return list(csv.DictReader(path.read_text().splitlines()))
 
 
 def plot_metrics(folder: Path) -> Path:

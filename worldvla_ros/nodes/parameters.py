@@ -88,8 +88,8 @@ class PolicyParameters(ControllerSettings):
 
     checkpoint: str = bounded(
         'worldvla-mini', read_only=True,
-        doc='Folder or Hub id of a checkpoint; worldvla-mini, worldvla-mini-goal: the trained ones '
-            'of this package; random: small, seeded, untrained weights')
+        doc='Folder or Hub id of a checkpoint; worldvla-mini, worldvla-mini-goal: the trained '
+            'ones of this package; random: small, seeded, untrained weights')
     subfolder: str = bounded('', read_only=True, doc='Folder inside the checkpoint')
     device: str = bounded('cpu', read_only=True, doc='Torch device: cpu, cuda, cuda:0, ...')
     dtype: str = bounded(

@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_ros.policy.named_checkpoints import NAMES
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.commands import EXIT_OK, resumable
 from worldvla_sim.dagger import LearnerSettings, learner_settings, record_turns
@@ -272,8 +273,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--noise', type=float, default=0.1,
                         help='standard deviation of the executed motion (default: 0.1)')
     parser.add_argument('--policy', metavar='NAME|FOLDER',
-                        help='takes turns with the expert (DAgger): worldvla-mini, '
-                             'worldvla-mini-goal, random, hold, or the folder of a checkpoint')
+                        help=f'takes turns with the expert (DAgger): {", ".join(NAMES)}, hold, or '
+                             f'the folder of a checkpoint')
     parser.add_argument('--workers', type=int, default=1)
     parser.add_argument('--image-size', type=int,
                         help='[px] (default: what the checkpoint of --policy needs, else 256)')

@@ -13,6 +13,7 @@ import sys
 from tqdm import tqdm
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
+from worldvla_ros.policy.named_checkpoints import NAMES
 from worldvla_sim.commands import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS
@@ -160,8 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         prog='python -m worldvla_sim.evaluate',
         description='Play LIBERO episodes from official initial states, write one record each.')
     parser.add_argument('--policy', default='expert',
-                        help='expert (the default), hold, worldvla-mini, worldvla-mini-goal, '
-                             'random, or the folder of a checkpoint')
+                        help=f'expert (the default), hold, {", ".join(NAMES)}, or the folder of '
+                             f'a checkpoint')
     parser.add_argument('--over', choices=(PROCESS, ROS), default=PROCESS,
                         help='ros: through policy node, bridge and topics')
     parser.add_argument('--mode', choices=(LOCKSTEP, REALTIME), default=LOCKSTEP,

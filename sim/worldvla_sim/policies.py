@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from worldvla_ros.arm_state import arm_state
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.policy.named_checkpoints import NAMES, locate_checkpoint
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.libero_env import NO_OP, LiberoEnv, SimObservation
 
@@ -132,7 +133,6 @@ def checkpoint_folder(policy: str) -> Path:
     """
     if Path(policy).is_dir():
         return Path(policy)
-    from worldvla_ros.policy.named_checkpoints import NAMES, locate_checkpoint  # imports torch
     if policy in NAMES:
         return Path(locate_checkpoint(policy))
     raise ConfigError(f'unknown policy {policy!r}: neither one of '

@@ -121,9 +121,9 @@ def save_image_tokenizer(tokenizer: ImageTokenizer, folder: Path) -> None:
     text = json.dumps(tokenizer.config.to_dict(), indent=2)
     (folder / 'config.json').write_text(text + '\n')
     state = tokenizer.state_dict()
-    if all(torch.equal(value, value.half().to(value.dtype)) for value in state.values()):
-        state = {name: value.half() for name, value in state.items()}
-    write_safetensors(state, folder / 'model.safetensors')
+    half = {name: value.half() for name, value in state.items()}
+    loses_nothing = all(torch.equal(value, half[name].float()) for name, value in state.items())
+    write_safetensors(half if loses_nothing else state, folder / 'model.safetensors')
 
 
 @torch.no_grad()

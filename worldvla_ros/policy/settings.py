@@ -11,6 +11,8 @@ from worldvla_ros.tokens.sequence import ACTION_PROMPT, WORLD_PROMPT
 
 POLICY_FILE = 'policy.json'
 
+IMAGE_BLOCK = 32  # [px] that a prompt counts the sides of an image in
+
 _NEWER = {'chunk_mask': True, 'bin_choice': 'greedy', 'state_minimum': None,
           'state_maximum': None}
 """Settings that older files lack, as their checkpoints were trained."""
@@ -37,8 +39,8 @@ class PolicySettings:
 
     def __post_init__(self) -> None:
         """Refuse values that no model can have."""
-        if self.image_size < 32 or self.image_size % 32:
-            raise CheckpointError(f'image_size must be a multiple of 32 px, got '
+        if self.image_size < IMAGE_BLOCK or self.image_size % IMAGE_BLOCK:
+            raise CheckpointError(f'image_size must be a multiple of {IMAGE_BLOCK} px, got '
                                   f'{self.image_size}')
         if self.history_length < 1 or self.horizon < 1:
             raise CheckpointError(f'history_length and horizon must be at least 1, got '

@@ -26,11 +26,11 @@ from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.checkpoint import pick_dtype
 from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
+from worldvla_ros.policy.settings import IMAGE_BLOCK
 from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.perceptual import load_perceptual_loss
 from worldvla_ros.training.trainer import pick_device
 
-PROMPT_BLOCK = 32  # [px] that a grid token counts sides in
 COMMITMENT = 0.25  # weight of |z - sg(e)|^2 (van den Oord 2017)
 
 
@@ -65,11 +65,11 @@ class VqganRunConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that no policy takes, and an adversary without a warm-up; ConfigError."""
-        side = math.lcm(PROMPT_BLOCK, 2 * self.network.factor)
+        side = math.lcm(IMAGE_BLOCK, 2 * self.network.factor)
         if self.image_size % side:
             raise ConfigError(
                 f'image_size is {self.image_size} px, expected a multiple of {side}: a prompt '
-                f'counts the sides of an image in blocks of {PROMPT_BLOCK} px and 2 codes; take '
+                f'counts the sides of an image in blocks of {IMAGE_BLOCK} px and 2 codes; take '
                 f'{max(1, self.image_size // side) * side}')
         if self.adversarial_weight > 0 and not 0 < self.adversarial_from < self.steps:
             raise ConfigError(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from worldvla_ros.model.generate import decode_chunk, decode_chunk_in_order
+from worldvla_ros.model.chunk_decoder import EagerChunkDecoder
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import parse_action_chunk
@@ -29,16 +29,14 @@ def decoding_errors(model: Transformer, samples: Sequence[Sample], tokenizer: Ac
 
     :param chunk_mask: and `choice`: of the policy, see `PolicySettings`.
     """
-    decode = decode_chunk if chunk_mask else decode_chunk_in_order
-    done, wanted = [], []
-    for sample in samples:
-        start = int(np.argmax(sample.labelled))
-        expert = parse_action_chunk(sample.ids[start:], tokenizer.vocabulary)
-        decoded = decode(model, sample.ids[:start], len(expert), choice=choice)
-        done.append(tokenizer.dequantize(decoded.token_ids.cpu().numpy()))
-        wanted.append(tokenizer.dequantize(expert))
-    if not done:
+    if not samples:
         return {}
-    motion, gripper = np.split(np.stack([done, wanted]), [6], axis=-1)
+    starts = [int(np.argmax(sample.labelled)) for sample in samples]
+    wanted = np.stack([parse_action_chunk(sample.ids[start:], tokenizer.vocabulary)
+                       for sample, start in zip(samples, starts, strict=True)])
+    decoder = EagerChunkDecoder(model, wanted.shape[1], max(starts), chunk_mask, choice)
+    done = np.stack([decoder.decode(sample.ids[:start]).token_ids.cpu().numpy()
+                     for sample, start in zip(samples, starts, strict=True)])
+    motion, gripper = np.split(tokenizer.dequantize(np.stack([done, wanted])), [6], axis=-1)
     return {'motion_error': float(np.sqrt(np.mean(np.square(motion[0] - motion[1])))),
             'gripper_error': float(np.mean((gripper[0] > 0) != (gripper[1] > 0)))}

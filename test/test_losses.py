@@ -19,6 +19,7 @@ from worldvla_ros.training.losses import (
     class_weights,
     label_sums,
     labelled_logits,
+    rows_before_labels,
     loss_terms,
 )
 
@@ -49,7 +50,7 @@ def test_rows_before_the_first_label_are_left_out_of_the_last_layer_alone(prompt
     labels[1, -2:] = ids[1, -2:]
     rows = []
     model.model.layers[-1].mlp.register_forward_pre_hook(lambda _, x: rows.append(x[0].shape[1]))
-    logits, targets = labelled_logits(model, ids, labels)
+    logits, targets = labelled_logits(model, ids, labels, skipped=rows_before_labels(labels))
     assert rows[0] == 100 - prompt // 32 * 32
 
     counted = labels[:, 1:] != IGNORED
@@ -60,7 +61,8 @@ def test_rows_before_the_first_label_are_left_out_of_the_last_layer_alone(prompt
 def test_a_batch_without_labels_has_no_logits():
     model = tiny_model()
     ids = torch.full((2, 40), 5)
-    logits, targets = labelled_logits(model, ids, torch.full_like(ids, IGNORED))
+    labels = torch.full_like(ids, IGNORED)
+    logits, targets = labelled_logits(model, ids, labels, skipped=rows_before_labels(labels))
     assert logits.shape == (0, model.config.vocabulary.size) and targets.shape == (0,)
 
 

@@ -89,7 +89,7 @@ class LiberoEnv:
         self._assets = resolve_assets(assets)
         self._cameras = ('agentview', 'robot0_eye_in_hand')[:1 + wrist] if render else ()
         self._image_size = image_size
-        self.steps = 0
+        self.steps, self.last_action = 0, NO_OP
         self.success = False
         if render:
             check_renderer()
@@ -222,7 +222,7 @@ class LiberoEnv:
             self._rebuild()
         if init_state is not None:
             self.set_state(states[init_state])
-        self.steps = 0
+        self.steps, self.last_action = 0, NO_OP
         for _ in range(settle_steps):
             self._advance(NO_OP)
         self.success = bool(self._libero._check_success())
@@ -284,6 +284,7 @@ class LiberoEnv:
             raise SimulationError(f'an action is ({ACTION_DIM},) finite numbers, got shape '
                                   f'{action.shape}: {action}')
         self._advance(action)
+        self.last_action = action
         self.steps += 1
         return self._observe()
 

@@ -45,6 +45,35 @@ class HoldPolicy:
         return NO_OP
 
 
+class DriftPolicy:
+    """Moves in one random direction, at times with the other gripper command: a mistake.
+
+    In turns with the expert (`collect --policy drift`) it makes recoveries before there is a
+    policy that makes mistakes of its own. What it does follows from the scene it is started in.
+    """
+
+    needs_images = False
+    image_size = None
+    _TRANSLATION, _ROTATION = 0.35, 0.1  # standard deviations, controller input
+    _GRIPPER_TURNS = 0.3  # share of the mistakes that open or close the gripper, too
+
+    def __init__(self) -> None:
+        self._action = NO_OP
+
+    def start(self, env: LiberoEnv, observation: SimObservation) -> None:
+        """Choose a direction."""
+        moment = (round(1e9 * value) % 2 ** 32 for value in observation.ee_position)
+        random = np.random.default_rng([*moment, env.steps])
+        motion = np.concatenate([random.normal(scale=self._TRANSLATION, size=3),
+                                 random.normal(scale=self._ROTATION, size=3)])
+        turned = -1.0 if random.random() < self._GRIPPER_TURNS else 1.0
+        self._action = np.append(motion, turned * env.last_action[6]).clip(-1.0, 1.0)
+
+    def act(self, observation: SimObservation) -> np.ndarray:
+        """Return the same action again."""
+        return self._action
+
+
 class CheckpointPolicy:
     """A WorldVLA checkpoint, as in the published evaluation: whole chunks, open loop.
 
@@ -100,7 +129,8 @@ def _expert() -> EpisodePolicy:
     return ExpertPolicy()
 
 
-POLICIES: dict[str, Callable[[], EpisodePolicy]] = {'expert': _expert, 'hold': HoldPolicy}
+POLICIES: dict[str, Callable[[], EpisodePolicy]] = {
+    'expert': _expert, 'hold': HoldPolicy, 'drift': DriftPolicy}
 """Policies by name. A factory runs in the worker process that plays the episodes."""
 
 

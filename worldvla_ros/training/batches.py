@@ -18,7 +18,7 @@ from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.state_tokenizer import StateTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.losses import IGNORED
+from worldvla_ros.training.losses import IGNORED, rows_before_labels
 from worldvla_ros.training.samples import Sample, SampleBuilder
 from worldvla_ros.training.store import StoredEpisode, TokenStore
 
@@ -32,6 +32,7 @@ class Batch:
     input_ids: Tensor  # int64 [B, S]
     labels: Tensor  # int64 [B, S], IGNORED where nothing is learned
     is_world: Tensor  # bool [B]: the world (or video) branch
+    skipped: int  # rows at the start that predict no labelled token in any sequence, or fewer
 
     @property
     def label_ids(self) -> Tensor:
@@ -47,8 +48,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> 'Batch':
         """Return the batch on a device."""
-        return Batch(*(getattr(self, name).to(device, non_blocking=True)
-                       for name in ('input_ids', 'labels', 'is_world')))
+        moved = {name: getattr(self, name).to(device, non_blocking=True)
+                 for name in ('input_ids', 'labels', 'is_world')}
+        return replace(self, **moved)
 
 
 class SampleTable:
@@ -134,30 +136,32 @@ def fitting_batch(table: SampleTable, world_share: float | None, most: int) -> i
     return 0
 
 
-def collate(samples: Sequence[Sample], length: int | None = None) -> Batch:
+def collate(samples: Sequence[Sample], length: int | None = None, multiple: int = 1) -> Batch:
     """Put samples into one batch.
 
     :param length: tokens of every row, for devices that want one shape; None: the longest sample.
+    :param multiple: that the length is rounded up to.
     Raises DatasetError for a sample that is longer; it is never cut.
     """
     longest = max(len(sample.ids) for sample in samples)
     if length is not None and longest > length:
         raise DatasetError(f'a sample has {longest} tokens, more than the fixed length {length}; '
                            'raise the length, or lower history_length or world_rounds')
-    ids = torch.full((len(samples), length or longest), PADDING_ID)
+    ids = torch.full((len(samples), -(-(length or longest) // multiple) * multiple), PADDING_ID)
     labels = torch.full_like(ids, IGNORED)
     for row, sample in enumerate(samples):
         tokens = torch.from_numpy(sample.ids)
         ids[row, :len(tokens)] = tokens
         labels[row, :len(tokens)] = tokens.where(torch.from_numpy(sample.labelled), IGNORED)
     is_world = torch.tensor([sample.branch != 'action' for sample in samples])
-    return Batch(ids, labels, is_world)
+    return Batch(ids, labels, is_world, rows_before_labels(labels))
 
 
-def collate_by_branch(samples: Sequence[Sample]) -> tuple[Batch, ...]:
+def collate_by_branch(samples: Sequence[Sample], multiple: int = 1) -> tuple[Batch, ...]:
     """Put samples into one batch per branch: a world sample has more tokens, all to be padded."""
     branches = dict.fromkeys(sample.branch for sample in samples)
-    return tuple(collate([sample for sample in samples if sample.branch == branch])
+    return tuple(collate([sample for sample in samples if sample.branch == branch],
+                         multiple=multiple)
                  for branch in branches)
 
 

@@ -60,17 +60,17 @@ class LossTerms:
 
 
 def labelled_logits(model: Transformer, input_ids: Tensor, labels: Tensor,
-                    mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                    mask: Tensor | None = None, skipped: int = 0) -> tuple[Tensor, Tensor]:
     """Return logits float32 [N, V] and ids [N] of the N labelled tokens of a batch [B, S].
 
     Only rows that predict a labelled token pass the output layer: a prompt's logits over the
-    whole vocabulary would cost more memory than all activations. Nor does the last layer compute
-    the rows before them, which saves a sixth of a small network's work. Rows in row-major order.
+    whole vocabulary would cost more memory than all activations. Rows in row-major order.
     :param labels: [B, S], IGNORED where a token is not counted; token s is predicted by row s - 1.
     :param mask: bool [B, S, S], True where a row may attend; None is causal.
+    :param skipped: rows at the start that predict no labelled token, see `rows_before_labels`: the
+        last layer does not compute them, which saves a sixth of a small network's work.
     """
     length = labels.shape[1]
-    skipped = rows_before_labels(labels)
     hidden = model.rows(input_ids, mask=mask, keep_last=length - skipped)[:, :-1]
     targets = labels[:, 1 + skipped:]
     counted = targets != IGNORED

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from worldvla_ros.model.transformer import MLP, Attention, Transformer
 
+_MOST_SHAPES = 64  # that a layer is compiled for; after that it runs as it is
+
 
 def add_dropout(model: Transformer, probability: float) -> None:
     """Drop values of what attention and feed-forward add to the residual stream, in training."""
@@ -39,3 +41,10 @@ def checkpoint_activations(model: Transformer) -> None:
     """Keep only the input of each layer, and compute it again in the backward pass."""
     for layer in model.model.layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+
+
+def compile_layers(model: Transformer, device: str) -> None:
+    """Fuse the operations of each layer; a GPU gets kernels for each shape that it meets."""
+    torch._dynamo.config.recompile_limit = _MOST_SHAPES
+    for layer in model.model.layers:
+        layer.compile(dynamic=None if device == 'cpu' else False)

@@ -39,6 +39,8 @@ class DataConfig:
         doc='share of the earlier values of an action shown that are replaced at random')
     length: int | None = bounded(None, minimum=1, unit='token',
                                  doc='pad every batch to it; null: to its longest sample')
+    length_multiple: int = bounded(1, minimum=1, unit='token',
+                                   doc='pad on to a multiple of it: 8 suits the kernels of a GPU')
     chunk_mask: bool = bounded(True, doc='hide earlier actions of the chunk; false: ablation')
 
 
@@ -94,6 +96,8 @@ class RunConfig:
     tensorboard: bool | None = bounded(
         None, doc='write its files, see requirements/optional; null: where it is installed')
     threads: int = bounded(1, minimum=1, doc='of torch on the CPU')
+    loader_processes: int = bounded(0, minimum=0, doc='that build batches; 0: one thread, which '
+                                                      'is enough beside a CPU\'s training')
     save_every: int = bounded(500, minimum=1, unit='step')
     log_every: int = bounded(20, minimum=1, unit='step')
     evaluate_every: int = bounded(500, minimum=1, unit='step')

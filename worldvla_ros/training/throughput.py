@@ -17,7 +17,7 @@ import torch
 
 from worldvla_ros.model.transformer import TransformerConfig
 from worldvla_ros.training.batches import Batch
-from worldvla_ros.training.losses import IGNORED, rows_before_labels
+from worldvla_ros.training.losses import IGNORED
 
 REPEATS = 5  # of the product whose best time counts
 CPU_SIDE, GPU_SIDE = 1024, 8192  # of its square matrices
@@ -32,7 +32,7 @@ def training_flops(config: TransformerConfig, batches: Sequence[Batch]) -> float
     for batch in batches:
         sequences, length = batch.input_ids.shape
         labelled = int((batch.labels[:, 1:] != IGNORED).sum())
-        left_out = sequences * rows_before_labels(batch.labels)
+        left_out = sequences * batch.skipped
         flops += batch.input_ids.numel() * (
             6 * weights + 12 * config.num_layers * hidden * length)
         flops -= left_out * (6 * of_rows + 12 * hidden * length)

@@ -7,7 +7,6 @@ batch and average their gradients (`parallel`).
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 import math
 import os
@@ -36,6 +35,7 @@ from worldvla_ros.training.batches import (
 from worldvla_ros.training.decoding_error import decoding_errors
 from worldvla_ros.training.experiment import Experiment
 from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.loading import made_ahead
 from worldvla_ros.training.losses import (
     LossConfig,
     LossTerms,
@@ -43,7 +43,12 @@ from worldvla_ros.training.losses import (
     labelled_logits,
     loss_terms,
 )
-from worldvla_ros.training.network import add_dropout, checkpoint_activations, fast_attention
+from worldvla_ros.training.network import (
+    add_dropout,
+    checkpoint_activations,
+    compile_layers,
+    fast_attention,
+)
 from worldvla_ros.training.parallel import (
     gradients_kept_apart,
     load_optimizer_state,
@@ -94,7 +99,7 @@ class LossOfBatch(nn.Module):
         mask = batch_mask(batch.input_ids, self.model.config.vocabulary, self._chunk_mask)
         with torch.autocast(self.model.device.type, self._dtype,
                             enabled=self._dtype != torch.float32):
-            return labelled_logits(self.model, batch.input_ids, batch.labels, mask)
+            return labelled_logits(self.model, batch.input_ids, batch.labels, mask, batch.skipped)
 
 
 class Trainer:
@@ -119,8 +124,7 @@ class Trainer:
         if config.model.activation_checkpointing:
             checkpoint_activations(model)
         if config.run.compile:
-            for layer in model.model.layers:
-                layer.compile()
+            compile_layers(model, self._device)
         self._dtype = pick_dtype(config.run.dtype, self._device)
         self._loss_of_one = LossOfBatch(model, config.loss, self._dtype, config.data.chunk_mask)
         self._loss: nn.Module = self._loss_of_one
@@ -161,13 +165,11 @@ class Trainer:
                    dynamic_ncols=True)
         speed = Throughput(self._loss_of_one.model.config, self._device, self._dtype,
                            self._processes)
-        with ThreadPoolExecutor(1) as pool, bar:
-            upcoming = pool.submit(self._batches, self.step)
+        steps = range(self.step, run.steps)
+        with bar, made_ahead(self._batches, steps, run.loader_processes) as upcoming:
             recent: list[list[float]] = []
             speed.start()
-            while self.step < run.steps:
-                parts = upcoming.result()
-                upcoming = pool.submit(self._batches, self.step + 1)
+            for parts in upcoming:
                 recent.append(self.train_step(parts))
                 for part in parts:
                     speed.add(part)
@@ -237,13 +239,18 @@ class Trainer:
         where it has no sample at all. With them come the errors of decoded chunks, except for
         weights that are spread over processes.
         """
-        table, run = self._experiment.held_out, self._config.run
+        table = self._experiment.held_out
         assert table is not None
         share = self._config.data.world_share
         size = fitting_batch(table, share, self._config.data.batch_size)
         if size == 0:
             return {}
         self._loss.eval()
+        with torch.compiler.set_stance('force_eager'):  # every prompt has another shape
+            return self._evaluate(table, size)
+
+    def _evaluate(self, table: SampleTable, size: int) -> dict[str, float]:
+        share, run = self._config.data.world_share, self._config.run
         rows = []
         for i in range(min(run.evaluation_batches, len(table) // size)):
             indices = table.batch(size, share, 0, i)
@@ -277,9 +284,10 @@ class Trainer:
         samples = [table[index] for index in indices]
         # Weights that are spread are gathered per pass: every process needs as many of them, and
         # the share of one may lack a branch.
-        if self._config.data.length is None and not self._sharded:
-            return collate_by_branch(samples)
-        return (collate(samples, self._config.data.length),)
+        data = self._config.data
+        if data.length is None and not self._sharded:
+            return collate_by_branch(samples, data.length_multiple)
+        return (collate(samples, data.length, data.length_multiple),)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self._config.run.steps

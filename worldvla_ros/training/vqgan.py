@@ -16,6 +16,7 @@ import sys
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 import torch
 from tqdm import tqdm
@@ -26,6 +27,7 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.model.image_tokenizer import round_to_half, save_image_tokenizer
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.frames import FrameSet, episodes_digest, load_frames
+from worldvla_ros.training.loading import made_by_threads
 from worldvla_ros.training.vqgan_quality import (
     QualityLog,
     ReconstructionQuality,
@@ -35,7 +37,7 @@ from worldvla_ros.training.vqgan_quality import (
 from worldvla_ros.training.vqgan_trainer import VqganRunConfig, VqganTrainer
 
 MAY_CHANGE = ('demonstrations', 'output', 'init_from', 'perceptual_weights', 'save_every',
-              'evaluate_every', 'device', 'threads')
+              'evaluate_every', 'device', 'threads', 'loader_threads')
 """What a resumed run may do otherwise: where things are, and how often they are looked at.
 
 The demonstrations are known by their digest, wherever they are; and a run with the perceptual
@@ -144,12 +146,18 @@ def _train(config: VqganRunConfig, run: VqganRun, trainer: VqganTrainer,
            data: tuple[FrameSet, FrameSet], log: QualityLog) -> None:
     """Train to the last step; what a step sees follows from its number."""
     train, held_out = data
-    with tqdm(total=config.steps, initial=trainer.step, unit='step', smoothing=0.05,
-              dynamic_ncols=True, mininterval=1.0 if sys.stderr.isatty() else 30.0) as bar:
-        while trainer.step < config.steps:
-            rng = np.random.default_rng((config.seed, trainer.step))
-            indices = rng.integers(len(train), size=config.batch_size)
-            loss = trainer.train_step(train.frames[indices], train.moving(indices))
+
+    def batch(step: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        rng = np.random.default_rng((config.seed, step))
+        indices = rng.integers(len(train), size=config.batch_size)
+        return train.frames[indices], train.moving(indices)
+
+    steps = range(trainer.step, config.steps)
+    bar = tqdm(total=config.steps, initial=trainer.step, unit='step', smoothing=0.05,
+               dynamic_ncols=True, mininterval=1.0 if sys.stderr.isatty() else 30.0)
+    with bar, made_by_threads(batch, steps, config.loader_threads) as upcoming:
+        for frames, moving in upcoming:
+            loss = trainer.train_step(frames, moving)
             bar.update()
             last = trainer.step == config.steps
             if last or trainer.step % config.evaluate_every == 0:

@@ -61,6 +61,7 @@ class VqganRunConfig:
     device: str = bounded('auto', choices=('auto', 'cpu', 'cuda'))
     dtype: str = bounded('auto', choices=('auto', 'float32', 'bfloat16'))
     threads: int = bounded(1, minimum=1, doc='of torch on the CPU')
+    loader_threads: int = bounded(1, minimum=1, doc='that put batches together')
     network: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
 
     def __post_init__(self) -> None:

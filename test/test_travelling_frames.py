@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames that travel as a video: all come back, nearly as they were, with some held out."""
+
+from dataclasses import replace
+from pathlib import Path
+import subprocess
+import sys
+
+import numpy as np
+from training_data import episode, write_hdf5
+
+from worldvla_ros.training.frames import load_frames
+from worldvla_ros.training.libero_hdf5 import read_episodes
+
+TOOL = Path(__file__).parents[1] / 'benchmarks' / 'travelling_frames.py'
+
+
+def smooth(number, steps):
+    """Return an episode whose brightness tells its number, and each frame's step."""
+    made, side = episode(number, steps=steps), 64
+    ramp = np.linspace(0, 100, side)[None, :, None, None]
+    shade = 10 * number + 2 * np.arange(steps)[:, None, None, None]
+    frames = np.broadcast_to(ramp + shade, (steps, side, side, 3)).round().astype(np.uint8)
+    return replace(made, frames=np.ascontiguousarray(frames))
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, str(TOOL), *map(str, arguments)], check=True,
+                          capture_output=True, text=True).stdout
+
+
+def test_frames_survive_the_journey(tmp_path):
+    episodes = [smooth(number, 3 + number) for number in range(12)]
+    for task in range(2):
+        write_hdf5(tmp_path / 'demos' / f'task{task}_demo.hdf5', episodes[6 * task:6 * task + 6])
+    said = run('pack', tmp_path / 'demos', tmp_path / 'frames.mp4')
+    assert '12 episodes, 102 frames' in said
+    run('unpack', tmp_path / 'frames.mp4', tmp_path / 'arrived')
+
+    arrived = {len(one.frames): one.frames
+               for one in read_episodes(tmp_path / 'arrived' / 'frames_demo.hdf5')}
+    assert sorted(arrived) == [len(one.frames) for one in episodes]
+    for one in episodes:
+        difference = arrived[len(one.frames)].astype(int) - one.frames
+        assert np.abs(difference).mean() < 2
+    train, held_out = load_frames(tmp_path / 'arrived', 64, 1000)
+    assert len(train) + len(held_out) == 102 and len(held_out) > 0

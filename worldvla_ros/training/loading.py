@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches that are made ahead, so that a fast device does not wait for them."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+import signal
+from typing import Generic, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+Made = TypeVar('Made')
+AHEAD = 4  # batches that each process, or each thread, may be ahead by
+
+
+class _Steps(Dataset, Generic[Made]):
+    """What is made for a step, as an item by its number."""
+
+    def __init__(self, make: Callable[[int], Made]) -> None:
+        self._make = make
+
+    def __getitem__(self, step: int) -> Made:
+        return self._make(step)
+
+
+@contextmanager
+def made_ahead(make: Callable[[int], Made], steps: range, processes: int = 0
+               ) -> Iterator[Iterator[Made]]:
+    """Give what `make` returns for these steps, in order, made by processes or by one thread.
+
+    :param processes: for work in Python, which holds its lock; 0: a thread of this one. They are
+        forked, so `make` must not use a GPU.
+    """
+    if processes > 0:
+        loader = DataLoader(_Steps(make), sampler=steps, batch_size=None, num_workers=processes,
+                            prefetch_factor=AHEAD, multiprocessing_context='fork',
+                            worker_init_fn=_leave_stopping_to_the_trainer)
+        yield iter(loader)
+        return
+    with made_by_threads(make, steps, 1) as upcoming:
+        yield upcoming
+
+
+def _leave_stopping_to_the_trainer(_: int) -> None:
+    """Ignore what ends a training: it is sent to all processes, and the last step needs these."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def made_by_threads(make: Callable[[int], Made], steps: range, threads: int
+                    ) -> Iterator[Iterator[Made]]:
+    """Give what `make` returns for these steps, in order: for work outside of Python's lock."""
+    with ThreadPoolExecutor(threads) as pool:
+        def results() -> Iterator[Made]:
+            waiting = deque(pool.submit(make, step) for step in steps[:threads])
+            for step in steps[threads:]:
+                result = waiting.popleft().result()
+                waiting.append(pool.submit(make, step))
+                yield result
+            while waiting:
+                yield waiting.popleft().result()
+        yield results()

@@ -10,6 +10,7 @@ p99 of all runs; the reference runs in the same process on the same weights.
 
 import argparse
 from copy import deepcopy
+from dataclasses import asdict
 import gc
 from itertools import pairwise
 from pathlib import Path
@@ -51,16 +52,17 @@ def chunk(bench: Bench, weights: Weights = 'dense') -> list[Row]:
             newest = bench.times(lambda i, e=engine, p=prompts: e.decode(p[i]), bench.chunks,
                                  lambda i, e=engine, p=prompts, n=older: e.prefill(p[i][:n]))
             prefill = bench.times(lambda i, e=engine, p=prompts: e.prefill(p[i]), bench.chunks)
-            step = roofline.step_ms(bench.config, length + K)
+            card, config = bench.card, bench.config
+            step = roofline.step_ms(card, config, length + K)
             steps = np.median(whole) - np.median(prefill)
             goals = targets.get((size, K), (None, None)) if weights == 'dense' else (None, None)
             rows += [
                 *quantiles(f'{name}: whole chunk', whole,
-                           roofline.chunk_ms(bench.config, length, K), K, goals[0]),
+                           roofline.chunk_ms(card, config, length, K), K, goals[0]),
                 *quantiles(f'{name}: newest frame -> chunk', newest,
-                           roofline.chunk_ms(bench.config, length, K, older), K, goals[1]),
+                           roofline.chunk_ms(card, config, length, K, older), K, goals[1]),
                 *quantiles(f'{name}: prefill', prefill,
-                           roofline.prefill_ms(bench.config, length), K),
+                           roofline.prefill_ms(card, config, length), K),
                 *quantiles(f'{name}: older frame ahead', ahead, None, K),
                 row(f'{name}: six decode passes (difference)', float(steps), 'ms', K),
                 row(f'{name}: one decode pass / floor {step:.3g} ms', float(steps / 6 / step),
@@ -133,8 +135,8 @@ def frame(bench: Bench) -> list[Row]:
         engine = StaticImageRows(bench.model, len(prompt) + 3, tokens, MAX_WINDOW)
         plain = decode_image_rows(engine, prompt, grid)
         codes = plain.codes.cpu().numpy()
-        floor = roofline.prefill_ms(bench.config, len(prompt)) + (side * side - 1) * (
-            roofline.step_ms(bench.config, len(prompt) + tokens // 2))
+        floor = roofline.prefill_ms(bench.card, bench.config, len(prompt)) + (side * side - 1) * (
+            roofline.step_ms(bench.card, bench.config, len(prompt) + tokens // 2))
         slow = bench.times(lambda i, e=engine, p=prompt, g=grid: decode_image_rows(e, p, g),
                            bench.slow_runs, warm_ups=1)
         rows += quantiles(f'{size} px: imagined frame, a pass per code', slow, floor)
@@ -246,7 +248,7 @@ def main() -> None:
         rows += [new | {'part': name} for new in PARTS[name](bench)]
         notes[name] = {'seconds': round(time.perf_counter() - started, 1), 'clocks': clocks()}
         print('\n'.join(table_of([one for one in rows if one['part'] == name])), flush=True)
-        save(arguments.json, rows, parts=notes)
+        save(arguments.json, rows, parts=notes, ceilings=asdict(bench.card))
     print(f'saved as {arguments.json}, and the table beside it')
 
 

@@ -11,6 +11,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 from report import Row, row
+from roofline import H200, measured
 import torch
 from workloads import prompt_of, random_model
 
@@ -45,6 +46,7 @@ class Bench:
         self.horizons = (5,) if self.small else arguments.horizons
         self.chunks = 3 if self.small else arguments.chunks
         self.slow_runs = 1 if self.small else arguments.slow_runs
+        self.card = H200 if self.small else measured(self.device)  # what the floors are of
 
     @cached_property
     def model(self) -> Transformer:

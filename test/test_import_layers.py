@@ -29,6 +29,9 @@ LAYERS = {
     'worldvla_ros.safety': ('worldvla_ros.datatypes', 'worldvla_ros.config'),
     'worldvla_ros.policy': (
         'worldvla_ros.tokens', 'worldvla_ros.model', 'worldvla_ros.datatypes'),
+    'worldvla_ros.policy.random_checkpoint': (
+        'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.model',
+        'worldvla_ros.whole_files'),
     'worldvla_ros.policy.frame_history': ('worldvla_ros.datatypes',),
     'worldvla_ros.policy.chunk_schedule': ('worldvla_ros.datatypes',),
     'worldvla_ros.policy.state_history': ('worldvla_ros.arm_state',),

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 import os
+from pathlib import Path
 import signal
 import time
 
@@ -81,6 +82,5 @@ def test_a_stop_that_reaches_all_processes_saves_the_step_that_is_done(tmp_path,
 
 
 def children():
-    path = f'/proc/{os.getpid()}/task/{os.getpid()}/children'
-    with open(path) as file:
-        return [int(number) for number in file.read().split()]
+    listed = Path(f'/proc/{os.getpid()}/task/{os.getpid()}/children')
+    return [int(number) for number in listed.read_text().split()]

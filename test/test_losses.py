@@ -19,8 +19,8 @@ from worldvla_ros.training.losses import (
     class_weights,
     label_sums,
     labelled_logits,
-    rows_before_labels,
     loss_terms,
+    rows_before_labels,
 )
 
 COMPACT = Vocabulary.compact(num_text_tokens=40, num_codes=64)

@@ -2,8 +2,10 @@
 """A file is whole or as it was before."""
 
 import pytest
+import torch
 
-from worldvla_ros.whole_files import write_whole
+from worldvla_ros.model.weight_files import write_safetensors
+from worldvla_ros.whole_files import draft_folder, write_whole
 
 
 def test_the_target_appears_with_the_last_byte(tmp_path):
@@ -40,3 +42,14 @@ def test_writers_that_choose_a_format_by_suffix_find_it_on_the_draft(tmp_path):
     write_whole(tmp_path / 'curve.png', write)
     write_whole(tmp_path / 'README', write)
     assert suffixes == ['.png', '']
+
+
+def test_others_may_read_a_folder_and_weights_that_were_drafted(tmp_path):
+    ordinary = tmp_path / 'ordinary'
+    ordinary.mkdir()
+    (ordinary / 'file').touch()
+    draft = draft_folder(tmp_path, '.draft-')
+    write_safetensors({'weight': torch.zeros(2)}, draft / 'model.safetensors')
+    assert draft.stat().st_mode == ordinary.stat().st_mode
+    assert (draft / 'model.safetensors').stat().st_mode == (ordinary / 'file').stat().st_mode
+    assert draft_folder(tmp_path, '.draft-') != draft

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single files that appear whole or not at all.
+"""Files that appear whole or not at all, and the folders that others are written in for it.
 
 Folders: `training.run_folder` and `training.store`; HDF5: `worldvla_sim.demonstrations`.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import os
 from pathlib import Path
 from typing import Any
+import uuid
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -22,3 +23,13 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def draft_folder(parent: Path, prefix: str) -> Path:
+    """Make a folder of a new name in another, to be renamed when it is full.
+
+    Others may read it as they may all new folders: `tempfile.mkdtemp` keeps its own to the user.
+    """
+    folder = parent / f'{prefix}{uuid.uuid4().hex}'
+    folder.mkdir()
+    return folder

@@ -66,8 +66,11 @@ def _opened(path: Path) -> Any:
 
 def write_safetensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors to one safetensors file."""
+    path.touch()
+    mode = path.stat().st_mode  # as of any new file; the library lets nobody else read its own
     save_file({name: value.contiguous() for name, value in state.items()}, str(path),
               metadata={'format': 'pt'})
+    path.chmod(mode)
 
 
 def read_torch_checkpoint(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,6 @@ timing and their format do.
 import os
 from pathlib import Path
 import shutil
-import tempfile
 
 import torch
 
@@ -21,6 +20,7 @@ from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.tokens.sequence import ACTION_PROMPT, WORLD_PROMPT
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.whole_files import draft_folder
 
 FORMAT = 2
 """Raised whenever what is written changes, so that an old cache entry is not read."""
@@ -42,7 +42,7 @@ def ensure_random_checkpoint(cache_dir: str | Path | None = None, seed: int = 0)
     if target.is_dir():
         return target
     cache.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=cache))
+    draft = draft_folder(cache, '.draft-')
     try:
         write_random_checkpoint(draft, seed)
         draft.rename(target)

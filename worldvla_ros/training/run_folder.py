@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import pickle
 import shutil
-import tempfile
 from typing import Any
 
 from safetensors import SafetensorError
@@ -34,6 +33,7 @@ from worldvla_ros.policy.settings import POLICY_FILE
 from worldvla_ros.training.decoding_error import ERRORS
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.settings import TrainConfig
+from worldvla_ros.whole_files import draft_folder
 
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
 CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
@@ -123,7 +123,7 @@ class RunFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             for left in target.parent.glob(f'{prefix}*'):
                 shutil.rmtree(left, ignore_errors=True)
-            draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+            draft = draft_folder(target.parent, prefix)
             write(draft)
             if target.exists():
                 shutil.rmtree(target)

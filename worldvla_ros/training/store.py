@@ -19,7 +19,6 @@ import hashlib
 import json
 from pathlib import Path
 import shutil
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.training.failures import DatasetError, TrainingError, explain_os_error
 from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.samples import split_names
+from worldvla_ros.whole_files import draft_folder
 
 FORMAT = 2
 """Raised whenever what is written changes, so that an old store is not misread."""
@@ -233,7 +233,7 @@ def _fingerprint(arrays: dict[str, NDArray[Any]], episodes: list[StoredEpisode])
 def _write(folder: Path, header: StoreHeader, episodes: list[StoredEpisode],
            arrays: dict[str, NDArray[Any]]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix='.draft-', dir=folder.parent))
+    draft = draft_folder(folder.parent, '.draft-')
     try:
         for name, array in arrays.items():
             np.save(draft / f'{name}.npy', array)

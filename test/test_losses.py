@@ -41,6 +41,19 @@ def batch(data):
     return ids, labels, masks
 
 
+def test_a_prompt_attends_without_a_mask_as_it_does_with_one(published):
+    model = load_model(golden('model.safetensors').parent)
+    ids, labels, masks = batch(published)
+    skipped = rows_before_labels(labels)
+    assert skipped > 0
+    with torch.no_grad():
+        masked, _ = labelled_logits(model, ids, labels, masks)
+        split, _ = labelled_logits(model, ids, labels, masks, skipped)
+        whole = model.rows(ids, mask=masks, causal_rows=skipped)
+        torch.testing.assert_close(whole, model.rows(ids, mask=masks))
+    torch.testing.assert_close(split, masked)
+
+
 @pytest.mark.parametrize('prompt', [0, 1, 40, 97])
 def test_rows_before_the_first_label_are_left_out_of_the_last_layer_alone(prompt):
     model = tiny_model()
@@ -77,7 +90,7 @@ def branch_of(data, labels):
 def test_losses_and_gradients_equal_the_published_ones(published, name):
     model = load_model(golden('model.safetensors').parent).requires_grad_(True)
     ids, labels, masks = batch(published)
-    logits, targets = labelled_logits(model, ids, labels, masks)
+    logits, targets = labelled_logits(model, ids, labels, masks, rows_before_labels(labels))
     terms = loss_terms(logits, targets, branch_of(published, labels), model.config.vocabulary,
                        LossConfig(weighting=WEIGHTING[name]))
     terms.total.backward()

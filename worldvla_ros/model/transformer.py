@@ -103,8 +103,11 @@ class Attention(nn.Module):
         self.k_norm = HeadNorm(config.qk_norm_rows, config.num_heads, config.head_dim)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None,
-                cache: KVCache | None, query_rows: slice) -> Tensor:
-        """Attend from the query rows of x [B, S, hidden] to the cached rows and to all of x."""
+                cache: KVCache | None, query_rows: slice, causal_rows: int) -> Tensor:
+        """Attend from the query rows of x [B, S, hidden] to the cached rows and to all of x.
+
+        :param causal_rows: of the query rows, at the start; the mask is that of the others.
+        """
         queries = x[:, query_rows]
         cos, sin = rotary
         q = rotate(self.q_norm(self._heads(self.q_proj(queries))),
@@ -115,9 +118,14 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)
         if q.shape[2] == 0:
             return queries
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=None if mask is None else mask[..., query_rows, :],
-            is_causal=mask is None)
+        if mask is not None:  # of the last rows that may be asked for
+            mask = mask[..., mask.shape[-2] - (q.shape[2] - causal_rows):, :]
+        out = F.scaled_dot_product_attention(q[:, :, causal_rows:], k, v, attn_mask=mask,
+                                             is_causal=mask is None)
+        if causal_rows:
+            start = F.scaled_dot_product_attention(
+                *(part[:, :, :causal_rows] for part in (q, k, v)), is_causal=True)
+            out = torch.cat((start, out), dim=2)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -149,9 +157,10 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None,
-                cache: KVCache | None, query_rows: slice) -> Tensor:
+                cache: KVCache | None, query_rows: slice, causal_rows: int = 0) -> Tensor:
         """Return the query rows of x [B, S, hidden]; all rows enter the cache."""
-        attended = self.self_attn(self.input_layernorm(x), rotary, mask, cache, query_rows)
+        attended = self.self_attn(self.input_layernorm(x), rotary, mask, cache, query_rows,
+                                  causal_rows)
         x = x[:, query_rows] + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -196,13 +205,16 @@ class Transformer(nn.Module):
 
     def rows(self, input_ids: Tensor, *, positions: Tensor | None = None,
              mask: Tensor | None = None, cache: KVCache | None = None,
-             keep_last: int | None = None) -> Tensor:
+             keep_last: int | None = None, causal_rows: int = 0) -> Tensor:
         """Run one pass over ids [B, S] and return the last hidden states [B, keep_last, hidden].
 
         :param positions: rotary positions [S], by default behind the cached rows.
         :param mask: bool [S, T] or [B, S, T] over the T cached and new rows; None is causal.
         :param keep_last: rows whose result is needed. The last layer computes only these, the
             others only leave their keys and values in the cache.
+        :param causal_rows: rows at the start whose mask is causal, without a cache: most of a
+            training sequence, and attention is cheaper without a mask. None of them may be kept
+            where some are not.
         """
         x = self.model.embed_tokens(input_ids)
         cached = cache.length if cache is not None else 0
@@ -213,12 +225,15 @@ class Transformer(nn.Module):
             # The kernel's own causal mask holds only where queries and keys start together.
             mask = causal_mask(length, cached + length, input_ids.device)
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        bias = None if mask is None else _additive(mask, x.dtype)
+        if mask is None:
+            causal_rows = 0  # all are
+        bias = None if mask is None else _additive(mask[..., causal_rows:, :], x.dtype)
         all_rows = slice(None)
         kept = all_rows if keep_last is None else slice(length - keep_last, None)
         for layer in self.model.layers[:-1]:
-            x = layer(x, rotary, bias, cache, all_rows)
-        x = self.model.layers[-1](x, rotary, bias, cache, kept)
+            x = layer(x, rotary, bias, cache, all_rows, causal_rows)
+        x = self.model.layers[-1](x, rotary, bias, cache, kept,
+                                  causal_rows if keep_last is None else 0)
         if cache is not None:
             cache.advance(length)
         return self.model.norm(x)

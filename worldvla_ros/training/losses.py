@@ -68,10 +68,12 @@ def labelled_logits(model: Transformer, input_ids: Tensor, labels: Tensor,
     :param labels: [B, S], IGNORED where a token is not counted; token s is predicted by row s - 1.
     :param mask: bool [B, S, S], True where a row may attend; None is causal.
     :param skipped: rows at the start that predict no labelled token, see `rows_before_labels`: the
-        last layer does not compute them, which saves a sixth of a small network's work.
+        last layer does not compute them, which saves a sixth of a small network's work, and the
+        others attend without a mask, since they are prompts, which are causal.
     """
     length = labels.shape[1]
-    hidden = model.rows(input_ids, mask=mask, keep_last=length - skipped)[:, :-1]
+    hidden = model.rows(input_ids, mask=mask, keep_last=length - skipped,
+                        causal_rows=skipped)[:, :-1]
     targets = labels[:, 1 + skipped:]
     counted = targets != IGNORED
     return model.logits(hidden[counted]), targets[counted]

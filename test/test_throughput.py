@@ -18,7 +18,7 @@ from worldvla_ros.training.trainer import Trainer
 def test_the_formula_counts_what_a_step_computes(tmp_path, layers):
     config = tiny_config(tmp_path)
     trainer = Trainer(build_experiment(replace(config, model=replace(TINY, num_layers=layers))))
-    batches, = trainer._batches(0)
+    batches, = trainer.batches(0)
     assert len(batches) == 2, 'both branches, of different lengths'
     with FlopCounterMode(display=False) as counter, fast_attention('cpu'):
         trainer._loss(batches).total.backward()

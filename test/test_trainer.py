@@ -157,7 +157,7 @@ def test_dropout_and_bfloat16_are_used_in_training(tmp_path):
     config = tiny_config(tmp_path)
     config = replace(config, run=replace(config.run, dtype='bfloat16'))
     trainer = Trainer(build_experiment(config))
-    batch, = trainer._batches(0)
+    batch, = trainer.batches(0)
     trainer._loss.train()
     torch.manual_seed(0)
     losses = {trainer._loss(batch).total.item() for _ in range(2)}
@@ -188,7 +188,7 @@ def test_a_clip_norm_of_zero_clips_nothing(tmp_path):
     for clip_norm in (0.0, 1e9, 1e-9):
         optimizer = replace(config.optimizer, clip_norm=clip_norm)
         trainer = Trainer(build_experiment(replace(config, optimizer=optimizer)))
-        trainer.train_step(trainer._batches(0))
+        trainer.train_step(trainer.batches(0))
         model = trainer._experiment.pretrained.model
         norms.append(float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])))
     assert norms[0] == norms[1] > 0.1 and norms[2] < 1e-8
@@ -197,9 +197,9 @@ def test_a_clip_norm_of_zero_clips_nothing(tmp_path):
 def test_weights_that_are_spread_are_gathered_equally_often_by_every_process(tmp_path):
     """A share of the batch may lack a branch; another number of passes would wait for ever."""
     trainer = Trainer(build_experiment(tiny_config(tmp_path)))
-    assert {len(trainer._batches(step)[0]) for step in range(8)} == {1, 2}
+    assert {len(trainer.batches(step)[0]) for step in range(8)} == {1, 2}
     trainer._sharded = True
-    assert {len(trainer._batches(step)[0]) for step in range(8)} == {1}
+    assert {len(trainer.batches(step)[0]) for step in range(8)} == {1}
 
 
 def test_codes_that_look_alike_start_alike(tmp_path):

@@ -227,7 +227,7 @@ def plot_metrics(folder: Path) -> Path:
                                 'share of tokens that greedy gets right'),
                                (axes[2], ERRORS, "decoded actions against the expert's")):
         for name in names:
-            for split, style in (('train', '-'), ('held_out', '--')):
+            for split, style in (('train', '-'), ('held_out', 'o--')):
                 points = [(int(row['step']), float(row[name])) for row in rows
                           if row['split'] == split and row.get(name) not in (None, '', 'nan')]
                 if points:

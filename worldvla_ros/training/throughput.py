@@ -5,9 +5,9 @@
 
 as in PaLM (Chowdhery 2022, appendix B): a forward and a backward pass take 2 and 4 FLOPs per
 weight of the N in matrix products of the layers, and attention 12 per layer, hidden value and
-token of a sequence of S, masked or not. The output layer sees labelled tokens only, and of the
-rows before them the last layer computes keys and values alone (`labelled_logits`). What
-activation checkpointing computes twice counts once.
+token of a sequence of S, masked or not. The output layer sees labelled tokens only; of the rows
+before them the last layer computes keys and values alone, and in the others they attend only to
+each other (`labelled_logits`). What activation checkpointing computes twice counts once.
 """
 
 from collections.abc import Sequence
@@ -36,6 +36,7 @@ def training_flops(config: TransformerConfig, batches: Sequence[Batch]) -> float
         flops += batch.input_ids.numel() * (
             6 * weights + 12 * config.num_layers * hidden * length)
         flops -= left_out * (6 * of_rows + 12 * hidden * length)
+        flops -= (config.num_layers - 1) * left_out * 12 * hidden * (length - batch.skipped)
         flops += labelled * 6 * hidden * config.vocabulary.size
     return flops
 

@@ -115,21 +115,21 @@ class Trainer:
             raise TrainingError(f'data.batch_size ({config.data.batch_size}) must be a multiple '
                                 f'of the number of processes ({self._processes}) times '
                                 f'data.accumulate ({config.data.accumulate})')
-        self._device = pick_device(config.run.device)
+        self.device = pick_device(config.run.device)
         self._sharded = self._processes > 1 and config.run.parallel == 'fsdp'
         model = experiment.pretrained.model
         if not self._sharded:  # else each layer goes to the device when it is spread
-            model.to(self._device)
+            model.to(self.device)
         add_dropout(model, config.model.dropout)
         if config.model.activation_checkpointing:
             checkpoint_activations(model)
         if config.run.compile:
-            compile_layers(model, self._device)
-        self._dtype = pick_dtype(config.run.dtype, self._device)
-        self._loss_of_one = LossOfBatch(model, config.loss, self._dtype, config.data.chunk_mask)
+            compile_layers(model, self.device)
+        self.dtype = pick_dtype(config.run.dtype, self.device)
+        self._loss_of_one = LossOfBatch(model, config.loss, self.dtype, config.data.chunk_mask)
         self._loss: nn.Module = self._loss_of_one
         if self._sharded:
-            shard(self._loss_of_one, model, self._device)
+            shard(self._loss_of_one, model, self.device)
         elif self._processes > 1:
             self._loss = replicate(self._loss_of_one)
         choice = config.optimizer
@@ -139,6 +139,11 @@ class Trainer:
         self.step = 0  # optimizer steps done
         if resume_from is not None:
             self._resume(resume_from)
+
+    @property
+    def model(self) -> Transformer:
+        """The network; spread over the processes where they are sharded."""
+        return self._loss_of_one.model
 
     def run(self) -> Path | None:
         """Train to the end; return the folder of the result, None in all but one process.
@@ -163,10 +168,10 @@ class Trainer:
         bar = tqdm(total=run.steps, initial=self.step, unit='step', disable=self._rank > 0,
                    smoothing=0.05, mininterval=1.0 if sys.stderr.isatty() else 30.0,
                    dynamic_ncols=True)
-        speed = Throughput(self._loss_of_one.model.config, self._device, self._dtype,
+        speed = Throughput(self.model.config, self.device, self.dtype,
                            self._processes)
         steps = range(self.step, run.steps)
-        with bar, made_ahead(self._batches, steps, run.loader_processes) as upcoming:
+        with bar, made_ahead(self.batches, steps, run.loader_processes) as upcoming:
             recent: list[list[float]] = []
             speed.start()
             for parts in upcoming:
@@ -201,9 +206,9 @@ class Trainer:
         rows = []
         for number, batches in enumerate(parts):
             # backward too: checkpointing computes forward again
-            with fast_attention(self._device), gradients_kept_apart(
+            with fast_attention(self.device), gradients_kept_apart(
                     self._loss, number + 1 < len(parts)):
-                terms: LossTerms = self._loss([batch.to(self._device) for batch in batches],
+                terms: LossTerms = self._loss([batch.to(self.device) for batch in batches],
                                               sums)
                 (terms.total / len(parts)).backward()
             rows.append(torch.stack([getattr(terms, name).detach() for name in TERMS]))
@@ -226,7 +231,7 @@ class Trainer:
         With them the mean of the shares' gradients is that of the whole, however it is split.
         """
         sums = self._loss_of_one.sums([batch for part in parts for batch in part])
-        sums = sums.to(self._device)
+        sums = sums.to(self.device)
         if self._processes > 1:
             dist.all_reduce(sums)
         return sums / (self._processes * len(parts))
@@ -255,7 +260,7 @@ class Trainer:
         for i in range(min(run.evaluation_batches, len(table) // size)):
             indices = table.batch(size, share, 0, i)
             batches = self._collate(table, indices.tolist())
-            terms = self._loss_of_one([batch.to(self._device) for batch in batches])
+            terms = self._loss_of_one([batch.to(self.device) for batch in batches])
             rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
         terms = dict(zip(TERMS, torch.stack(rows).nanmean(0).tolist(), strict=True))
         if self._sharded:
@@ -266,7 +271,7 @@ class Trainer:
             pretrained.action_tokenizer, chunk_mask=pretrained.settings.chunk_mask,
             choice=pretrained.settings.bin_choice)
 
-    def _batches(self, step: int) -> tuple[tuple[Batch, ...], ...]:
+    def batches(self, step: int) -> tuple[tuple[Batch, ...], ...]:
         """Return this process's share of the batch of a step, in its parts."""
         data = self._config.data
         indices = self._experiment.train.batch(data.batch_size, data.world_share,
@@ -316,7 +321,7 @@ class Trainer:
         """Return whether any process was asked to stop, so that all end after the same step."""
         if self._processes == 1:
             return asked
-        any_asked = torch.tensor(int(asked), device=self._device)
+        any_asked = torch.tensor(int(asked), device=self.device)
         dist.all_reduce(any_asked, dist.ReduceOp.MAX)
         return bool(any_asked)
 

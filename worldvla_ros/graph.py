@@ -30,8 +30,8 @@ class Argument:
 _FLAG = ('', 'true', 'false')
 
 POLICY_ARGUMENTS = {
-    'checkpoint': Argument('worldvla-mini (the default) or worldvla-mini-goal (trained, ship with '
-                           'the package), a folder or Hub id of a checkpoint, or random: small, '
+    'checkpoint': Argument(f'{" or ".join(SHIPPED)} (trained, ship with the package; the first is '
+                           'the default), a folder or Hub id of a checkpoint, or random: small, '
                            'untrained weights'),
     'device': Argument('Torch device of the worker: cpu, cuda, ...'),
     'image': Argument('Topic of the third-person camera', 'image'),

@@ -273,8 +273,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--noise', type=float, default=0.1,
                         help='standard deviation of the executed motion (default: 0.1)')
     parser.add_argument('--policy', metavar='NAME|FOLDER',
-                        help=f'takes turns with the expert (DAgger): {", ".join(NAMES)}, hold, or '
-                             f'the folder of a checkpoint')
+                        help=f'takes turns with the expert (DAgger): {", ".join(NAMES)}, hold, '
+                             'drift (random mistakes, as long as there is no policy), or the '
+                             'folder of a checkpoint')
     parser.add_argument('--workers', type=int, default=1)
     parser.add_argument('--image-size', type=int,
                         help='[px] (default: what the checkpoint of --policy needs, else 256)')

@@ -18,7 +18,7 @@ from worldvla_sim.commands import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK, EXIT_U
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.policies import checkpoint_name, policy_factory
+from worldvla_sim.policies import POLICIES, checkpoint_name, policy_factory
 from worldvla_sim.ray_pool import RayPool
 from worldvla_sim.report import write_report
 from worldvla_sim.results import Results, describe_run, summary_table
@@ -161,8 +161,8 @@ def _parser() -> argparse.ArgumentParser:
         prog='python -m worldvla_sim.evaluate',
         description='Play LIBERO episodes from official initial states, write one record each.')
     parser.add_argument('--policy', default='expert',
-                        help=f'expert (the default), hold, {", ".join(NAMES)}, or the folder of '
-                             f'a checkpoint')
+                        help=f'{", ".join((*POLICIES, *NAMES))}, or the folder of a checkpoint '
+                             '(default: %(default)s)')
     parser.add_argument('--over', choices=(PROCESS, ROS), default=PROCESS,
                         help='ros: through policy node, bridge and topics')
     parser.add_argument('--mode', choices=(LOCKSTEP, REALTIME), default=LOCKSTEP,

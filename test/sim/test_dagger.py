@@ -11,7 +11,7 @@ from worldvla_sim import collect
 from worldvla_sim.dagger import LearnerSettings, Turns, learner_settings, record_turns
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.libero_env import LiberoEnv
-from worldvla_sim.policies import HoldPolicy
+from worldvla_sim.policies import DriftPolicy, HoldPolicy
 
 SETTINGS = LearnerSettings('hold', None)
 TASK = 1
@@ -51,6 +51,24 @@ def test_the_expert_puts_right_what_a_policy_spoiled(env, learner, seed):
     assert np.abs((demo.executed_actions - demo.actions)[~demo.expert_acted]).max() > 0.5
     turned = np.flatnonzero(np.diff(demo.actions[:, 6]))
     assert len(turned) <= 12, f'the label of the gripper wavers: {turned}'
+
+
+def test_random_mistakes_are_put_right(env):
+    settings = learner_settings('drift')
+    recorder = record_turns(env, ExpertPolicy(), DriftPolicy(), settings, seed=3, noise=0.0)
+    assert recorder is not None
+    demo = recorder.finish()
+    turns = np.split(np.arange(len(demo.actions)), np.flatnonzero(np.diff(demo.expert_acted)) + 1)
+    mistakes = [turn for turn in turns if not demo.expert_acted[turn[0]]]
+    motions = [demo.executed_actions[turn] for turn in mistakes]
+    assert len(motions) > 2
+    assert all((motion == motion[0]).all() for motion in motions)
+    assert len({tuple(motion[0]) for motion in motions}) == len(motions)
+    assert max(map(len, motions)) <= settings.policy_steps[1]
+    assert np.abs([motion[0, :3] for motion in motions]).max() > 0.2
+    turned = [motion[0, 6] != demo.executed_actions[turn[0] - 1, 6]
+              for motion, turn in zip(motions, mistakes, strict=True) if turn[0] > 0]
+    assert not all(turned)
 
 
 def test_labels_do_not_depend_on_when_the_expert_looked_first(env):

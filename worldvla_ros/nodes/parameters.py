@@ -14,6 +14,7 @@ from worldvla_ros.config import FieldInfo, bounded, describe, nearest, unflatten
 from worldvla_ros.control.settings import ControllerSettings
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.inference.backend import BACKENDS
+from worldvla_ros.policy.named_checkpoints import SHIPPED
 
 T = TypeVar('T')
 _QOS_OVERRIDES = 'qos_overrides.'  # rclpy declares them as publishers and subscriptions come
@@ -87,9 +88,9 @@ class PolicyParameters(ControllerSettings):
     """All parameters of the policy node."""
 
     checkpoint: str = bounded(
-        'worldvla-mini', read_only=True,
-        doc='Folder or Hub id of a checkpoint; worldvla-mini, worldvla-mini-goal: the trained '
-            'ones of this package; random: small, seeded, untrained weights')
+        SHIPPED[0], read_only=True,
+        doc=f'Folder or Hub id of a checkpoint; {", ".join(SHIPPED)}: the trained ones of this '
+            'package; random: small, seeded, untrained weights')
     subfolder: str = bounded('', read_only=True, doc='Folder inside the checkpoint')
     device: str = bounded('cpu', read_only=True, doc='Torch device: cpu, cuda, cuda:0, ...')
     dtype: str = bounded(

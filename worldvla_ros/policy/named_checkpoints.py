@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-SHIPPED = ('worldvla-mini', 'worldvla-mini-goal')
+SHIPPED = ('worldvla-mini', 'worldvla-mini-libero')
 RANDOM = 'random'
 NAMES = (*SHIPPED, RANDOM)
 

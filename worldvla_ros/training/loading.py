@@ -36,7 +36,10 @@ def made_ahead(make: Callable[[int], Made], steps: range, processes: int = 0
         loader = DataLoader(_Steps(make), sampler=steps, batch_size=None, num_workers=processes,
                             prefetch_factor=AHEAD, multiprocessing_context='fork',
                             worker_init_fn=_leave_stopping_to_the_trainer)
-        yield iter(loader)
+        made = iter(loader)
+        # Taking one from its process takes milliseconds, too.
+        with made_by_threads(lambda _: next(made), steps, 1) as upcoming:
+            yield upcoming
         return
     with made_by_threads(make, steps, 1) as upcoming:
         yield upcoming

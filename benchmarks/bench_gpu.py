@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 import time
 
-from measuring import FLIP_MARGIN, Bench, clocks, flips, image_length, quantiles
+from measuring import FLIP_MARGIN, Bench, clocks, flips, image_length, kernels, quantiles
 import numpy as np
 from report import Row, row, save, table_of
 import roofline
@@ -209,19 +209,9 @@ def profile(bench: Bench) -> list[Row]:
     size, K = bench.sizes[0], bench.horizons[-1]
     engine, prompts = bench.engine(size, K), bench.prompts(size, 10)
     engine.warm_up()
-    activity = torch.profiler.ProfilerActivity
-    activities = [activity.CPU, *([activity.CUDA] if bench.device.type == 'cuda' else [])]
-    with torch.profiler.profile(activities=activities) as profiler:
-        for prompt in prompts:
-            engine.decode(prompt)
-        if bench.device.type == 'cuda':
-            torch.cuda.synchronize()
-    where = 'self_device_time_total' if bench.device.type == 'cuda' else 'self_cpu_time_total'
-    kernels = sorted(profiler.key_averages(), key=lambda event: -getattr(event, where))
-    total = sum(getattr(event, where) for event in kernels)
-    return [row(f'{event.key[:42]}', getattr(event, where) / 1e4, 'ms/chunk', K,
-                f'{100 * getattr(event, where) / total:.0f} %, {event.count // 10} calls',
-                kernel=event.key) for event in kernels[:10]]
+    rows, _ = kernels(lambda: [engine.decode(prompt) for prompt in prompts], bench.device,
+                      len(prompts), 'chunk', 10, K)
+    return rows
 
 
 PARTS = {part.__name__: part

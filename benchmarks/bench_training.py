@@ -16,6 +16,7 @@ from pathlib import Path
 import tempfile
 import time
 
+from measuring import kernels
 import numpy as np
 from report import Row, row, save, table_of
 import torch
@@ -28,7 +29,7 @@ from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.loading import made_ahead
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import write_store
-from worldvla_ros.training.throughput import Throughput, training_flops
+from worldvla_ros.training.throughput import matmul_peak, training_flops
 from worldvla_ros.training.trainer import Trainer
 
 WARM_UPS = 3  # steps: kernels are compiled and chosen
@@ -65,7 +66,7 @@ class TrainingBench:
     def run(self) -> list[Row]:
         """Measure; return the rows."""
         model = self._trainer.model
-        peak = Throughput(model.config, str(self._device), self._trainer.dtype).peak
+        peak = matmul_peak(str(self._device), self._trainer.dtype)
         started = time.perf_counter()
         self._train([self._parts] * WARM_UPS)
         rows = [row('first steps, compiling', time.perf_counter() - started, 's'),
@@ -99,22 +100,13 @@ class TrainingBench:
         return (time.perf_counter() - started) / done
 
     def _profile(self) -> list[Row]:
-        cuda = self._device.type == 'cuda'
-        activity = torch.profiler.ProfilerActivity
-        activities = [activity.CPU, *([activity.CUDA] if cuda else [])]
         started = time.perf_counter()
-        with torch.profiler.profile(activities=activities) as profiler:
-            self._train([self._parts] * PROFILED)
+        listed, busy = kernels(lambda: self._train([self._parts] * PROFILED), self._device,
+                               PROFILED, 'step', LISTED)
         seconds = (time.perf_counter() - started) / PROFILED
-        where = 'self_device_time_total' if cuda else 'self_cpu_time_total'
-        kernels = sorted(profiler.key_averages(), key=lambda event: -getattr(event, where))
-        total = sum(getattr(event, where) for event in kernels)
-        listed = [row(event.key[:42], getattr(event, where) / 1e3 / PROFILED, 'ms/step',
-                      target=f'{100 * getattr(event, where) / total:.0f} %, '
-                             f'{event.count // PROFILED} calls', kernel=event.key)
-                  for event in kernels[:LISTED]]
-        busy = [row('GPU busy, under the profiler', total / 1e6 / PROFILED / seconds, 'of 1')]
-        return [*(busy if cuda else []), *listed]
+        if self._device.type != 'cuda':
+            return listed
+        return [row('GPU busy, under the profiler', busy / seconds, 'of 1'), *listed]
 
     def _wait(self) -> None:
         if self._device.type == 'cuda':

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks of the model measure with: set-up, clock, quantiles, flips."""
+"""What the benchmarks of the model measure with: set-up, clock, quantiles, kernels, flips."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -110,6 +110,28 @@ def quantiles(name: str, times: NDArray[np.float64], floor: float | None = None,
     if floor is not None:
         rows.append(row(f'{name}, p50 / floor {floor:.3g} ms', p50 / floor, 'x', K, '<= 1.3'))
     return rows
+
+
+def kernels(run: Callable[[], object], device: torch.device, repeats: int, unit: str, most: int,
+            K: int | None = None) -> tuple[list[Row], float]:
+    """Return the kernels (on a CPU, the operations) that run() spends most on, and all of it.
+
+    :param repeats: that run() does; the rows [ms] and the sum [s] are of one of them.
+    """
+    cuda = device.type == 'cuda'
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(
+            activities=[activity.CPU, *([activity.CUDA] if cuda else [])]) as profiler:
+        run()
+        if cuda:
+            torch.cuda.synchronize()
+    where = 'self_device_time_total' if cuda else 'self_cpu_time_total'  # [us]
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, where))
+    total = sum(getattr(event, where) for event in events)
+    rows = [row(event.key[:42], getattr(event, where) / 1e3 / repeats, f'ms/{unit}', K,
+                f'{100 * getattr(event, where) / total:.0f} %, {event.count // repeats} calls',
+                kernel=event.key) for event in events[:most]]
+    return rows, 1e-6 * total / repeats
 
 
 def flips(name: str, exact: Sequence[DecodedChunk], other: Sequence[DecodedChunk],

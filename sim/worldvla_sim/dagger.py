@@ -17,7 +17,7 @@ from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.policies import POLICIES, EpisodePolicy, checkpoint_folder, policy_factory
 
 POLICY_STEPS, EXPERT_STEPS = (20, 90), (10, 40)  # shortest and longest turn of each
-DRIFT_STEPS, AFTER_DRIFT_STEPS = (4, 16), (15, 60)  # likewise of `drift` and the expert
+_OTHER_STEPS = {'drift': ((4, 16), (15, 60))}  # likewise, of these policies and the expert
 EXPERT_FINISHES = 0.6  # of the suite's step limit, from where only the expert acts
 STEP_LIMIT = 1.5  # times the suite's: what the policy spoiled takes time to put right
 
@@ -44,10 +44,8 @@ def learner_settings(name: str) -> LearnerSettings:
     if name == 'expert':
         raise ConfigError('the expert cannot take turns with itself; leave --policy out for plain '
                           'demonstrations, or name a checkpoint')
-    if name == 'drift':
-        return LearnerSettings(name, None, DRIFT_STEPS, AFTER_DRIFT_STEPS)
     if name in POLICIES:
-        return LearnerSettings(name, None)
+        return LearnerSettings(name, None, *_OTHER_STEPS.get(name, ()))
     from worldvla_ros.policy.pretrained import fingerprint  # imports torch
     folder = checkpoint_folder(name).resolve()
     return LearnerSettings(str(folder), fingerprint(folder))

@@ -157,8 +157,11 @@ class Layer(nn.Module):
         self.mlp = MLP(config)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None,
-                cache: KVCache | None, query_rows: slice, causal_rows: int = 0) -> Tensor:
-        """Return the query rows of x [B, S, hidden]; all rows enter the cache."""
+                cache: KVCache | None, query_rows: slice, causal_rows: int) -> Tensor:
+        """Return the query rows of x [B, S, hidden]; all rows enter the cache.
+
+        :param causal_rows: see `Attention.forward`.
+        """
         attended = self.self_attn(self.input_layernorm(x), rotary, mask, cache, query_rows,
                                   causal_rows)
         x = x[:, query_rows] + attended

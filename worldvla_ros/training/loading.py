@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from torch.utils.data import DataLoader, Dataset
 
 Made = TypeVar('Made')
-AHEAD = 4  # batches that each process, or each thread, may be ahead by
+AHEAD = 4  # batches that each process may be ahead by
 
 
 class _Steps(Dataset, Generic[Made]):
@@ -32,17 +32,18 @@ def made_ahead(make: Callable[[int], Made], steps: range, processes: int = 0
     :param processes: for work in Python, which holds its lock; 0: a thread of this one. They are
         forked, so `make` must not use a GPU.
     """
-    if processes > 0:
-        loader = DataLoader(_Steps(make), sampler=steps, batch_size=None, num_workers=processes,
-                            prefetch_factor=AHEAD, multiprocessing_context='fork',
-                            worker_init_fn=_leave_stopping_to_the_trainer)
-        made = iter(loader)
-        # Taking one from its process takes milliseconds, too.
-        with made_by_threads(lambda _: next(made), steps, 1) as upcoming:
-            yield upcoming
-        return
-    with made_by_threads(make, steps, 1) as upcoming:
+    source = _from_processes(make, steps, processes) if processes else make
+    with made_by_threads(source, steps, 1) as upcoming:
         yield upcoming
+
+
+def _from_processes(make: Callable[[int], Made], steps: range, processes: int
+                    ) -> Callable[[int], Made]:
+    """Return what takes the next one from its process; that takes milliseconds, too."""
+    made = iter(DataLoader(_Steps(make), sampler=steps, batch_size=None, num_workers=processes,
+                           prefetch_factor=AHEAD, multiprocessing_context='fork',
+                           worker_init_fn=_leave_stopping_to_the_trainer))
+    return lambda _: next(made)
 
 
 def _leave_stopping_to_the_trainer(_: int) -> None:

@@ -168,8 +168,7 @@ class Trainer:
         bar = tqdm(total=run.steps, initial=self.step, unit='step', disable=self._rank > 0,
                    smoothing=0.05, mininterval=1.0 if sys.stderr.isatty() else 30.0,
                    dynamic_ncols=True)
-        speed = Throughput(self.model.config, self.device, self.dtype,
-                           self._processes)
+        speed = Throughput(self.model.config, self.device, self.dtype, self._processes)
         steps = range(self.step, run.steps)
         with bar, made_ahead(self.batches, steps, run.loader_processes) as upcoming:
             recent: list[list[float]] = []
@@ -237,6 +236,7 @@ class Trainer:
         return sums / (self._processes * len(parts))
 
     @torch.no_grad()
+    @torch.compiler.set_stance('force_eager')  # every prompt has another shape
     def evaluate(self) -> dict[str, float]:
         """Return TERMS over the first batches of the held-out episodes, without dropout.
 
@@ -244,18 +244,13 @@ class Trainer:
         where it has no sample at all. With them come the errors of decoded chunks, except for
         weights that are spread over processes.
         """
-        table = self._experiment.held_out
+        table, run = self._experiment.held_out, self._config.run
         assert table is not None
         share = self._config.data.world_share
         size = fitting_batch(table, share, self._config.data.batch_size)
         if size == 0:
             return {}
         self._loss.eval()
-        with torch.compiler.set_stance('force_eager'):  # every prompt has another shape
-            return self._evaluate(table, size)
-
-    def _evaluate(self, table: SampleTable, size: int) -> dict[str, float]:
-        share, run = self._config.data.world_share, self._config.run
         rows = []
         for i in range(min(run.evaluation_batches, len(table) // size)):
             indices = table.batch(size, share, 0, i)

@@ -2,12 +2,14 @@
 """A client of policy node and bridge, as anyone could write it: reset, run the task, watch."""
 
 from collections.abc import Callable
+import math
 import time
 from typing import Any
 
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
 from rclpy.action import ActionClient
+from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -25,6 +27,7 @@ from worldvla_sim.ros.recorder import EpisodeRecord
 
 _RESET_TIMEOUT = 120.0  # [s] first use generates the asset pack
 _ANSWER_TIMEOUT = 60.0  # [s] of what takes no time but on a machine that others use up
+_ASK_AGAIN = 2.0  # [s]
 
 
 class EpisodeClient(Node):
@@ -65,8 +68,7 @@ class EpisodeClient(Node):
         timeout = self._start_timeout
         # While it loads the policy does not answer; unconfigured afterwards means it could not.
         self._spin_until(self._policy_state.service_is_ready, timeout, 'the policy node')
-        state = self._wait_for(self._policy_state.call_async(GetState.Request()), timeout,
-                               'the policy to load')
+        state = self._ask(self._policy_state, GetState.Request(), timeout, 'the policy to load')
         if state.current_state.id == State.PRIMARY_STATE_UNCONFIGURED:
             raise WorldVLAError('the policy could not be loaded: '
                                 + self._processes.last_message(POLICY_NODE))
@@ -157,6 +159,25 @@ class EpisodeClient(Node):
             self._spin_once()
             if time.monotonic() > deadline:
                 raise WorldVLAError(f'waited {timeout:g} s in vain for {what}')
+
+    def _ask(self, client: Client, request: Any, timeout: float, what: str) -> Any:
+        """
+        Return the answer of a service that may be called twice.
+
+        It is asked again and again: a client may know the server before the server knows the
+        client, and an answer sent in between is lost.
+        """
+        calls: list[Future] = []
+        asked = -math.inf
+
+        def answered() -> bool:
+            nonlocal asked
+            if time.monotonic() - asked > _ASK_AGAIN:
+                calls.append(client.call_async(request))
+                asked = time.monotonic()
+            return any(call.done() for call in calls)
+        self._spin_until(answered, timeout, what)
+        return next(call.result() for call in calls if call.done())
 
     def _wait_for(self, future: Future, timeout: float, what: str) -> Any:
         self._spin_until(future.done, timeout, what)

@@ -7,6 +7,7 @@ another number of processes, or alone.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+import os
 from typing import Any
 
 import torch
@@ -17,6 +18,16 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.training.failures import TrainingError
+
+
+def pick_device(name: str) -> str:
+    """Return the torch device of this process; TrainingError for a GPU that is not there."""
+    if name == 'cuda' and not torch.cuda.is_available():
+        raise TrainingError("run.device is 'cuda', and torch finds none; use 'auto' or 'cpu'")
+    if name == 'cpu' or not torch.cuda.is_available():
+        return 'cpu'
+    return f'cuda:{os.environ.get("LOCAL_RANK", "0")}'
 
 
 def shard(loss: nn.Module, model: Transformer, device: str) -> None:

@@ -20,9 +20,10 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import TrainingError, explain_os_error
+from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.run_folder import RunFolder, plot_metrics
 from worldvla_ros.training.settings import TrainConfig
-from worldvla_ros.training.trainer import Trainer, pick_device
+from worldvla_ros.training.trainer import Trainer
 
 
 def train(config: TrainConfig) -> Path | None:

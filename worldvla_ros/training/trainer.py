@@ -9,7 +9,6 @@ batch and average their gradients (`parallel`).
 from collections.abc import Sequence
 from dataclasses import replace
 import math
-import os
 from pathlib import Path
 import sys
 from typing import NoReturn
@@ -26,23 +25,16 @@ from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.training.batches import (
     Batch,
     SampleTable,
-    batch_mask,
     collate,
     collate_by_branch,
-    fitting_batch,
     with_noise,
 )
-from worldvla_ros.training.decoding_error import decoding_errors
 from worldvla_ros.training.experiment import Experiment
 from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.held_out import held_out_values
 from worldvla_ros.training.loading import made_ahead
-from worldvla_ros.training.losses import (
-    LossConfig,
-    LossTerms,
-    label_sums,
-    labelled_logits,
-    loss_terms,
-)
+from worldvla_ros.training.loss_of_batch import TERMS, LossOfBatch
+from worldvla_ros.training.losses import LossTerms
 from worldvla_ros.training.network import (
     add_dropout,
     checkpoint_activations,
@@ -52,6 +44,7 @@ from worldvla_ros.training.network import (
 from worldvla_ros.training.parallel import (
     gradients_kept_apart,
     load_optimizer_state,
+    pick_device,
     replicate,
     shard,
     whole,
@@ -62,44 +55,6 @@ from worldvla_ros.training.run_folder import MetricsLog, RunFolder, load_state, 
 from worldvla_ros.training.settings import OptimizerConfig
 from worldvla_ros.training.stop_signals import StopSignals
 from worldvla_ros.training.throughput import Throughput
-
-DECODED_SAMPLES = 64  # of the held-out episodes
-TERMS = ('total', 'cross_entropy', 'z_loss', 'action', 'world', 'action_accuracy',
-         'world_accuracy')
-
-
-class LossOfBatch(nn.Module):
-    """Network and loss as one module, which is what data parallelism wraps."""
-
-    def __init__(self, model: Transformer, config: LossConfig, dtype: torch.dtype,
-                 chunk_mask: bool = True) -> None:
-        super().__init__()
-        self.model, self._config = model, config
-        self._dtype, self._chunk_mask = dtype, chunk_mask
-
-    def forward(self, batches: Sequence[Batch], sums: Tensor | None = None) -> LossTerms:
-        """Return the loss of these batches as if they were one, each padded to its own length.
-
-        Matrix products in the dtype, the loss in float32.
-        :param sums: see `loss_terms`.
-        """
-        vocabulary = self.model.config.vocabulary
-        parts = [self._labelled(batch) for batch in batches]
-        logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        is_world = torch.cat([batch.label_is_world for batch in batches])
-        return loss_terms(logits, labels, is_world, vocabulary, self._config, sums)
-
-    def sums(self, batches: Sequence[Batch]) -> Tensor:
-        """Return `label_sums` of these batches, float32 [3]."""
-        labels = torch.cat([batch.label_ids for batch in batches])
-        is_world = torch.cat([batch.label_is_world for batch in batches])
-        return label_sums(labels, is_world, self.model.config.vocabulary, self._config)
-
-    def _labelled(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        mask = batch_mask(batch.input_ids, self.model.config.vocabulary, self._chunk_mask)
-        with torch.autocast(self.model.device.type, self._dtype,
-                            enabled=self._dtype != torch.float32):
-            return labelled_logits(self.model, batch.input_ids, batch.labels, mask, batch.skipped)
 
 
 class Trainer:
@@ -235,36 +190,10 @@ class Trainer:
             dist.all_reduce(sums)
         return sums / (self._processes * len(parts))
 
-    @torch.no_grad()
-    @torch.compiler.set_stance('force_eager')  # every prompt has another shape
     def evaluate(self) -> dict[str, float]:
-        """Return TERMS over the first batches of the held-out episodes, without dropout.
-
-        The batches are smaller where a branch of these episodes cannot fill its share; empty
-        where it has no sample at all. With them come the errors of decoded chunks, except for
-        weights that are spread over processes.
-        """
-        table, run = self._experiment.held_out, self._config.run
-        assert table is not None
-        share = self._config.data.world_share
-        size = fitting_batch(table, share, self._config.data.batch_size)
-        if size == 0:
-            return {}
-        self._loss.eval()
-        rows = []
-        for i in range(min(run.evaluation_batches, len(table) // size)):
-            indices = table.batch(size, share, 0, i)
-            batches = self._collate(table, indices.tolist())
-            terms = self._loss_of_one([batch.to(self.device) for batch in batches])
-            rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
-        terms = dict(zip(TERMS, torch.stack(rows).nanmean(0).tolist(), strict=True))
-        if self._sharded:
-            return terms
-        pretrained = self._experiment.pretrained
-        return terms | decoding_errors(
-            pretrained.model, table.evenly('action', DECODED_SAMPLES),
-            pretrained.action_tokenizer, chunk_mask=pretrained.settings.chunk_mask,
-            choice=pretrained.settings.bin_choice)
+        """Return `held_out_values` of the network as it is now."""
+        return held_out_values(self._loss_of_one, self._experiment, self._collate,
+                               decode=not self._sharded)
 
     def batches(self, step: int) -> tuple[tuple[Batch, ...], ...]:
         """Return this process's share of the batch of a step, in its parts."""
@@ -369,12 +298,3 @@ def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * (config.final_share + (1 - config.final_share) * cosine)
-
-
-def pick_device(name: str) -> str:
-    """Return the torch device of this process; TrainingError for a GPU that is not there."""
-    if name == 'cuda' and not torch.cuda.is_available():
-        raise TrainingError("run.device is 'cuda', and torch finds none; use 'auto' or 'cpu'")
-    if name == 'cpu' or not torch.cuda.is_available():
-        return 'cpu'
-    return f'cuda:{os.environ.get("LOCAL_RANK", "0")}'

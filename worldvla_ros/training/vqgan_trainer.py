@@ -28,8 +28,8 @@ from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokeni
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.policy.settings import IMAGE_BLOCK
 from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.perceptual import load_perceptual_loss
-from worldvla_ros.training.trainer import pick_device
 
 COMMITMENT = 0.25  # weight of |z - sg(e)|^2 (van den Oord 2017)
 

@@ -33,8 +33,8 @@ from worldvla_ros.policy.world_model import WorldModel
 from worldvla_ros.training.failures import explain_os_error
 from worldvla_ros.training.frames import frame_set
 from worldvla_ros.training.held_out_clips import Clip, load_clips
+from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.store import tokenizer_fingerprint
-from worldvla_ros.training.trainer import pick_device
 from worldvla_ros.training.video_metrics import (
     MIN_FVD_FRAMES,
     PerceptualDistance,

@@ -4,6 +4,9 @@ SHELL := /bin/bash
 .PHONY: help setup demo evaluate test test-all lint bench bench-gpu bench-model clean
 
 RUN := . tools/env.sh &&
+# Processes that share the tests; a file of tests stays together.
+TEST_WORKERS ?= 2
+PYTEST := exec python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -18,10 +21,10 @@ evaluate: setup  ## success rates in simulation; ARGS="--policy expert --suite l
 	@$(RUN) exec python -m worldvla_sim.evaluate $(ARGS)
 
 test: setup  ## the tests that CI runs
-	@$(RUN) exec python -m pytest -m 'not slow and not gpu' $(ARGS)
+	@$(RUN) $(PYTEST) -m 'not slow and not gpu' $(ARGS)
 
 test-all: setup  ## all tests, the long ones too
-	@$(RUN) exec python -m pytest $(ARGS)
+	@$(RUN) $(PYTEST) $(ARGS)
 
 lint: setup  ## ruff and mypy
 	@$(RUN) ruff check . && mypy

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The checkpoint that the package ships: small, whole, and able to do what its card says."""
 
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 import re
 
@@ -11,10 +13,9 @@ from worldvla_ros.datatypes import Frame
 from worldvla_ros.policy.named_checkpoints import SHIPPED, locate_checkpoint
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.policy.world_model import WorldModel
-from worldvla_sim.evaluate import evaluate
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.promote import CARD_FILE, shipped_evidence, successes
-from worldvla_sim.runner import EpisodeJob, EvaluationSettings
+from worldvla_sim.runner import EpisodeJob, EpisodeRunner, EvaluationSettings, RunOptions
 
 MEGABYTE = 1e6
 MOVING_DIFFERENCE = 12  # of 255, as training.frames counts a pixel as moving
@@ -62,10 +63,11 @@ def test_its_card_states_the_totals_of_its_evaluations(folder):
 def test_it_does_tasks_from_official_initial_states(name):
     """Other machines round differently, so not every episode need end as on the card's."""
     suite, episodes = JOBS[name]
-    results = evaluate(EvaluationSettings(name, suite, 'builtin'),
-                       [EpisodeJob(task, state) for task, state in episodes])
-    assert all(record.error is None for record in results.records)
-    assert sum(record.success for record in results.records) >= 2
+    runner = EpisodeRunner(EvaluationSettings(name, suite, 'builtin'), RunOptions())
+    played = (runner(EpisodeJob(task, state)) for task, state in episodes)
+    with closing(runner):
+        two = list(islice((record for record in played if record.success), 2))
+    assert len(two) == 2
 
 
 def test_its_world_model_beats_copying_where_pixels_move(name, folder):

@@ -66,7 +66,7 @@ def asked(domain_id):
 def test_a_lost_answer_of_the_policy_is_asked_for_again(asked):
     client = EpisodeClient(NoProcesses(), frames=False, start_timeout=30)
     try:
-        with pytest.raises(WorldVLAError, match='could not be loaded: .*no such checkpoint'):
+        with pytest.raises(WorldVLAError, match=r'could not be loaded: .*no such checkpoint'):
             client.wait_until_ready()
         assert len(asked) >= 2
     finally:

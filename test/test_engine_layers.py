@@ -11,6 +11,7 @@ from worldvla_ros.model.engine.layers import (
     SPLITS,
     attend,
     bias_of,
+    merged,
 )
 
 
@@ -31,7 +32,7 @@ def test_attention_with_a_mask_equals_the_textbooks(rows, columns):
     allowed = torch.rand(rows, columns) < 0.3
     allowed[:, columns // 2] = True
     bias = bias_of(allowed, torch.float32)
-    torch.testing.assert_close(attend(q, k, v, bias).double(), textbook(q, k, v, bias),
+    torch.testing.assert_close(merged(attend(q, k, v, bias)).double(), textbook(q, k, v, bias),
                                rtol=1e-4, atol=1e-5)
 
 
@@ -41,7 +42,7 @@ def test_parts_in_which_a_row_sees_nothing_do_not_count(part):
     width = COLUMN_MULTIPLE // SPLITS
     allowed = torch.zeros(4, COLUMN_MULTIPLE, dtype=torch.bool)
     allowed[:, part * width + 3] = True
-    out = attend(q, k, v, bias_of(allowed, torch.float32))
+    out = merged(attend(q, k, v, bias_of(allowed, torch.float32)))
     torch.testing.assert_close(out, v[:, :, part * width + 3, None].expand_as(out))
 
 
@@ -49,9 +50,9 @@ def test_rubbish_in_hidden_columns_has_no_influence():
     q, k, v = tensors(4, COLUMN_MULTIPLE)
     allowed = torch.arange(COLUMN_MULTIPLE) < torch.tensor([[20], [30], [40], [50]])
     bias = bias_of(allowed, torch.float32)
-    expected = attend(q, k, v, bias)
+    expected = merged(attend(q, k, v, bias))
     k[:, :, 50:], v[:, :, 50:] = 1e4, -1e4
-    torch.testing.assert_close(attend(q, k, v, bias), expected)
+    torch.testing.assert_close(merged(attend(q, k, v, bias)), expected)
     assert bias.min() == HIDDEN
 
 
@@ -61,7 +62,7 @@ def test_short_formats_are_kept_and_hide_columns(dtype):
     q, k, v = tensors(4, COLUMN_MULTIPLE, dtype)
     allowed = torch.arange(COLUMN_MULTIPLE) < torch.tensor([[3], [20], [40], [64]])
     bias = bias_of(allowed, dtype)
-    out = attend(q, k, v, bias)
+    out = merged(attend(q, k, v, bias))
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), textbook(q, k, v, bias), rtol=0.05, atol=0.02)
 
@@ -69,5 +70,5 @@ def test_short_formats_are_kept_and_hide_columns(dtype):
 def test_without_a_mask_attention_is_causal():
     q, k, v = tensors(9, 9)
     bias = bias_of(torch.ones(9, 9, dtype=torch.bool).tril(), torch.float32)
-    torch.testing.assert_close(attend(q, k, v).double(), textbook(q, k, v, bias),
+    torch.testing.assert_close(merged(attend(q, k, v)).double(), textbook(q, k, v, bias),
                                rtol=1e-4, atol=1e-5)

@@ -6,6 +6,9 @@ Queries, keys and values come from one matrix product, gate and up from another.
 are functions of a layer, so that what is compiled for one serves all layers.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
@@ -56,20 +59,30 @@ def project(layer: FusedLayer, x: Tensor, rotary: tuple[Tensor, Tensor], columns
     return q, k, v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return [1, heads, S, head_dim]; bias [S, columns] is added to the scores, None is causal."""
+class Attended(NamedTuple):
+    """What some rows attend to, as the kernel leaves it; `merged` puts the parts together."""
+
+    parts: Tensor  # [P, heads, S, head_dim], each part's attention to its share of the columns
+    log_sums: Tensor | None  # float32 [P, heads, S], logs of their sums of exponentials; None: P=1
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Attended:
+    """Let q [1, heads, S, head_dim] attend to k and v [1, heads, columns, head_dim].
+
+    :param bias: [S, columns], added to the scores; None is causal.
+    """
     if bias is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return Attended(F.scaled_dot_product_attention(q, k, v, is_causal=True), None)
     if len(bias) <= FEW_ROWS and bias.shape[1] % COLUMN_MULTIPLE == 0:
         return _attend_in_parts(q, k, v, bias)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None, None].expand(
-        1, q.shape[1], *bias.shape))
+    return Attended(F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None, None].expand(
+        1, q.shape[1], *bias.shape)), None)
 
 
-def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Attend to each part of the columns apart; weigh the results by their sums of exponentials.
+def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Attended:
+    """Attend to each part of the columns apart.
 
-    The public function does not return these sums, so the kernels below it are called.
+    The public function does not return the sums, so the kernels below it are called.
     """
     k, v = (x.unflatten(2, (SPLITS, -1))[0].transpose(0, 1) for x in (k, v))
     q = q.expand(SPLITS, *q.shape[1:])
@@ -82,12 +95,24 @@ def _attend_in_parts(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     else:
         out, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, attn_mask=mask)
+    return Attended(out, log_sums)
+
+
+def merged(attended: Attended) -> Tensor:
+    """Return [1, heads, S, head_dim]: the parts weighed by their sums of exponentials."""
+    parts, log_sums = attended
+    if log_sums is None:
+        return parts
     shares = log_sums.softmax(0)[..., None]
-    return (out * shares).sum(0, keepdim=True).to(q.dtype)
+    return (parts * shares).sum(0, keepdim=True).to(parts.dtype)
 
 
-def finish(layer: FusedLayer, x: Tensor, attended: Tensor) -> Tensor:
-    """Return x [1, S, hidden] after output projection and feed-forward block."""
+def finish(layer: FusedLayer, x: Tensor, groups: Sequence[Attended]) -> Tensor:
+    """Return x [1, S, hidden] after output projection and feed-forward block.
+
+    :param groups: what the rows attend to, all rows in order.
+    """
+    attended = torch.cat([merged(group) for group in groups], 2)
     x = x + layer.o(attended.transpose(1, 2).flatten(2))
     gate, up = layer.gate_up(layer.post_attention_layernorm(x)).chunk(2, dim=-1)
     return x + layer.down(F.silu(gate) * up)

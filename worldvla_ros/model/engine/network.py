@@ -7,7 +7,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from worldvla_ros.model.engine.layers import FusedLayer, attend, bias_of, finish, project
+from worldvla_ros.model.engine.layers import (
+    Attended,
+    FusedLayer,
+    attend,
+    bias_of,
+    finish,
+    project,
+)
 from worldvla_ros.model.engine.linear import DenseLinear, Fp8Linear
 from worldvla_ros.model.transformer import Transformer, rotary_table
 
@@ -77,9 +84,8 @@ class StaticNetwork:
                     q[:, :, needed.which])
                 if x.shape[1] == 0:
                     return x[0]
-            attended = [_attend(q, k, v, keys, values, group) for group in groups]
-            x = self._finish(layer, x, torch.cat(attended, 2) if len(attended) > 1
-                             else attended[0])
+            x = self._finish(layer, x, [_attend(q, k, v, keys, values, group)
+                                        for group in groups])
         return self._norm(x)[0]
 
     def logits(self, hidden: Tensor, allowed: range) -> Tensor:
@@ -93,8 +99,9 @@ class StaticNetwork:
         return bias_of(column <= start + row[:, None], self.dtype)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, group: Rows) -> Tensor:
-    """Return what a group of rows attends to, [1, heads, n, head_dim]."""
+def _attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, group: Rows
+            ) -> Attended:
+    """Return what a group of rows attends to."""
     q = q[:, :, group.which]
     if group.bias is None:
         return attend(q, k[:, :, group.which], v[:, :, group.which])

@@ -7,7 +7,7 @@ upright, `image[::-1, ::-1]` is what policies get); gripper actions are -1 open 
 LIBERO's converter, index t of `obs` is what the expert saw *before* `actions[t]`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 from dataclasses import dataclass, field
 import errno
@@ -23,6 +23,32 @@ from scipy.spatial.transform import Rotation
 from worldvla_ros.errors import SimulationError
 from worldvla_sim.libero_env import LiberoEnv, SimObservation
 
+WRIST_IMAGES = 'eye_in_hand_rgb'  # below `obs`
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the robot saw and felt at T instants."""
+
+    agentview: np.ndarray  # (T, H, W, 3) uint8 RGB, rotated as policies see it
+    wrist: np.ndarray | None  # likewise, if it was recorded
+    joint_positions: np.ndarray  # (T, 7) float64 [rad]
+    gripper_positions: np.ndarray  # (T, 2) float64 [m]
+    ee_positions: np.ndarray  # (T, 3) float64 [m] in the world frame
+    ee_quaternions: np.ndarray  # (T, 4) float64 xyzw in the world frame
+
+    @classmethod
+    def stack(cls, observations: Sequence[SimObservation]) -> 'Seen':
+        """Put observations one after the other."""
+        return cls(
+            agentview=np.stack([one.agentview for one in observations]),
+            wrist=(None if observations[0].wrist is None
+                   else np.stack([one.wrist for one in observations])),
+            joint_positions=np.stack([one.joint_positions for one in observations]),
+            gripper_positions=np.stack([one.gripper_positions for one in observations]),
+            ee_positions=np.stack([one.ee_position for one in observations]),
+            ee_quaternions=np.stack([one.ee_quaternion for one in observations]))
+
 
 @dataclass(eq=False)
 class Demonstration:
@@ -35,12 +61,7 @@ class Demonstration:
     executed_actions: np.ndarray  # (T, 7) float64 what was executed, noise included
     expert_acted: np.ndarray  # (T,) bool; False where a policy did, see `dagger`
     states: np.ndarray  # (T, 1 + nq + nv) float64 before each action
-    agentview: np.ndarray  # (T, H, W, 3) uint8 RGB before each action, rotated as policies see it
-    wrist: np.ndarray | None  # likewise, if it was recorded
-    joint_positions: np.ndarray  # (T, 7) float64 [rad]
-    gripper_positions: np.ndarray  # (T, 2) float64 [m]
-    ee_positions: np.ndarray  # (T, 3) float64 [m] in the world frame
-    ee_quaternions: np.ndarray  # (T, 4) float64 xyzw in the world frame
+    seen: Seen  # before each action
     attributes: dict[str, Any] = field(default_factory=dict)  # seed, noise, assets, ...
 
     def __len__(self) -> int:
@@ -69,18 +90,11 @@ class DemonstrationRecorder:
 
     def finish(self, **attributes: Any) -> Demonstration:
         """Return the episode; `attributes` say how it was made."""
-        seen = self._observations
-        wrist = None if seen[0].wrist is None else np.stack([view.wrist for view in seen])
         return Demonstration(
             suite=self._env.suite, task=self._env.task, instruction=self._env.instruction,
             actions=np.stack(self._actions), executed_actions=np.stack(self._executed),
             expert_acted=np.array(self._expert_acted, dtype=bool),
-            states=np.stack(self._states), wrist=wrist,
-            agentview=np.stack([view.agentview for view in seen]),
-            joint_positions=np.stack([view.joint_positions for view in seen]),
-            gripper_positions=np.stack([view.gripper_positions for view in seen]),
-            ee_positions=np.stack([view.ee_position for view in seen]),
-            ee_quaternions=np.stack([view.ee_quaternion for view in seen]),
+            states=np.stack(self._states), seen=Seen.stack(self._observations),
             attributes=attributes | {'assets': self._env.assets,
                                      'base_position': self._env.base_position})
 
@@ -112,29 +126,37 @@ def write_demonstration(parent: h5py.Group, name: str, demo: Demonstration) -> N
     group = parent.create_group(name)
     last = np.zeros(len(demo), dtype=np.uint8)
     last[-1] = 1
-    rotation_vectors = Rotation.from_quat(demo.ee_quaternions).as_rotvec()
     arrays = {
         'actions': demo.actions, 'executed_actions': demo.executed_actions,
         'expert_acted': demo.expert_acted.astype(np.uint8),
-        'states': demo.states, 'dones': last, 'rewards': last,
-        'robot_states': np.hstack([demo.gripper_positions, demo.ee_positions,
-                                   demo.ee_quaternions]),
-        'obs/ee_pos': demo.ee_positions, 'obs/ee_ori': rotation_vectors,
-        'obs/ee_states': np.hstack([demo.ee_positions, rotation_vectors]),
-        'obs/gripper_states': demo.gripper_positions, 'obs/joint_states': demo.joint_positions,
-    }
+        'states': demo.states, 'dones': last, 'rewards': last}
     for key, array in arrays.items():
         group.create_dataset(key, data=array)
-    for key, images in (('agentview_rgb', demo.agentview), ('eye_in_hand_rgb', demo.wrist)):
-        if images is not None:
-            group.create_dataset(f'obs/{key}', data=images[:, ::-1, ::-1], compression='gzip',
-                                 compression_opts=1, chunks=(1, *images.shape[1:]))
+    write_seen(group, demo.seen)
     group.attrs['num_samples'] = len(demo)
     group.attrs['init_state'] = demo.states[0]
     group.attrs['problem_info'] = json.dumps({'language_instruction': demo.instruction,
                                               'suite': demo.suite, 'task': demo.task})
     for key, value in demo.attributes.items():
         group.attrs[key] = value
+
+
+def write_seen(group: h5py.Group, seen: Seen) -> None:
+    """Write `obs` and `robot_states` of a demonstration."""
+    rotation_vectors = Rotation.from_quat(seen.ee_quaternions).as_rotvec()
+    arrays = {
+        'robot_states': np.hstack([seen.gripper_positions, seen.ee_positions,
+                                   seen.ee_quaternions]),
+        'obs/ee_pos': seen.ee_positions, 'obs/ee_ori': rotation_vectors,
+        'obs/ee_states': np.hstack([seen.ee_positions, rotation_vectors]),
+        'obs/gripper_states': seen.gripper_positions, 'obs/joint_states': seen.joint_positions,
+    }
+    for key, array in arrays.items():
+        group.create_dataset(key, data=array)
+    for key, images in (('agentview_rgb', seen.agentview), (WRIST_IMAGES, seen.wrist)):
+        if images is not None:
+            group.create_dataset(f'obs/{key}', data=images[:, ::-1, ::-1], compression='gzip',
+                                 compression_opts=1, chunks=(1, *images.shape[1:]))
 
 
 def read_demonstration(group: h5py.Group) -> Demonstration:
@@ -151,10 +173,9 @@ def read_demonstration(group: h5py.Group) -> Demonstration:
         executed_actions=group['executed_actions'][:] if 'executed_actions' in group else actions,
         expert_acted=(group['expert_acted'][:].astype(bool) if 'expert_acted' in group
                       else np.ones(len(actions), dtype=bool)),
-        states=group['states'][:], agentview=images('agentview_rgb'),
-        wrist=images('eye_in_hand_rgb'), joint_positions=obs['joint_states'][:],
-        gripper_positions=states[:, :2], ee_positions=states[:, 2:5],
-        ee_quaternions=states[:, 5:9], attributes=dict(group.attrs))
+        states=group['states'][:], attributes=dict(group.attrs),
+        seen=Seen(images('agentview_rgb'), images(WRIST_IMAGES), obs['joint_states'][:],
+                  states[:, :2], states[:, 2:5], states[:, 5:9]))
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import contextlib
 from typing import Any
 import weakref
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -226,7 +227,7 @@ class LiberoEnv:
         for _ in range(settle_steps):
             self._advance(NO_OP)
         self.success = bool(self._libero._check_success())
-        return self._observe()
+        return self.observe()
 
     def _rebuild(self) -> None:
         """Run LIBERO's reset with bounded retries; its wrapper's own retries for ever."""
@@ -257,6 +258,26 @@ class LiberoEnv:
         self._libero.sim.forward()
         self._libero._post_process()
 
+    def place_fixtures(self, model_xml: str) -> None:
+        """Put cabinets, stoves and the like where a recorded model has them, until the next reset.
+
+        :param model_xml: MuJoCo's XML of the model, as LIBERO's own files keep it (`model_file`).
+        :raises SimulationError: it is no XML, or lacks a fixture.
+        """
+        try:
+            root = ElementTree.fromstring(model_xml)
+        except ElementTree.ParseError as error:
+            raise SimulationError(f'{self}: the recorded model is no XML: {error}') from error
+        for fixture in self._libero.fixtures_dict.values():
+            recorded = root.find(f".//body[@name='{fixture.root_body}']")
+            if recorded is None:
+                raise SimulationError(f'{self}: the recorded model has no {fixture.root_body!r}; '
+                                      'is it of this task?')
+            body = self.model.body(fixture.root_body)
+            body.pos = [float(value) for value in recorded.get('pos', '0 0 0').split()]
+            body.quat = [float(value) for value in recorded.get('quat', '1 0 0 0').split()]
+        self._libero.sim.forward()
+
     def _advance(self, action: np.ndarray) -> None:
         """Run one control step (25 physics steps)."""
         try:
@@ -286,10 +307,10 @@ class LiberoEnv:
         self._advance(action)
         self.last_action = action
         self.steps += 1
-        return self._observe()
+        return self.observe()
 
-    def _observe(self) -> SimObservation:
-        """Collect the observation of this instant."""
+    def observe(self) -> SimObservation:
+        """Return the observation of this instant."""
         data, robot = self.data, self._libero.robots[0]
         images = [self._image(camera) for camera in self._cameras] + [None, None]
         return SimObservation(

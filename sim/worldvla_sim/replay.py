@@ -9,7 +9,6 @@ succeeds when the task is done after the last of them, as in the published data 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-import json
 from pathlib import Path
 import sys
 
@@ -18,7 +17,6 @@ from tqdm import tqdm
 
 from worldvla_ros.errors import SimulationError
 from worldvla_ros.training.libero_hdf5 import (
-    FILE_ENDING,
     demonstration_files,
     observation_lag,
     recorded_actions,
@@ -34,7 +32,13 @@ from worldvla_sim.commands import EXIT_ERRORS, EXIT_OK, resumable
 from worldvla_sim.demonstrations import demonstration_names, open_demonstrations
 from worldvla_sim.libero_env import ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.tasks import SUITES, suite_tasks
+from worldvla_sim.recorded_simulation import (
+    KeptEnvironment,
+    Simulation,
+    reset_as_recorded,
+    simulation_of,
+)
+from worldvla_sim.tasks import SUITES
 from worldvla_sim.workers import JobFailure, WorkerPool
 
 
@@ -45,10 +49,7 @@ class ReplayJob:
     path: Path
     task: str
     name: str
-    suite: str
-    task_index: int
-    assets: str
-    robot: str
+    simulation: Simulation
     drop_no_ops: bool
 
 
@@ -56,19 +57,18 @@ class ReplayRunner:
     """Replays jobs in a worker process; keeps the environment while the task stays the same."""
 
     def __init__(self) -> None:
-        self._env: LiberoEnv | None = None
-        self._key: tuple[object, ...] = ()
+        self._kept = KeptEnvironment()
 
     def __call__(self, job: ReplayJob) -> Replay:
         """Replay one demonstration."""
         with open_demonstrations(job.path) as data:
             group = data[job.name]
             actions, executed = recorded_actions(group)
-            state, seed = group['states'][observation_lag(group)], int(group.attrs.get('seed', 0))
+            state = group['states'][observation_lag(group)]
+            env = self._environment(job)
+            reset_as_recorded(env, group)
         kept = (kept_steps(actions, executed) if job.drop_no_ops
                 else np.ones(len(actions), dtype=bool))
-        env = self._environment(job)
-        env.reset(None, seed=seed)
         if not np.array_equal(env.state(), state):  # else the reset is exact, contacts included
             env.set_state(state)
         for action in executed[kept]:
@@ -77,14 +77,7 @@ class ReplayRunner:
                       len(actions), int(kept.sum()))
 
     def _environment(self, job: ReplayJob) -> LiberoEnv:
-        key = (job.suite, job.task_index, job.assets, job.robot)
-        if self._env is None or key != self._key:
-            if self._env is not None:
-                self._env.close()
-            self._env, self._key = None, key
-            self._env = LiberoEnv(job.suite, job.task_index, assets=job.assets, robot=job.robot,
-                                  render=False)
-        return self._env
+        return self._kept.get(job.simulation, render=False)
 
 
 def find_jobs(folder: Path, drop_no_ops: bool, *, suite: str | None = None, assets: str = 'auto',
@@ -97,27 +90,12 @@ def find_jobs(folder: Path, drop_no_ops: bool, *, suite: str | None = None, asse
     jobs = []
     for path in demonstration_files(folder):
         with open_demonstrations(path) as data:
-            settings = json.loads(data.attrs.get('env_args', '{}'))
-            settings = settings if {'suite', 'assets', 'robot'} <= settings.keys() else {
-                'suite': suite, 'assets': assets, 'robot': robot}
-            index = _task_index(path, settings['suite'])
+            simulation = simulation_of(path, data, suite=suite, assets=assets, robot=robot)
             for name in demonstration_names(data):
                 jobs.append((ReplayJob(
-                    path, task_name(path, folder), name, settings['suite'], index,
-                    settings['assets'], settings['robot'], drop_no_ops),
+                    path, task_name(path, folder), name, simulation, drop_no_ops),
                     actions_digest(*recorded_actions(data[name]))))
     return jobs
-
-
-def _task_index(path: Path, suite: str | None) -> int:
-    if suite is None:
-        raise SimulationError(f'{path} does not say its suite; give --suite, one of '
-                              f'{", ".join(SUITES)}')
-    stem = path.name.removesuffix(FILE_ENDING)
-    for task in suite_tasks(suite):
-        if task.name == stem:
-            return task.index
-    raise SimulationError(f'{path}: {suite} has no task {stem!r}; give the suite it is of')
 
 
 def replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool, *,

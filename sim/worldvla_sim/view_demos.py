@@ -42,7 +42,7 @@ def upright(images: np.ndarray) -> np.ndarray:
 
 def save_video(demo: Demonstration, path: Path) -> None:
     """Write a demonstration as an H.264 mp4 at the control rate."""
-    frames = upright(demo.agentview)
+    frames = upright(demo.seen.agentview)
     with pictures.VideoWriter(path, frames.shape[1:3], _FRAME_RATE) as video:
         for frame in frames:
             video.add(frame)
@@ -50,7 +50,7 @@ def save_video(demo: Demonstration, path: Path) -> None:
 
 def save_sheet(demo: Demonstration, path: Path) -> None:
     """Lay evenly spaced frames of a demonstration out in rows, from its first step to its last."""
-    frames = list(upright(demo.agentview))
+    frames = list(upright(demo.seen.agentview))
     steps = np.unique(np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int))
     rows = [(f'steps {part[0]} to {part[-1]}', [frames[step] for step in part])
             for part in np.array_split(steps, -(-len(steps) // _SHEET_COLUMNS))]

@@ -65,7 +65,7 @@ def test_file_has_liberos_layout(collected, demo):
 def test_executed_actions_replay_to_the_recorded_states_and_to_success(demo):
     with LiberoEnv('libero_object', TASK, image_size=64, msaa=0, assets='builtin') as env:
         observation = env.reset(seed=int(demo.attributes['seed']))
-        np.testing.assert_array_equal(observation.agentview, demo.agentview[0])
+        np.testing.assert_array_equal(observation.agentview, demo.seen.agentview[0])
         for state, action in zip(demo.states, demo.executed_actions, strict=True):
             np.testing.assert_array_equal(env.state(), state)
             env.step(action)
@@ -82,7 +82,7 @@ def test_labels_are_the_clean_actions(demo):
 def test_images_are_stored_as_robosuite_renders_them(collected, demo):
     with open_demonstrations(collected[1]) as data:
         stored = data['demo_0/obs/agentview_rgb'][0]
-    np.testing.assert_array_equal(stored[::-1, ::-1], demo.agentview[0])
+    np.testing.assert_array_equal(stored[::-1, ::-1], demo.seen.agentview[0])
 
 
 def test_a_second_run_has_nothing_to_do_and_leaves_nothing_else(collected, capsys):
@@ -164,9 +164,10 @@ def test_both_cameras_are_written_and_read_back(tmp_path):
     with whole_file(tmp_path / 'two.hdf5') as file:
         write_demonstration(file, 'demo_0', written)
         read = read_demonstration(file['demo_0'])
-    for name in ('actions', 'executed_actions', 'states', 'agentview', 'wrist', 'ee_positions',
-                 'joint_positions', 'gripper_positions', 'ee_quaternions'):
+    for name in ('actions', 'executed_actions', 'states'):
         np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+    for name, array in vars(written.seen).items():
+        np.testing.assert_array_equal(getattr(read.seen, name), array)
     assert (read.suite, read.task, read.instruction) == (
         written.suite, written.task, written.instruction)
 

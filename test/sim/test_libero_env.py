@@ -130,9 +130,9 @@ def test_two_environments_render_side_by_side(env):
     with LiberoEnv('libero_spatial', 0, image_size=32, wrist=True) as other:
         seen = other.reset(0, settle_steps=1)
         assert seen.agentview.shape == seen.wrist.shape == (32, 32, 3)
-        again = env._observe().agentview
+        again = env.observe().agentview
     np.testing.assert_array_equal(alone, again)
-    np.testing.assert_array_equal(alone, env._observe().agentview)
+    np.testing.assert_array_equal(alone, env.observe().agentview)
 
 
 def test_privileged_state_names_objects_goal_regions_and_fixture_joints(drawer_env):

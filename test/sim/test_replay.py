@@ -130,7 +130,7 @@ def test_files_that_do_not_say_their_suite_need_it(demos, tmp_path, capsys):
     assert replay.main([*command, '--suite', 'libero_goal']) == 2
     assert 'has no task' in capsys.readouterr().err
     (job, digest), _ = replay.find_jobs(demos, False, suite='libero_object', assets='builtin')
-    assert (job.task_index, job.assets, len(digest)) == (TASK, 'builtin', 12)
+    assert (job.simulation.task, job.simulation.assets, len(digest)) == (TASK, 'builtin', 12)
 
 
 class AskedEnv:

@@ -2,14 +2,13 @@
 """A client of policy node and bridge, as anyone could write it: reset, run the task, watch."""
 
 from collections.abc import Callable
-import math
 import time
 from typing import Any
 
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
+from rcl_interfaces.srv import ListParameters
 from rclpy.action import ActionClient
-from rclpy.client import Client
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -24,10 +23,10 @@ from worldvla_ros.nodes.conversions import image_to_frame, to_ns
 from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.srv import ResetEpisode
 from worldvla_sim.ros.recorder import EpisodeRecord
+from worldvla_sim.ros.repeated_call import RepeatedCall
 
 _RESET_TIMEOUT = 120.0  # [s] first use generates the asset pack
 _ANSWER_TIMEOUT = 60.0  # [s] of what takes no time but on a machine that others use up
-_ASK_AGAIN = 2.0  # [s]
 
 
 class EpisodeClient(Node):
@@ -60,20 +59,24 @@ class EpisodeClient(Node):
         self.create_subscription(DeltaAction, f'/{POLICY_NODE}/action', self._on_action, 10)
         self.create_subscription(PolicyStatus, f'/{POLICY_NODE}/status', self._on_status, 10)
         self._reset = self.create_client(ResetEpisode, f'/{BRIDGE_NODE}/reset')
-        self._policy_state = self.create_client(GetState, f'/{POLICY_NODE}/get_state')
         self._run_task = ActionClient(self, RunTask, f'/{POLICY_NODE}/run_task')
+        # Last, so that their answers tell that the others are known, see RepeatedCall.
+        self._policy_state = self.create_client(GetState, f'/{POLICY_NODE}/get_state')
+        self._bridge_probe = self.create_client(ListParameters, f'/{BRIDGE_NODE}/list_parameters')
 
     def wait_until_ready(self) -> PolicyStatus:
         """Wait for both nodes; return what the policy says of itself."""
         timeout = self._start_timeout
         # While it loads the policy does not answer; unconfigured afterwards means it could not.
         self._spin_until(self._policy_state.service_is_ready, timeout, 'the policy node')
-        state = self._ask(self._policy_state, GetState.Request(), timeout, 'the policy to load')
-        if state.current_state.id == State.PRIMARY_STATE_UNCONFIGURED:
+        loading = RepeatedCall(self._policy_state, GetState.Request())
+        self._spin_until(loading.answered, timeout, 'the policy to load')
+        if loading.result.current_state.id == State.PRIMARY_STATE_UNCONFIGURED:
             raise WorldVLAError('the policy could not be loaded: '
                                 + self._processes.last_message(POLICY_NODE))
+        starting = RepeatedCall(self._bridge_probe, ListParameters.Request())
         self._spin_until(lambda: self.status is not None and self._reset.service_is_ready()
-                         and self._run_task.server_is_ready(), timeout,
+                         and self._run_task.server_is_ready() and starting.answered(), timeout,
                          'the policy and the simulator to be ready')
         return self.status
 
@@ -159,25 +162,6 @@ class EpisodeClient(Node):
             self._spin_once()
             if time.monotonic() > deadline:
                 raise WorldVLAError(f'waited {timeout:g} s in vain for {what}')
-
-    def _ask(self, client: Client, request: Any, timeout: float, what: str) -> Any:
-        """
-        Return the answer of a service that may be called twice.
-
-        It is asked again and again: a client may know the server before the server knows the
-        client, and an answer sent in between is lost.
-        """
-        calls: list[Future] = []
-        asked = -math.inf
-
-        def answered() -> bool:
-            nonlocal asked
-            if time.monotonic() - asked > _ASK_AGAIN:
-                calls.append(client.call_async(request))
-                asked = time.monotonic()
-            return any(call.done() for call in calls)
-        self._spin_until(answered, timeout, what)
-        return next(call.result() for call in calls if call.done())
 
     def _wait_for(self, future: Future, timeout: float, what: str) -> Any:
         self._spin_until(future.done, timeout, what)

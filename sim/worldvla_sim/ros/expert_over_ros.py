@@ -13,6 +13,7 @@ from collections.abc import Callable
 import time
 
 import numpy as np
+from rcl_interfaces.srv import ListParameters
 import rclpy
 from rclpy.node import Node
 from sensor_msgs.msg import JointState
@@ -27,6 +28,7 @@ from worldvla_ros.srv import ResetEpisode
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.libero_env import LiberoEnv, SimObservation
+from worldvla_sim.ros.repeated_call import RepeatedCall
 from worldvla_sim.runner import EpisodeJob, EvaluationSettings
 
 _TIMEOUT = 60.0  # [s] for any one answer of the bridge
@@ -50,6 +52,8 @@ class ExpertCommander(Node):
         self.create_subscription(Episode, 'episode', self._on_episode, 10)
         self._commands = self.create_publisher(DeltaAction, f'/{POLICY_NODE}/action', 10)
         self._reset = self.create_client(ResetEpisode, f'/{BRIDGE_NODE}/reset')
+        # Last, so that its answer tells that the other is known, see RepeatedCall.
+        self._probe = self.create_client(ListParameters, f'/{BRIDGE_NODE}/list_parameters')
 
     def play(self, settings: EvaluationSettings, job: EpisodeJob) -> EpisodeRecord:
         """Play one episode in lockstep; WorldVLAError if it cannot be played to its end."""
@@ -57,7 +61,9 @@ class ExpertCommander(Node):
         mirror = self._mirror_of(settings, job.task)
         observation = mirror.reset(job.init_state, seed=settings.seed)
         self._joints = self._episode = None
-        self._spin_until(self._reset.service_is_ready, 'the bridge did not start')
+        starting = RepeatedCall(self._probe, ListParameters.Request())
+        self._spin_until(lambda: self._reset.service_is_ready() and starting.answered(),
+                         'the bridge did not start')
         started = self._wait_for_reset(settings, job)
         self._expert.reset(mirror)
         while not mirror.success and mirror.steps < started.max_steps:

@@ -54,8 +54,10 @@ LAYERS = {
     'worldvla_sim': (
         'worldvla_ros.policy', 'worldvla_ros.safety', 'worldvla_ros.config',
         'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files'),
-    # replays what training's filters leave of demonstrations
+    # read demonstrations as training does
+    'worldvla_sim.recorded_simulation': ('worldvla_sim', 'worldvla_ros.training'),
     'worldvla_sim.replay': ('worldvla_sim', 'worldvla_ros.training'),
+    'worldvla_sim.rerender': ('worldvla_sim', 'worldvla_ros.training'),
     # trains and evaluates, each in processes of their own, so it reads the files of both
     'worldvla_sim.ablation': ('worldvla_sim', 'worldvla_ros.training', 'worldvla_ros.config',
                               'worldvla_ros.datatypes'),

@@ -4,9 +4,9 @@ SHELL := /bin/bash
 .PHONY: help setup demo evaluate test test-all lint bench bench-gpu bench-model clean
 
 RUN := . tools/env.sh &&
-# Processes that share the tests; a file of tests stays together.
+# Processes that share the tests, one torch thread each; a file of tests stays together.
 TEST_WORKERS ?= 2
-PYTEST := exec python -m pytest -n $(TEST_WORKERS) --dist loadfile
+PYTEST := exec env OMP_NUM_THREADS=1 python -m pytest -n $(TEST_WORKERS) --dist loadfile
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'

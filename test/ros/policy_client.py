@@ -183,12 +183,13 @@ class PolicyClient:
     def send_goal(self, instruction=TASK, **limits):
         """Send a goal; returns its handle."""
         self.wait_for(self.tasks.server_is_ready)
-        future = self.tasks.send_goal_async(
-            RunTask.Goal(instruction=instruction, **limits),
-            feedback_callback=lambda message: self.feedback.append(message.feedback))
         self.feedback = []
-        self.wait_for(future.done)
-        return future.result()
+        # By the thread that spins: rclpy ignores an answer that comes before this call returns.
+        asked = self.node.executor.create_task(
+            self.tasks.send_goal_async, RunTask.Goal(instruction=instruction, **limits),
+            lambda message: self.feedback.append(message.feedback))
+        self.wait_for(lambda: asked.done() and asked.result().done())
+        return asked.result().result()
 
     def result_of(self, goal):
         """Wait for (status, result) of a goal."""

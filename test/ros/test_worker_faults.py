@@ -109,11 +109,14 @@ def move(client, wait_for):
         wait_for(lambda: client.status.state == PolicyStatus.STATE_IDLE, LOADED)
         wait_for(client.tasks.server_is_ready)
         number = len(client.actions)
-        sent = client.tasks.send_goal_async(RunTask.Goal(instruction='pick up the milk'))
-        wait_for(sent.done)
-        assert sent.result().accepted
+        # By the thread that spins: rclpy ignores an answer that comes before this call returns.
+        asked = client.executor.create_task(
+            client.tasks.send_goal_async, RunTask.Goal(instruction='pick up the milk'))
+        wait_for(lambda: asked.done() and asked.result().done())
+        goal = asked.result().result()
+        assert goal.accepted
         wait_for(lambda: len(client.moves_since(number)) >= 10)
-        return sent.result()
+        return goal
     return move
 
 

@@ -83,9 +83,10 @@ def test_a_log_that_is_written_anew_while_it_is_read_has_no_other_columns(tmp_pa
     writer = threading.Thread(target=rewrite)
     writer.start()
     try:
-        rows, deadline = [], time.monotonic() + 30
-        while len(rows) < 1000 and time.monotonic() < deadline:
-            rows += read_metrics(tmp_path)
+        rows = [row for _ in range(3000) for row in read_metrics(tmp_path)]
+        deadline = time.monotonic() + 30
+        while not rows and time.monotonic() < deadline:
+            rows = read_metrics(tmp_path)
     finally:
         stop.set()
         writer.join()

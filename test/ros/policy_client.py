@@ -52,6 +52,16 @@ def is_zero(action):
                     action.rotation_vector.x, action.rotation_vector.y, action.rotation_vector.z))
 
 
+def send_goal(node, tasks, goal, wait_for, on_feedback=None):
+    """Send a goal by the thread that spins the node; returns its handle.
+
+    From another thread rclpy ignores an answer that comes before `send_goal_async` returns.
+    """
+    asked = node.executor.create_task(tasks.send_goal_async, goal, on_feedback)
+    wait_for(lambda: asked.done() and asked.result().done())
+    return asked.result().result()
+
+
 class PolicyClient:
     """
     Everything that arrives is kept in lists, in order.
@@ -184,12 +194,9 @@ class PolicyClient:
         """Send a goal; returns its handle."""
         self.wait_for(self.tasks.server_is_ready)
         self.feedback = []
-        # By the thread that spins: rclpy ignores an answer that comes before this call returns.
-        asked = self.node.executor.create_task(
-            self.tasks.send_goal_async, RunTask.Goal(instruction=instruction, **limits),
-            lambda message: self.feedback.append(message.feedback))
-        self.wait_for(lambda: asked.done() and asked.result().done())
-        return asked.result().result()
+        return send_goal(self.node, self.tasks, RunTask.Goal(instruction=instruction, **limits),
+                         self.wait_for,
+                         lambda message: self.feedback.append(message.feedback))
 
     def result_of(self, goal):
         """Wait for (status, result) of a goal."""

@@ -11,6 +11,7 @@ import signal
 from action_msgs.msg import GoalStatus
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 import numpy as np
+from policy_client import send_goal
 from processes import children_of, is_alive
 import pytest
 from rclpy.action import ActionClient
@@ -109,11 +110,8 @@ def move(client, wait_for):
         wait_for(lambda: client.status.state == PolicyStatus.STATE_IDLE, LOADED)
         wait_for(client.tasks.server_is_ready)
         number = len(client.actions)
-        # By the thread that spins: rclpy ignores an answer that comes before this call returns.
-        asked = client.executor.create_task(
-            client.tasks.send_goal_async, RunTask.Goal(instruction='pick up the milk'))
-        wait_for(lambda: asked.done() and asked.result().done())
-        goal = asked.result().result()
+        goal = send_goal(client, client.tasks, RunTask.Goal(instruction='pick up the milk'),
+                         wait_for)
         assert goal.accepted
         wait_for(lambda: len(client.moves_since(number)) >= 10)
         return goal

@@ -27,12 +27,14 @@ from worldvla_sim.dagger import LearnerSettings, learner_settings, record_turns
 from worldvla_sim.demonstrations import (
     DemonstrationRecorder,
     demonstration_names,
+    keep_to_settings,
     open_demonstrations,
     whole_file,
     write_demonstration,
 )
 from worldvla_sim.evaluate import parse_indices
 from worldvla_sim.expert.noise import ActionNoise
+from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
 from worldvla_sim.policies import EpisodePolicy, policy_factory
@@ -147,7 +149,7 @@ class AttemptRunner:
     def __init__(self, settings: CollectionSettings, out: Path, per_task: int,
                  threads: int = 1) -> None:
         self._settings, self._out, self._per_task = settings, out, per_task
-        self._env: LiberoEnv | None = None
+        self._kept = KeptEnvironment()
         self._expert = policy_factory('expert')()
         self._learner = None if settings.learner is None else policy_factory(
             settings.learner.name, threads=threads)()
@@ -156,14 +158,11 @@ class AttemptRunner:
         """Play one attempt; True if a demonstration was written."""
         settings, folder = self._settings, AttemptFolder(
             self._out, self._settings, attempt.task, self._per_task)
-        if self._env is None or self._env.task != attempt.task:
-            if self._env is not None:
-                self._env.close()
-            self._env = LiberoEnv(
-                settings.suite, attempt.task, assets=settings.assets, robot=settings.robot,
-                msaa=settings.msaa, image_size=settings.image_size, wrist=settings.wrist)
+        env = self._kept.get(
+            settings.suite, attempt.task, assets=settings.assets, robot=settings.robot,
+            msaa=settings.msaa, image_size=settings.image_size, wrist=settings.wrist)
         seed = 100_000 * settings.seed + attempt.number
-        recorder = self._record(self._env, seed)
+        recorder = self._record(env, seed)
         if recorder is None:
             folder.path.mkdir(parents=True, exist_ok=True)
             folder.failure_marker(attempt.number).touch()
@@ -237,16 +236,7 @@ def _run_attempts(attempts: Sequence[Attempt], settings: CollectionSettings, out
 
 def _check_settings(out: Path, settings: CollectionSettings) -> None:
     """Keep one folder to one set of settings, so that a resumed run does not mix them."""
-    path = out / 'collection.json'
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        earlier = json.loads(path.read_text()) if path.exists() else asdict(settings)
-        if CollectionSettings.from_dict(earlier) != settings:
-            raise ConfigError(f'{out} holds demonstrations made with other settings ({earlier}); '
-                              f'name another folder')
-        path.write_text(json.dumps(asdict(settings)) + '\n')
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f'cannot use the folder {out}: {error}') from error
+    keep_to_settings(out / 'collection.json', settings, CollectionSettings.from_dict, 'made')
 
 
 def _image_size(learner: LearnerSettings | None, asked: int | None) -> int:

@@ -7,22 +7,23 @@ upright, `image[::-1, ::-1]` is what policies get); gripper actions are -1 open 
 LIBERO's converter, index t of `obs` is what the expert saw *before* `actions[t]`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from worldvla_ros.errors import SimulationError
+from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_sim.libero_env import LiberoEnv, SimObservation
 
+Settings = TypeVar('Settings')
 WRIST_IMAGES = 'eye_in_hand_rgb'  # below `obs`
 
 
@@ -97,6 +98,26 @@ class DemonstrationRecorder:
             states=np.stack(self._states), seen=Seen.stack(self._observations),
             attributes=attributes | {'assets': self._env.assets,
                                      'base_position': self._env.base_position})
+
+
+def keep_to_settings(path: Path, settings: Settings, read: Callable[[dict[str, Any]], Settings],
+                     how: str) -> None:
+    """Note in a file what its folder is made with, or compare, so that a resumed run mixes none.
+
+    :param settings: a dataclass.
+    :param read: undoes `asdict`.
+    :param how: 'made' or 'rendered'.
+    :raises ConfigError: the folder is of other settings, or cannot be used.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        earlier = json.loads(path.read_text()) if path.exists() else asdict(settings)
+        if read(earlier) != settings:
+            raise ConfigError(f'{path.parent} holds demonstrations {how} with other settings '
+                              f'({earlier}); name another folder')
+        path.write_text(json.dumps(asdict(settings)) + '\n')
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f'cannot use the folder {path.parent}: {error}') from error
 
 
 @contextlib.contextmanager

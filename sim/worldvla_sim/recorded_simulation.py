@@ -4,7 +4,6 @@
 from dataclasses import dataclass
 import json
 from pathlib import Path
-from typing import Any
 
 import h5py
 
@@ -42,25 +41,6 @@ def simulation_of(path: Path, data: h5py.Group, *, suite: str | None, assets: st
         if task.name == stem:
             return Simulation(suite, task.index, assets, robot)
     raise SimulationError(f'{path}: {suite} has no task {stem!r}; give the suite it is of')
-
-
-class KeptEnvironment:
-    """An environment that stays while the same is asked for: to build one takes a second."""
-
-    def __init__(self) -> None:
-        self._env: LiberoEnv | None = None
-        self._key: tuple[Simulation, dict[str, Any]] | None = None
-
-    def get(self, simulation: Simulation, **options: Any) -> LiberoEnv:
-        """Return the environment of a simulation; its options are those of `LiberoEnv`."""
-        key = (simulation, options)
-        if self._env is None or key != self._key:
-            if self._env is not None:
-                self._env.close()
-            self._env, self._key = None, key
-            self._env = LiberoEnv(simulation.suite, simulation.task, assets=simulation.assets,
-                                  robot=simulation.robot, **options)
-        return self._env
 
 
 def reset_as_recorded(env: LiberoEnv, group: h5py.Group) -> None:

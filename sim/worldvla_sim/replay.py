@@ -8,7 +8,7 @@ succeeds when the task is done after the last of them, as in the published data 
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 import sys
 
@@ -30,14 +30,10 @@ from worldvla_ros.training.replay_list import (
 )
 from worldvla_sim.commands import EXIT_ERRORS, EXIT_OK, resumable
 from worldvla_sim.demonstrations import demonstration_names, open_demonstrations
+from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.recorded_simulation import (
-    KeptEnvironment,
-    Simulation,
-    reset_as_recorded,
-    simulation_of,
-)
+from worldvla_sim.recorded_simulation import Simulation, reset_as_recorded, simulation_of
 from worldvla_sim.tasks import SUITES
 from worldvla_sim.workers import JobFailure, WorkerPool
 
@@ -77,7 +73,7 @@ class ReplayRunner:
                       len(actions), int(kept.sum()))
 
     def _environment(self, job: ReplayJob) -> LiberoEnv:
-        return self._kept.get(job.simulation, render=False)
+        return self._kept.get(**asdict(job.simulation), render=False)
 
 
 def find_jobs(folder: Path, drop_no_ops: bool, *, suite: str | None = None, assets: str = 'auto',

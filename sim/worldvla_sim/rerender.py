@@ -27,18 +27,15 @@ from worldvla_sim.demonstrations import (
     WRIST_IMAGES,
     Seen,
     demonstration_names,
+    keep_to_settings,
     open_demonstrations,
     whole_file,
     write_seen,
 )
+from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.recorded_simulation import (
-    KeptEnvironment,
-    Simulation,
-    reset_as_recorded,
-    simulation_of,
-)
+from worldvla_sim.recorded_simulation import Simulation, reset_as_recorded, simulation_of
 from worldvla_sim.tasks import SUITES
 from worldvla_sim.workers import JobFailure, WorkerPool
 
@@ -76,7 +73,7 @@ class RenderRunner:
         """Render one demonstration."""
         with open_demonstrations(job.path) as data:
             recorded = data[job.name]
-            env = self._kept.get(job.simulation, image_size=job.pictures.image_size,
+            env = self._kept.get(**asdict(job.simulation), image_size=job.pictures.image_size,
                                  msaa=job.pictures.msaa,
                                  wrist=f'obs/{WRIST_IMAGES}' in recorded)
             reset_as_recorded(env, recorded)
@@ -165,7 +162,8 @@ def files_to_render(folder: Path, out: Path, pictures: Pictures, suite: str | No
     if out.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f'{out} lies among the demonstrations in {root}; name a folder outside')
     sources = demonstration_files(folder)
-    _keep_to_one_kind(out, pictures)
+    keep_to_settings(out / 'rendering.json', pictures, lambda known: Pictures(**known),
+                     'rendered')
     found = resolve_assets(pictures.assets or 'auto').kind
     files = []
     for source in sources:
@@ -178,20 +176,6 @@ def files_to_render(folder: Path, out: Path, pictures: Pictures, suite: str | No
             simulation = replace(simulation, robot=pictures.robot)
         files.append(RenderedFile(source, out / source.relative_to(root), simulation, pictures))
     return files
-
-
-def _keep_to_one_kind(out: Path, pictures: Pictures) -> None:
-    """Note the settings of a folder, or compare them, so that a resumed run does not mix two."""
-    path = out / 'rendering.json'
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        earlier = json.loads(path.read_text()) if path.exists() else asdict(pictures)
-        path.write_text(json.dumps(earlier) + '\n')
-    except (OSError, ValueError) as error:
-        raise ConfigError(f'cannot use the folder {out}: {error}') from error
-    if earlier != asdict(pictures):
-        raise ConfigError(f'{out} was rendered with other settings ({earlier}); name another '
-                          'folder')
 
 
 def rerender(files: Sequence[RenderedFile], *, workers: int = 1) -> None:

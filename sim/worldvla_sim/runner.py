@@ -8,6 +8,7 @@ import numpy as np
 
 from worldvla_ros.errors import ConfigError
 from worldvla_sim.episodes import EpisodeRecord, run_episode
+from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.policies import CheckpointPolicy, EpisodePolicy, policy_factory
 from worldvla_sim.videos import EpisodeVideos
@@ -76,7 +77,7 @@ class EpisodeRunner:
         self._size = self._policy.image_size or settings.image_size
         self._description = (self._policy.description
                              if isinstance(self._policy, CheckpointPolicy) else settings.policy)
-        self._env: LiberoEnv | None = None
+        self._kept = KeptEnvironment()
 
     def __call__(self, job: EpisodeJob) -> EpisodeRecord:
         """Play one episode."""
@@ -89,20 +90,15 @@ class EpisodeRunner:
         return self._videos.keep(record, frames) if self._videos and frames else record
 
     def _environment(self, task: int) -> LiberoEnv:
-        if self._env is None or self._env.task != task:
-            self.close()
-            settings = self._settings
-            self._env = LiberoEnv(
-                settings.suite, task, assets=settings.assets, robot=settings.robot,
-                msaa=settings.msaa, image_size=self._size,
-                render=self._policy.needs_images or self._videos is not None)
-        return self._env
+        settings = self._settings
+        return self._kept.get(
+            settings.suite, task, assets=settings.assets, robot=settings.robot,
+            msaa=settings.msaa, image_size=self._size,
+            render=self._policy.needs_images or self._videos is not None)
 
     def close(self) -> None:
         """Free the simulator; safe to repeat."""
-        env, self._env = self._env, None
-        if env is not None:
-            env.close()
+        self._kept.close()
 
 
 def make_runner(settings: EvaluationSettings,

@@ -27,6 +27,7 @@ from worldvla_ros.safety.command import ActionScale, Command
 from worldvla_ros.srv import ResetEpisode
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.expert.policy import ExpertPolicy
+from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import LiberoEnv, SimObservation
 from worldvla_sim.ros.repeated_call import RepeatedCall
 from worldvla_sim.runner import EpisodeJob, EvaluationSettings
@@ -45,7 +46,7 @@ class ExpertCommander(Node):
         self._processes = processes
         self._scale = ActionScale()
         self._expert = ExpertPolicy()
-        self._mirror: LiberoEnv | None = None
+        self._kept = KeptEnvironment()
         self._joints: JointState | None = None
         self._episode: Episode | None = None
         self.create_subscription(JointState, 'joint_states', self._on_joints, 10)
@@ -53,7 +54,8 @@ class ExpertCommander(Node):
         self._commands = self.create_publisher(DeltaAction, f'/{POLICY_NODE}/action', 10)
         self._reset = self.create_client(ResetEpisode, f'/{BRIDGE_NODE}/reset')
         # Last, so that its answer tells that the other is known, see RepeatedCall.
-        self._probe = self.create_client(ListParameters, f'/{BRIDGE_NODE}/list_parameters')
+        self._starting = RepeatedCall(self.create_client(
+            ListParameters, f'/{BRIDGE_NODE}/list_parameters'), ListParameters.Request())
 
     def play(self, settings: EvaluationSettings, job: EpisodeJob) -> EpisodeRecord:
         """Play one episode in lockstep; WorldVLAError if it cannot be played to its end."""
@@ -61,8 +63,7 @@ class ExpertCommander(Node):
         mirror = self._mirror_of(settings, job.task)
         observation = mirror.reset(job.init_state, seed=settings.seed)
         self._joints = self._episode = None
-        starting = RepeatedCall(self._probe, ListParameters.Request())
-        self._spin_until(lambda: self._reset.service_is_ready() and starting.answered(),
+        self._spin_until(lambda: self._reset.service_is_ready() and self._starting.answered(),
                          'the bridge did not start')
         started = self._wait_for_reset(settings, job)
         self._expert.reset(mirror)
@@ -80,16 +81,11 @@ class ExpertCommander(Node):
 
     def close(self) -> None:
         """Free the mirror."""
-        if self._mirror is not None:
-            self._mirror.close()
+        self._kept.close()
 
     def _mirror_of(self, settings: EvaluationSettings, task: int) -> LiberoEnv:
-        mirror = self._mirror
-        if mirror is None or (mirror.suite, mirror.task) != (settings.suite, task):
-            self.close()
-            self._mirror = LiberoEnv(settings.suite, task, assets=settings.assets,
-                                     robot=settings.robot, render=False)
-        return self._mirror
+        return self._kept.get(settings.suite, task, assets=settings.assets,
+                              robot=settings.robot, render=False)
 
     def _wait_for_reset(self, settings: EvaluationSettings,
                         job: EpisodeJob) -> ResetEpisode.Response:

@@ -27,12 +27,12 @@ class RepeatedCall:
 
     def answered(self) -> bool:
         """Return whether an answer has come; ask, or ask again, where none has for a while."""
-        if not self._client.service_is_ready():
-            return False
-        if time.monotonic() - self._asked > _ASK_AGAIN:
+        if any(call.done() for call in self._calls):
+            return True
+        if self._client.service_is_ready() and time.monotonic() - self._asked > _ASK_AGAIN:
             self._calls.append(self._client.call_async(self._request))
             self._asked = time.monotonic()
-        return any(call.done() for call in self._calls)
+        return False
 
     @property
     def result(self) -> Any:

@@ -9,9 +9,9 @@ import torch
 
 from worldvla_ros.model.transformer import TransformerConfig
 from worldvla_ros.tokens.vocab import VALUES_PER_ACTION
+from worldvla_ros.training.throughput import matmul_peak
 
 BYTES = 2  # of a bfloat16 value
-SIDE = 8192  # of the square matrices that are multiplied
 COPIED = 2 ** 31  # [bytes] far more than any cache holds
 REPEATS = 10
 
@@ -29,11 +29,9 @@ H200 = Card(790e12, 4.3e12)  # as measured; for what runs without a card
 
 def measured(device: torch.device) -> Card:
     """Return what a CUDA device reaches now."""
-    left, right = (torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16) for _ in range(2))
-    product = torch.empty_like(left)
     source = torch.empty(COPIED // 4, device=device).normal_()
     target = torch.empty_like(source)
-    return Card(2 * SIDE ** 3 / _seconds(lambda: torch.mm(left, right, out=product)),
+    return Card(matmul_peak(str(device), torch.bfloat16),
                 2 * COPIED / _seconds(lambda: target.copy_(source)))
 
 

@@ -17,6 +17,7 @@ from worldvla_ros.training.losses import (
     WEIGHTINGS,
     LossConfig,
     class_weights,
+    find_targets,
     label_sums,
     labelled_logits,
     loss_terms,
@@ -47,8 +48,8 @@ def test_a_prompt_attends_without_a_mask_as_it_does_with_one(published):
     skipped = rows_before_labels(labels)
     assert skipped > 0
     with torch.no_grad():
-        masked, _ = labelled_logits(model, ids, labels, masks)
-        split, _ = labelled_logits(model, ids, labels, masks, skipped)
+        masked = labelled_logits(model, ids, find_targets(labels, 0), masks)
+        split = labelled_logits(model, ids, find_targets(labels, skipped), masks)
         whole = model.rows(ids, mask=masks, causal_rows=skipped)
         torch.testing.assert_close(whole, model.rows(ids, mask=masks))
     torch.testing.assert_close(split, masked)
@@ -63,20 +64,22 @@ def test_rows_before_the_first_label_are_left_out_of_the_last_layer_alone(prompt
     labels[1, -2:] = ids[1, -2:]
     rows = []
     model.model.layers[-1].mlp.register_forward_pre_hook(lambda _, x: rows.append(x[0].shape[1]))
-    logits, targets = labelled_logits(model, ids, labels, skipped=rows_before_labels(labels))
+    targets = find_targets(labels, rows_before_labels(labels))
+    logits = labelled_logits(model, ids, targets)
     assert rows[0] == 100 - prompt // 32 * 32
 
     counted = labels[:, 1:] != IGNORED
     torch.testing.assert_close(logits, model(ids)[:, :-1][counted], rtol=1e-4, atol=1e-5)
-    assert torch.equal(targets, ids[:, 1:][counted])
+    assert torch.equal(targets.ids, ids[:, 1:][counted])
 
 
 def test_a_batch_without_labels_has_no_logits():
     model = tiny_model()
     ids = torch.full((2, 40), 5)
     labels = torch.full_like(ids, IGNORED)
-    logits, targets = labelled_logits(model, ids, labels, skipped=rows_before_labels(labels))
-    assert logits.shape == (0, model.config.vocabulary.size) and targets.shape == (0,)
+    targets = find_targets(labels, rows_before_labels(labels))
+    logits = labelled_logits(model, ids, targets)
+    assert logits.shape == (0, model.config.vocabulary.size) and targets.ids.shape == (0,)
 
 
 def branch_of(data, labels):
@@ -90,8 +93,9 @@ def branch_of(data, labels):
 def test_losses_and_gradients_equal_the_published_ones(published, name):
     model = load_model(golden('model.safetensors').parent).requires_grad_(True)
     ids, labels, masks = batch(published)
-    logits, targets = labelled_logits(model, ids, labels, masks, rows_before_labels(labels))
-    terms = loss_terms(logits, targets, branch_of(published, labels), model.config.vocabulary,
+    targets = find_targets(labels, rows_before_labels(labels))
+    logits = labelled_logits(model, ids, targets, masks)
+    terms = loss_terms(logits, targets.ids, branch_of(published, labels), model.config.vocabulary,
                        LossConfig(weighting=WEIGHTING[name]))
     terms.total.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters()])
@@ -107,10 +111,11 @@ def test_losses_and_gradients_equal_the_published_ones(published, name):
 def test_the_loss_of_each_token_equals_the_published_one(published):
     model = load_model(golden('model.safetensors').parent)
     ids, labels, masks = batch(published)
+    targets = find_targets(labels, 0)
     with torch.no_grad():
-        logits, targets = labelled_logits(model, ids, labels, masks)
-    np.testing.assert_array_equal(targets, published['nll_labels'])
-    nll = torch.nn.functional.cross_entropy(logits, targets, reduction='none')
+        logits = labelled_logits(model, ids, targets, masks)
+    np.testing.assert_array_equal(targets.ids, published['nll_labels'])
+    nll = torch.nn.functional.cross_entropy(logits, targets.ids, reduction='none')
     np.testing.assert_allclose(nll, published['nll'], atol=1e-4)
 
 

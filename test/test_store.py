@@ -200,7 +200,10 @@ def test_padding_is_never_learned_and_never_seen(store):
         learned = batch.labels[row, :length] != IGNORED
         np.testing.assert_array_equal(learned, sample.labelled)
         np.testing.assert_array_equal(batch.input_ids[row, :length], sample.ids)
-    assert batch.label_is_world.sum() == chosen[2].labelled.sum()
+    learned = batch.labels[:, 1:] != IGNORED
+    assert torch.equal(batch.targets.ids, batch.labels[:, 1:][learned])
+    of_world = torch.tensor([False, False, True])[:, None].expand_as(learned)[learned]
+    assert torch.equal(batch.target_is_world, of_world) and of_world.any()
 
 
 def test_a_sample_is_refused_rather_than_cut(store):
@@ -258,7 +261,7 @@ def test_branches_are_padded_apart(store):
     action, world = collate_by_branch(chosen)
     assert (len(action.input_ids), len(world.input_ids)) == (6, 2)
     assert action.input_ids.shape[1] == max(len(sample.ids) for sample in chosen[:6])
-    assert world.is_world.all() and not action.is_world.any()
+    assert world.target_is_world.all() and not action.target_is_world.any()
 
 
 def test_a_store_takes_over_what_an_earlier_one_has(tmp_path, monkeypatch):

@@ -9,8 +9,11 @@ import torch
 from training_runs import tiny_config
 
 from worldvla_ros.policy.policy import WorldVLAPolicy
+from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.loss_of_batch import LossOfBatch
 from worldvla_ros.training.run_folder import RunFolder, read_metrics
 from worldvla_ros.training.train import train
+from worldvla_ros.training.trainer import Trainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
                                                   reason='needs a CUDA device')]
@@ -29,3 +32,18 @@ def test_a_run_on_the_gpu_resumes_and_its_checkpoint_loads(tmp_path, length):
     for name in ('total', 'action', 'world', 'grad_norm', 'tokens_per_s', 'mfu'):
         assert np.isfinite([float(row[name]) for row in rows]).all()
     assert WorldVLAPolicy.from_pretrained(tmp_path / 'run' / 'final').reads_state
+
+
+def test_the_host_never_waits_for_the_loss(tmp_path):
+    config = tiny_config(tmp_path, world_share=0.25)
+    trainer = Trainer(build_experiment(replace(config, run=replace(config.run, device='cuda'))))
+    loss = LossOfBatch(trainer.model, config.loss, torch.bfloat16)
+    (part,) = trainer.batches(0)
+    batches = [batch.to(trainer.device) for batch in part]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        terms = loss(batches)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+    assert torch.isfinite(terms.total) and torch.isfinite(terms.world)

@@ -18,7 +18,7 @@ from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.state_tokenizer import StateTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.losses import IGNORED, rows_before_labels
+from worldvla_ros.training.losses import IGNORED, Targets, find_targets, rows_before_labels
 from worldvla_ros.training.samples import Sample, SampleBuilder
 from worldvla_ros.training.store import StoredEpisode, TokenStore
 
@@ -31,26 +31,14 @@ class Batch:
 
     input_ids: Tensor  # int64 [B, S]
     labels: Tensor  # int64 [B, S], IGNORED where nothing is learned
-    is_world: Tensor  # bool [B]: the world (or video) branch
-    skipped: int  # rows at the start that predict no labelled token in any sequence, or fewer
-
-    @property
-    def label_ids(self) -> Tensor:
-        """The labelled tokens, in row-major order."""
-        labels = self.labels[:, 1:]
-        return labels[labels != IGNORED]
-
-    @property
-    def label_is_world(self) -> Tensor:
-        """For each labelled token, in row-major order, whether it is of the world branch."""
-        counted = self.labels[:, 1:] != IGNORED
-        return self.is_world[:, None].expand_as(counted)[counted]
+    targets: Targets  # the N tokens that are learned
+    target_is_world: Tensor  # bool [N]: of the world (or video) branch
 
     def to(self, device: torch.device | str) -> 'Batch':
-        """Return the batch on a device."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True)
-                 for name in ('input_ids', 'labels', 'is_world')}
-        return replace(self, **moved)
+        """Return what the loss reads on a device; `labels` stay."""
+        return replace(self, input_ids=self.input_ids.to(device, non_blocking=True),
+                       targets=self.targets.to(device),
+                       target_is_world=self.target_is_world.to(device, non_blocking=True))
 
 
 class SampleTable:
@@ -153,8 +141,10 @@ def collate(samples: Sequence[Sample], length: int | None = None, multiple: int 
         tokens = torch.from_numpy(sample.ids)
         ids[row, :len(tokens)] = tokens
         labels[row, :len(tokens)] = tokens.where(torch.from_numpy(sample.labelled), IGNORED)
+    targets = find_targets(labels, rows_before_labels(labels))
     is_world = torch.tensor([sample.branch != 'action' for sample in samples])
-    return Batch(ids, labels, is_world, rows_before_labels(labels))
+    learned = torch.tensor([int(sample.labelled[1:].sum()) for sample in samples])
+    return Batch(ids, labels, targets, is_world.repeat_interleave(learned))
 
 
 def collate_by_branch(samples: Sequence[Sample], multiple: int = 1) -> tuple[Batch, ...]:

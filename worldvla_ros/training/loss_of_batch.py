@@ -36,20 +36,22 @@ class LossOfBatch(nn.Module):
         Matrix products in the dtype, the loss in float32.
         :param sums: see `loss_terms`.
         """
-        vocabulary = self.model.config.vocabulary
-        parts = [self._labelled(batch) for batch in batches]
-        logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-        is_world = torch.cat([batch.label_is_world for batch in batches])
-        return loss_terms(logits, labels, is_world, vocabulary, self._config, sums)
+        logits = torch.cat([self._logits(batch) for batch in batches])
+        return loss_terms(logits, *_targets(batches), self.model.config.vocabulary, self._config,
+                          sums)
 
     def sums(self, batches: Sequence[Batch]) -> Tensor:
         """Return `label_sums` of these batches, float32 [3]."""
-        labels = torch.cat([batch.label_ids for batch in batches])
-        is_world = torch.cat([batch.label_is_world for batch in batches])
-        return label_sums(labels, is_world, self.model.config.vocabulary, self._config)
+        return label_sums(*_targets(batches), self.model.config.vocabulary, self._config)
 
-    def _labelled(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _logits(self, batch: Batch) -> Tensor:
         mask = batch_mask(batch.input_ids, self.model.config.vocabulary, self._chunk_mask)
         with torch.autocast(self.model.device.type, self._dtype,
                             enabled=self._dtype != torch.float32):
-            return labelled_logits(self.model, batch.input_ids, batch.labels, mask, batch.skipped)
+            return labelled_logits(self.model, batch.input_ids, batch.targets, mask)
+
+
+def _targets(batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+    """Return ids [N] of the labelled tokens of all batches, and whether they are the world's."""
+    return (torch.cat([batch.targets.ids for batch in batches]),
+            torch.cat([batch.target_is_world for batch in batches]))

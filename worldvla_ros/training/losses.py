@@ -59,24 +59,31 @@ class LossTerms:
     world_accuracy: Tensor  # likewise of the world branch
 
 
-def labelled_logits(model: Transformer, input_ids: Tensor, labels: Tensor,
-                    mask: Tensor | None = None, skipped: int = 0) -> tuple[Tensor, Tensor]:
-    """Return logits float32 [N, V] and ids [N] of the N labelled tokens of a batch [B, S].
+@dataclass(frozen=True)
+class Targets:
+    """The labelled tokens of a batch [B, S], in row-major order.
 
-    Only rows that predict a labelled token pass the output layer: a prompt's logits over the
-    whole vocabulary would cost more memory than all activations. Rows in row-major order.
-    :param labels: [B, S], IGNORED where a token is not counted; token s is predicted by row s - 1.
-    :param mask: bool [B, S, S], True where a row may attend; None is causal.
-    :param skipped: rows at the start that predict no labelled token, see `rows_before_labels`: the
-        last layer does not compute them, which saves a sixth of a small network's work, and the
-        others attend without a mask, since they are prompts, which are causal.
+    They are looked for where the batch is made: a GPU's host would have to wait for the number.
     """
-    length = labels.shape[1]
-    hidden = model.rows(input_ids, mask=mask, keep_last=length - skipped,
-                        causal_rows=skipped)[:, :-1]
-    targets = labels[:, 1 + skipped:]
-    counted = targets != IGNORED
-    return model.logits(hidden[counted]), targets[counted]
+
+    ids: Tensor  # int64 [N]
+    rows: Tensor  # int64 [N], that predict them, of the B * (S - skipped) rows of the last layer
+    skipped: int  # rows at the start of each sequence that predict none, see `rows_before_labels`
+
+    def to(self, device: torch.device | str) -> 'Targets':
+        """Return them on a device."""
+        return Targets(self.ids.to(device, non_blocking=True),
+                       self.rows.to(device, non_blocking=True), self.skipped)
+
+
+def find_targets(labels: Tensor, skipped: int) -> Targets:
+    """Return the tokens of labels int64 [B, S] that are not IGNORED; s is predicted by row s - 1.
+
+    :param skipped: up to `rows_before_labels(labels)`.
+    """
+    sequence, row = (labels[:, 1 + skipped:] != IGNORED).nonzero(as_tuple=True)
+    return Targets(labels[sequence, 1 + skipped + row],
+                   sequence * (labels.shape[1] - skipped) + row, skipped)
 
 
 def rows_before_labels(labels: Tensor) -> int:
@@ -86,6 +93,22 @@ def rows_before_labels(labels: Tensor) -> int:
     """
     labelled = (labels[:, 1:] != IGNORED).any(0).nonzero()
     return int(labelled[0]) // _ROW_STEP * _ROW_STEP if len(labelled) else 0
+
+
+def labelled_logits(model: Transformer, input_ids: Tensor, targets: Targets,
+                    mask: Tensor | None = None) -> Tensor:
+    """Return logits float32 [N, V] of the N labelled tokens of a batch int64 [B, S].
+
+    Only rows that predict a labelled token pass the output layer: a prompt's logits over the
+    whole vocabulary would cost more memory than all activations. The last layer does not compute
+    the rows that are skipped, which saves a sixth of a small network's work, and in the others
+    they attend without a mask, since they are prompts, which are causal.
+
+    :param mask: bool [B, S, S], True where a row may attend; None is causal.
+    """
+    hidden = model.rows(input_ids, mask=mask, keep_last=input_ids.shape[1] - targets.skipped,
+                        causal_rows=targets.skipped)
+    return model.logits(hidden.flatten(0, 1).index_select(0, targets.rows))
 
 
 def loss_terms(logits: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Vocabulary,
@@ -104,11 +127,14 @@ def loss_terms(logits: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Voc
     cross_entropy = _cross_entropy(nll, labels, is_world, vocabulary, config, sums)
     with torch.no_grad():
         correct = (logits.argmax(-1) == labels).float()
+        shown = torch.stack([nll, correct])
+        of_world = is_world.float()
+        action, action_accuracy = (shown * (1 - of_world)).sum(1) / (1 - of_world).sum()
+        world, world_accuracy = (shown * of_world).sum(1) / of_world.sum()
     return LossTerms(
         total=cross_entropy + config.z_loss_weight * z_loss, cross_entropy=cross_entropy,
-        z_loss=z_loss.detach(), action=nll.detach()[~is_world].mean(),
-        world=nll.detach()[is_world].mean(), action_accuracy=correct[~is_world].mean(),
-        world_accuracy=correct[is_world].mean())
+        z_loss=z_loss.detach(), action=action, world=world, action_accuracy=action_accuracy,
+        world_accuracy=world_accuracy)
 
 
 def _target_logits(logits: Tensor, labels: Tensor, vocabulary: Vocabulary, smoothing: float

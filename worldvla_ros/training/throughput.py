@@ -17,7 +17,6 @@ import torch
 
 from worldvla_ros.model.transformer import TransformerConfig
 from worldvla_ros.training.batches import Batch
-from worldvla_ros.training.losses import IGNORED
 
 REPEATS = 5  # of the product whose best time counts
 CPU_SIDE, GPU_SIDE = 1024, 8192  # of its square matrices
@@ -31,12 +30,13 @@ def training_flops(config: TransformerConfig, batches: Sequence[Batch]) -> float
     flops = 0.0
     for batch in batches:
         sequences, length = batch.input_ids.shape
-        labelled = int((batch.labels[:, 1:] != IGNORED).sum())
-        left_out = sequences * batch.skipped
+        labelled = len(batch.targets.ids)
+        skipped = batch.targets.skipped
+        left_out = sequences * skipped
         flops += batch.input_ids.numel() * (
             6 * weights + 12 * config.num_layers * hidden * length)
         flops -= left_out * (6 * of_rows + 12 * hidden * length)
-        flops -= (config.num_layers - 1) * left_out * 12 * hidden * (length - batch.skipped)
+        flops -= (config.num_layers - 1) * left_out * 12 * hidden * (length - skipped)
         flops += labelled * 6 * hidden * config.vocabulary.size
     return flops
 
@@ -45,7 +45,8 @@ def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """Return the FLOP/s of the fastest of some large square matrix products, now and here."""
     cuda = device.startswith('cuda')
     side = GPU_SIDE if cuda else CPU_SIDE
-    matrix, out = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    # Not of one value: a GPU draws less power for it, and runs faster than it ever does.
+    matrix, out = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     torch.mm(matrix, matrix, out=out)  # not counted: kernels are chosen, pages are touched
     times = []
     for _ in range(REPEATS):

@@ -13,6 +13,7 @@ import numpy as np
 
 from worldvla_ros.datatypes import ACTION_AXES
 from worldvla_ros.errors import ConfigError, WorldVLAError
+from worldvla_ros.training.samples import moving_steps
 from worldvla_ros.whole_files import write_whole
 from worldvla_sim import pictures
 from worldvla_sim.demonstrations import (
@@ -22,7 +23,6 @@ from worldvla_sim.demonstrations import (
     read_demonstration,
 )
 
-NO_OP_NORM = 1e-4  # motions below this are no-ops to the published filter
 _FRAME_RATE = 20  # [Hz] of the control loop
 _SHEET_FRAMES, _SHEET_COLUMNS = 24, 6
 
@@ -57,22 +57,16 @@ def save_sheet(demo: Demonstration, path: Path) -> None:
     _write_picture(path, lambda draft: pictures.save_contact_sheet(draft, rows))
 
 
-def no_ops(actions: np.ndarray) -> np.ndarray:
-    """Which actions the published filter would drop, (T,) bool."""
-    still = np.linalg.norm(actions[:, :6], axis=1) < NO_OP_NORM
-    same_grip = np.concatenate([[False], actions[1:, 6] == actions[:-1, 6]])
-    return still & same_grip
-
-
 def statistics_table(demos: Sequence[np.ndarray]) -> str:
     """Return lengths and the range of every action axis over all demonstrations.
 
     :param demos: actions of each demonstration, (T, 7).
     """
     lengths, actions = [len(demo) for demo in demos], np.concatenate(demos)
-    idle = sum(int(no_ops(demo).sum()) for demo in demos)
+    idle = sum(int((~moving_steps(demo)).sum()) for demo in demos)
     lines = [f'{len(demos)} demonstrations, {sum(lengths)} steps; length min {min(lengths)}, '
-             f'mean {np.mean(lengths):.0f}, max {max(lengths)}; {idle} no-ops',
+             f'mean {np.mean(lengths):.0f}, max {max(lengths)}; {idle} no-ops, '
+             'which the published filter drops',
              f'{"axis":>8} {"min":>7} {"1 %":>7} {"mean":>7} {"99 %":>7} {"max":>7} {"std":>7}']
     for name, values in zip(ACTION_AXES, actions.T, strict=True):
         low, high = np.percentile(values, [1, 99])

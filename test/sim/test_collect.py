@@ -201,10 +201,3 @@ def test_viewer_makes_table_sheet_video_and_histogram(collected, tmp_path, capsy
 def test_viewer_says_how_many_demonstrations_there_are(collected, capsys):
     assert view_demos.main([str(collected[1]), '--demo', '7']) == 2
     assert 'has 1 demonstrations' in capsys.readouterr().err
-
-
-def test_no_ops_are_still_motions_with_an_unchanged_gripper():
-    actions = np.zeros((4, 7))
-    actions[:, 6] = [-1, -1, 1, 1]
-    actions[3, 0] = 0.01
-    assert view_demos.no_ops(actions).tolist() == [False, True, False, False]

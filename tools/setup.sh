@@ -93,7 +93,7 @@ if ! done_already wheels "$wheels_id"; then
     sets+=(-r requirements/numpy1.txt)
     command -v colcon >/dev/null || fail 'ROS 2 is sourced but colcon is missing. Install with:  sudo apt-get install -y python3-colcon-common-extensions'
   fi
-  say 'wheels from PyPI (about 2 GB on disk; a minute or two)'
+  say 'wheels from PyPI (about 2 GB on disk, several more where torch comes with CUDA; a minute or two)'
   pip_install "${sets[@]}"
   pip_install --no-deps --no-build-isolation -r requirements/sim-no-deps.txt
   mark_done wheels "$wheels_id"

@@ -16,6 +16,7 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.graph import DEMO_ARGUMENTS, demo_graph
 from worldvla_ros.msg import Episode
 from worldvla_ros.nodes.process_group import ProcessGroup
+from worldvla_sim.commands import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK
 from worldvla_sim.evaluate import parse_indices
 from worldvla_sim.pictures import evenly_spaced, save_contact_sheet
 from worldvla_sim.ros.episode_client import EpisodeClient
@@ -56,14 +57,17 @@ def play_demo(options: argparse.Namespace, out: Path) -> list[dict[str, object]]
                 row = summary_row(record)
                 rows.append({**row, 'policy': client.status.policy})
                 stem = f'{options.suite}_task{task}_init{state}'
-                record.save_video(out / f'{stem}.mp4')
-                record.save_chunks(out / f'{stem}_chunks.npz')
+                if record.frames:  # an episode that ended as an error may have shown none
+                    record.save_video(out / f'{stem}.mp4')
+                if record.chunks:
+                    record.save_chunks(out / f'{stem}_chunks.npz')
                 sheet.append((f'task {task}, initial state {state}: {record.instruction} - '
                               f'{record.state}',
                               evenly_spaced(record.ordered_frames, _SHEET_COLUMNS)))
         finally:
             rclpy.try_shutdown()
-    save_contact_sheet(out / 'contact_sheet.png', sheet)
+    if any(frames for _, frames in sheet):
+        save_contact_sheet(out / 'contact_sheet.png', sheet)
     (out / 'episodes.json').write_text(json.dumps(rows, indent=1) + '\n')
     return rows
 
@@ -81,6 +85,10 @@ def print_table(rows: list[dict[str, object]]) -> None:
     print(f'\nsuccess {sum(bool(row["success"]) for row in ran)} of {len(ran)}, errors '
           f'{len(rows) - len(ran)} ({first["suite"]}, {first["assets"]} assets, {first["mode"]}, '
           f'{first["policy"]})')
+    for row in rows:
+        if row['error'] is not None:
+            print(f'error in task {row["task"]}, initial state {row["init_state"]}: '
+                  f'{row["error"]}')
     if 'random weights' in str(first['policy']):
         print('The weights are random, so the arm moves without aim and success is not expected: '
               'this shows the loop,\nnot a skill.')
@@ -111,10 +119,10 @@ def main() -> int:
         rows = play_demo(options, options.out)
     except (WorldVLAError, OSError) as error:
         print(f'the demo failed: {error}\nlogs: {options.out}/*.log', file=sys.stderr)
-        return 1
+        return EXIT_ERRORS
     except KeyboardInterrupt:
         print('\ninterrupted; all nodes are stopped', file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     print_table(rows)
     print(f'videos, pictures and logs: {options.out}/')
-    return 0
+    return EXIT_OK if all(row['error'] is None for row in rows) else EXIT_ERRORS

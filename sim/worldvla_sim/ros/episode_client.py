@@ -25,6 +25,9 @@ from worldvla_ros.srv import ResetEpisode
 from worldvla_sim.ros.recorder import EpisodeRecord
 from worldvla_sim.ros.repeated_call import RepeatedCall
 
+PLAYED_TO_THE_END = (Episode.STATE_SUCCESS, Episode.STATE_TIMEOUT)
+"""States of an episode that ran; of any other the bridge may show no last picture."""
+
 _RESET_TIMEOUT = 120.0  # [s] first use generates the asset pack
 _ANSWER_TIMEOUT = 60.0  # [s] of what takes no time but on a machine that others use up
 
@@ -83,9 +86,9 @@ class EpisodeClient(Node):
     def play(self, suite: str, task: int, init_state: int, *, seed: int = 0,
              on_step: Callable[[Episode], None] = lambda episode: None) -> EpisodeRecord:
         """
-        Play one episode to its end and return its record.
+        Play one episode and return its record, also of one that ended as an error.
 
-        Raises WorldVLAError if it cannot be played to its end.
+        Raises WorldVLAError if it cannot be begun, or stalls.
 
         :param on_step: called with each control step, and at the end
         """
@@ -102,9 +105,9 @@ class EpisodeClient(Node):
         if not goal.accepted:
             raise WorldVLAError('the policy refused the task; see its log')
         self._watch(started.episode, goal.get_result_async(), on_step)
-        if self._keep_frames and self._episode.state != Episode.STATE_ABORTED:
+        if self._keep_frames and self._episode.state in PLAYED_TO_THE_END:
             last_ns = to_ns(self._episode.header.stamp)
-            self._spin_until(lambda: last_ns <= max(record.frames), _ANSWER_TIMEOUT,
+            self._spin_until(lambda: last_ns <= max(record.frames, default=-1), _ANSWER_TIMEOUT,
                              'the last frame')
         record.finish(self._episode)
         self._wait_for(goal.cancel_goal_async(), _ANSWER_TIMEOUT, 'the task to end')

@@ -21,12 +21,11 @@ from rclpy.signals import SignalHandlerOptions
 
 from worldvla_ros.errors import SimulationError, WorldVLAError
 from worldvla_ros.graph import NodeSpec, demo_graph
-from worldvla_ros.msg import Episode
 from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.policies import checkpoint_folder
-from worldvla_sim.ros.episode_client import EpisodeClient
+from worldvla_sim.ros.episode_client import PLAYED_TO_THE_END, EpisodeClient
 from worldvla_sim.ros.expert_over_ros import ExpertCommander
 from worldvla_sim.runner import LOCKSTEP, EpisodeJob, EvaluationSettings, RunOptions
 
@@ -87,7 +86,7 @@ class RosEpisodeRunner:
         settings, videos = self._settings, self._options.videos
         began = time.perf_counter()
         seen = client.play(settings.suite, job.task, job.init_state, seed=settings.seed)
-        if seen.final.state not in (Episode.STATE_SUCCESS, Episode.STATE_TIMEOUT):
+        if seen.final.state not in PLAYED_TO_THE_END:
             raise SimulationError(seen.final.error or f'the episode ended as {seen.state}')
         if seen.limited and settings.mode == LOCKSTEP:
             raise WorldVLAError(f'the safety stage changed {seen.limited} commands, so this is '

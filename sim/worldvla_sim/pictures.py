@@ -2,6 +2,7 @@
 """Videos and contact sheets of rollouts: for people, who would rather look than read."""
 
 from collections.abc import Sequence
+import errno
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,14 +20,16 @@ class VideoWriter:
     """
     Writes frames of one size to an mp4 file that browsers play (H.264).
 
-    :param path: written whole: a temporary file becomes it on `close`
+    :param path: written whole or not at all: a temporary file becomes it on `close`
     :param size: (height, width) [px]; odd sizes are cropped by a pixel, as H.264 needs even ones
     :param fps: frames per second
+    :raises OSError: when a frame is added or at the end, if it cannot be written
     """
 
     def __init__(self, path: Path, size: tuple[int, int], fps: float) -> None:
         self._path = path
         self._partial = path.with_name(f'.{path.stem}.part.mp4')
+        self._frames = 0
         self._height, self._width = (side - side % 2 for side in size)
         self._sink: Any = imageio_ffmpeg.write_frames(
             str(self._partial), (self._width, self._height), fps=fps, codec='libx264',
@@ -36,20 +39,36 @@ class VideoWriter:
     def add(self, frame: np.ndarray) -> None:
         """Append one frame, (H, W, 3) uint8 RGB."""
         self._sink.send(np.ascontiguousarray(frame[:self._height, :self._width]))
+        self._frames += 1
 
     def close(self) -> None:
         """Finish the file; safe to repeat."""
+        if self._sink is None:
+            return
+        sink, self._sink = self._sink, None
+        sink.close()
+        # The program that encodes may die after the last frame, and nothing tells of its status.
+        if int(cv2.VideoCapture(str(self._partial)).get(cv2.CAP_PROP_FRAME_COUNT)) < self._frames:
+            self._discard()
+            raise OSError(errno.EIO, 'the video was not written to its end', str(self._path))
+        self._partial.replace(self._path)
+
+    def _discard(self) -> None:
+        """Leave no file behind; safe to repeat."""
         if self._sink is not None:
             self._sink.close()
             self._sink = None
-            self._partial.replace(self._path)
+        self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> 'VideoWriter':
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self._discard()
 
 
 def captioned(frame: np.ndarray, text: str, scale: int = 1) -> np.ndarray:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 import textwrap
+import warnings
 
 import numpy as np
 
@@ -36,6 +37,9 @@ class EpisodeVideos:
     def keep(self, record: EpisodeRecord, frames: Sequence[np.ndarray]) -> EpisodeRecord:
         """Write the video if this episode is wanted, and return the record with its path.
 
+        A video that cannot be written is warned of and changes no record: otherwise a full disk
+        would turn failures into errors, which the success rate does not count.
+
         :param frames: (H, W, 3) uint8 RGB, the first one before the first step.
         """
         if record.success and self.kind != 'all':
@@ -43,7 +47,14 @@ class EpisodeVideos:
         outcome = 'success' if record.success else 'failure'
         path = self.folder / (f'{record.suite}_task{record.task}_init{record.init_state}_'
                               f'{outcome}.mp4')
-        save_episode_video(path, frames, record.instruction, outcome)
+        try:
+            save_episode_video(path, frames, record.instruction, outcome)
+        except OSError as error:
+            reason = error.strerror or str(error).partition('\n')[0]
+            # Python shows the same text once, whatever the number of episodes.
+            warnings.warn(f'episodes are left without a video in {self.folder}: {reason}',
+                          RuntimeWarning, stacklevel=2)
+            return record
         return replace(record, video=str(path))
 
 

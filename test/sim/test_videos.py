@@ -4,6 +4,7 @@
 from pathlib import Path
 
 import cv2
+import imageio_ffmpeg
 import numpy as np
 import pytest
 
@@ -43,6 +44,32 @@ def test_a_video_shows_every_frame_above_a_bar_for_each_line_of_text(tmp_path):
         assert np.abs(picture[200, 200].astype(int) - (200, 20, 20 * step)).max() < 30
         for bar in np.array_split(picture[512:], 3):
             assert bar.max() > 150, 'there is text'
+
+
+FULL_DISK = """#!/bin/sh
+ulimit -f 1
+exec '{ffmpeg}' "$@"
+"""
+DIES = """#!/bin/sh
+exit 1
+"""
+
+
+@pytest.mark.parametrize('program', [FULL_DISK, DIES])
+def test_a_video_that_cannot_be_written_leaves_the_failure_a_failure(
+        program, tmp_path, monkeypatch):
+    encoder, folder = tmp_path / 'ffmpeg', tmp_path / 'videos'
+    encoder.write_text(program.format(ffmpeg=imageio_ffmpeg.get_ffmpeg_exe()))
+    encoder.chmod(0o755)
+    monkeypatch.setenv('IMAGEIO_FFMPEG_EXE', str(encoder))
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
+    with pytest.warns(RuntimeWarning, match='without a video') as warned:
+        kept = EpisodeVideos(folder).keep(record(False), noise)
+        assert kept == EpisodeVideos(folder).keep(record(False), noise) == record(False)
+    assert not list(folder.iterdir()), 'no part of a video is left'
+    texts = {str(one.message) for one in warned if one.category is RuntimeWarning}
+    assert len(texts) == 1, 'one text, which Python shows once'
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error():

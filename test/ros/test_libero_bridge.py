@@ -213,7 +213,7 @@ def test_an_episode_ends_at_its_step_limit_and_takes_no_command_then(robot):
 
 
 def test_the_same_seed_and_commands_give_the_same_trajectory(robot, expected):
-    """Rule (j), bit for bit: twice over topics, and in process."""
+    """Bit for bit: twice over topics, and in process."""
     trajectories = []
     for _ in range(2):
         robot.reset(**TASK)
@@ -313,3 +313,26 @@ def test_realtime_follows_commands_and_holds_still_when_they_cease(realtime_robo
     step = robot.episodes[-1].step
     wait_until(lambda: robot.episodes[-1].step > step + 3)
     assert robot.episodes[-1].state == Episode.STATE_RUNNING
+
+
+def test_realtime_begins_with_an_open_gripper_whatever_the_episode_before_held(
+        realtime_robot, env):
+    robot = realtime_robot
+    robot.reset(**TASK)
+
+    def close_for(steps, **fields):
+        """Send a closing command before each of some steps, and let the bridge take the last."""
+        for _ in range(steps):
+            robot.send(np.array([0, 0, 0, 0, 0, 0, 1.0]), **fields)
+            step = robot.episodes[-1].step
+            wait_until(lambda before=step: robot.episodes[-1].step > before)
+        wait_until(lambda: robot.episodes[-1].step > step + 2)
+
+    close_for(20)
+    robot.reset(**TASK)
+    close_for(20, verdict=DeltaAction.VERDICT_HOLD, chunk_sequence=0)
+    opened = env.reset(TASK['init_state']).gripper_positions
+    np.testing.assert_allclose(robot.joints[-1].position[-2:], opened, atol=2e-3)
+    close_for(20)
+    close_for(20, verdict=DeltaAction.VERDICT_HOLD, chunk_sequence=0)
+    assert np.abs(robot.joints[-1].position[-2:]).max() < 0.02, 'a hold keeps what was closed'

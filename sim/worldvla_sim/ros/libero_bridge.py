@@ -2,10 +2,11 @@
 """The node `libero_bridge`: LIBERO as a robot with cameras on ROS 2 topics.
 
 lockstep: publish frame n, wait for its command, step, publish frame n + 1. The same seed and the
-same commands give the same trajectory (rule j). realtime: a step every 50 ms with the latest
-command. Simulated time never goes back, also not from one episode to the next.
+same commands give the same trajectory. realtime: a step every 50 ms with the latest command.
+Simulated time never goes back, also not from one episode to the next.
 """
 
+from dataclasses import replace
 import time
 
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
@@ -52,6 +53,7 @@ class LiberoBridge(Node):
         self._now_ns = _EPISODE_GAP_NS
         self._command = Command.hold(_OPEN_GRIPPER)
         self._command_at = -np.inf  # [s] monotonic
+        self._gripper_said = False  # in this episode: a hold keeps the gripper of the one before
         self._waiting_since = self._sent_at = time.monotonic()
         self._episodes = self.create_publisher(Episode, 'episode', _EPISODE_QOS)
         self._clocks = self.create_publisher(ClockMsg, '/clock', 10)
@@ -87,7 +89,7 @@ class LiberoBridge(Node):
             response.message = str(error)
             return response
         env = self._player.env
-        self._command = Command.hold(_OPEN_GRIPPER)
+        self._command, self._gripper_said = Command.hold(_OPEN_GRIPPER), False
         self._now_ns += _EPISODE_GAP_NS
         self.get_logger().info(
             f'episode {self._player.number}: {request.suite} task {request.task} '
@@ -126,6 +128,9 @@ class LiberoBridge(Node):
                                     throttle_duration_sec=_COMPLAINT_PERIOD)
             return
         if not self._config.lockstep:
+            self._gripper_said |= not _is_sign_of_life(message)
+            if not self._gripper_said:
+                command = replace(command, gripper=self._command.gripper)
             self._command, self._command_at = command, time.monotonic()
         elif self._player.running and self._answers_frame(message):
             self._now_ns += _PERIOD_NS
@@ -133,9 +138,8 @@ class LiberoBridge(Node):
             self._publish_all()
 
     def _answers_frame(self, message: DeltaAction) -> bool:
-        """Whether a command is for the frame that waits, and not a sign of life in between."""
-        from_policy = message.verdict != DeltaAction.VERDICT_HOLD or message.chunk_sequence > 0
-        return from_policy and to_ns(message.header.stamp) >= self._now_ns
+        """Whether a command is for the frame that waits."""
+        return not _is_sign_of_life(message) and to_ns(message.header.stamp) >= self._now_ns
 
     def _repeat(self) -> None:
         """Keep the clock alive, and send the waiting frame again if its command is late."""
@@ -212,6 +216,11 @@ class LiberoBridge(Node):
     def close(self) -> None:
         """Free the simulator before its OpenGL display goes."""
         self._player.close()
+
+
+def _is_sign_of_life(message: DeltaAction) -> bool:
+    """Whether a policy only says that it is there, and has no action for this episode yet."""
+    return message.verdict == DeltaAction.VERDICT_HOLD and not message.chunk_sequence
 
 
 def main() -> int:

@@ -85,7 +85,10 @@ class Tally:
 
 
 def write_report(results: Sequence[Results], path: Path) -> None:
-    """Write the page whole or not at all. Raises ConfigError if it cannot be written."""
+    """Write the page whole or not at all.
+
+    :raises ConfigError: it cannot be written, or an episode of a run is there twice.
+    """
     page = render_report(results, path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ def write_report(results: Sequence[Results], path: Path) -> None:
 
 
 def render_report(results: Sequence[Results], folder: Path) -> str:
-    """Return the page.
+    """Return the page; ConfigError if an episode of a run is there twice.
 
     :param folder: where it will lie; links to videos start there.
     """
@@ -108,14 +111,33 @@ def render_report(results: Sequence[Results], folder: Path) -> str:
 
 
 def group_runs(results: Sequence[Results]) -> list[Run]:
-    """Put results that differ in the suite alone together, in the order of their appearance."""
+    """Put results that differ in the suite alone together, in the order of their appearance.
+
+    :raises ConfigError: an episode of a run is there twice.
+    """
     groups: dict[tuple[tuple[str, str], ...], list[Results]] = {}
     for one in results:
         key = tuple(sorted((name, str(value)) for name, value in one.settings.items()
                            if name not in _HIDDEN))
         groups.setdefault(key, []).append(one)
+    for group in groups.values():
+        _require_each_episode_once(group)
     return [Run(_label(dict(key), [dict(other) for other in groups]), tuple(group))
             for key, group in groups.items()]
+
+
+def _require_each_episode_once(run: Iterable[Results]) -> None:
+    """Raise ConfigError if results of one run overlap: they would count an episode twice."""
+    seen: dict[tuple[str, int, int], Results] = {}
+    for one in run:
+        for record in one.records:
+            episode = (record.suite, record.task, record.init_state)
+            if episode in seen:
+                raise ConfigError(
+                    f'{record.suite} task {record.task}, initial state {record.init_state} is in '
+                    f'{seen[episode].path} and in {one.path}, with the same settings; give each '
+                    f'episode once')
+            seen[episode] = one
 
 
 def _label(settings: dict[str, str], every: Sequence[dict[str, str]]) -> str:

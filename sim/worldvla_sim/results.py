@@ -35,6 +35,7 @@ class Results:
     complete: bool = False  # False while episodes are missing, e.g. after Ctrl-C
     runs: list[dict[str, Any]] = field(default_factory=list)
     """What `describe_run` says of each run that played some of the episodes, oldest first."""
+    path: Path | None = field(default=None, compare=False)  # of the file it was read from
 
     def save(self, path: Path) -> None:
         """Write JSON, whole or not at all; ConfigError when it cannot be written."""
@@ -61,7 +62,7 @@ class Results:
                                         if key in known}) for record in content['records']]
             older = [content['run']] if content.get('run') else []  # one for the whole file
             return cls(content['settings'], records, content['complete'],
-                       content.get('runs', older))
+                       content.get('runs', older), path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f'{path} is not a result file of this program ({error!r}); delete '
                               f'it or name another') from error

@@ -137,3 +137,15 @@ def test_the_command_reads_result_files(tmp_path):
     results().save(tmp_path / 'in.json')
     assert report.main([str(tmp_path / 'in.json'), '--out', str(tmp_path / 'out.html')]) == 0
     assert 'sha256:abc' in (tmp_path / 'out.html').read_text()
+
+
+def test_an_episode_that_is_in_two_files_of_a_run_is_refused_with_both_names(tmp_path, capsys):
+    files = [tmp_path / 'a.json', tmp_path / 'b.json', tmp_path / 'other_seed.json']
+    for file, seed in zip(files, (0, 0, 1), strict=True):
+        results(seed=seed).save(file)
+    page = tmp_path / 'page.html'
+    assert report.main([*map(str, files), '--out', str(page)]) == 2
+    said, = capsys.readouterr().err.splitlines()
+    assert 'libero_object task 2, initial state 0' in said and not page.exists()
+    assert str(files[0]) in said and str(files[1]) in said
+    assert report.main([str(files[0]), str(files[2]), '--out', str(page)]) == 0

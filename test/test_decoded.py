@@ -27,6 +27,15 @@ def test_a_certain_network_gives_the_same_bin_either_way():
         assert torch.equal(choose_bins(logits, value, 'mean'), choose_bins(logits, value))
 
 
+@pytest.mark.parametrize('choice', ['greedy', 'mean'])
+def test_a_network_that_computed_nan_still_names_bins(choice):
+    """They go into the embedding, where a GPU has no way to refuse them."""
+    logits = torch.full((2, 256), torch.nan)
+    bins = choose_bins(logits, 0, choice)
+    assert (bins >= 0).all() and (bins < 256).all()
+    assert token_statistics(logits, bins)['entropy'].isnan().all()
+
+
 def test_statistics_are_of_the_bin_that_was_chosen():
     logits = torch.randn(3, 256)
     chosen = torch.tensor([5, 6, 7])

@@ -22,11 +22,12 @@ from worldvla_ros.errors import (
     InstructionError,
     StateError,
 )
+from worldvla_ros.model.engine.chunk import StaticChunkDecoder
 from worldvla_ros.model.generate import decode_chunk_in_order, generate_chunk
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
 from worldvla_ros.policy.settings import PolicySettings
-from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
+from worldvla_ros.tokens.action_tokenizer import BIN_CHOICES, LIBERO_MAXIMUM, LIBERO_MINIMUM
 
 TASK = 'pick up the milk and place it in the basket'
 
@@ -339,12 +340,45 @@ def test_a_checkpoint_trained_without_the_chunk_mask_is_decoded_without_it(polic
     np.testing.assert_array_equal(chunk.token_ids, expected)
 
 
-def test_broken_weights_are_reported_not_sent_to_the_robot(policy):
+@pytest.fixture(params=['eager', 'static'])
+def decoder(request, monkeypatch):
+    """Let policies decode by plain passes, or by the engine that a GPU gets."""
+    def engine(model, num_actions, *, prompt_lengths, newest_rows, chunk_mask, choice, weights):
+        return StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
+                                  newest_rows=newest_rows, choice=choice)
+    if request.param == 'static':
+        monkeypatch.setattr('worldvla_ros.policy.policy.chunk_decoder', engine)
+
+
+@pytest.mark.parametrize('choice', BIN_CHOICES)
+def test_broken_weights_are_reported_not_sent_to_the_robot(policy, decoder, choice):
     model = deepcopy(policy.pretrained.model)
     torch.nn.init.constant_(model.model.norm.weight, torch.nan)
-    broken = WorldVLAPolicy(replace(policy.pretrained, model=model))
+    settings = replace(policy.pretrained.settings, bin_choice=choice)
+    broken = WorldVLAPolicy(replace(policy.pretrained, model=model, settings=settings))
     with pytest.raises(InferenceError, match='NaN'):
         broken.predict_chunk(Observation((frame(1),), TASK))
+
+
+@pytest.mark.parametrize('ahead', [False, True])
+def test_nan_of_one_frame_is_gone_with_it(policy, decoder, ahead):
+    model = deepcopy(policy.pretrained.model)
+    bad, *clean = (frame(seed) for seed in (61, 62, 63))
+    codes = [set(policy.pretrained.encode(one.image).ravel().tolist()) for one in (bad, *clean)]
+    own = min(codes[0] - codes[1] - codes[2])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[model.config.vocabulary.code_start + own] = torch.nan
+    pretrained = replace(policy.pretrained, model=model)
+    spoiled, fresh = WorldVLAPolicy(pretrained), WorldVLAPolicy(pretrained)
+    if ahead:
+        spoiled.prepare(bad, TASK)
+    with pytest.raises(InferenceError, match='NaN for this observation'):
+        spoiled.predict_chunk(Observation((bad, clean[0]), TASK))
+    for frames in (clean[:1], clean):
+        chunk, expected = (one.predict_chunk(Observation(tuple(frames), TASK))
+                           for one in (spoiled, fresh))
+        np.testing.assert_array_equal(chunk.token_ids, expected.token_ids)
+        np.testing.assert_array_equal(chunk.entropy, expected.entropy)
 
 
 @pytest.mark.parametrize(('entry', 'message'), [

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The world model imagines what its prompt says, step after step."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import CheckpointError, FrameError, InferenceError, TokenError
+from worldvla_ros.model.engine.image import StaticImageRows
 from worldvla_ros.model.image_decoding import decode_image, generate_image
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
@@ -119,6 +121,31 @@ def test_an_image_tokenizer_of_another_model_is_refused(pretrained):
     other = ImageTokenizer(replace(IMAGES, n_embed=32))
     with pytest.raises(CheckpointError, match=r'has 32 codes.* 64'):
         replace(pretrained, image_tokenizer=other)
+
+
+@pytest.mark.parametrize('engine', [False, True])
+def test_nan_is_reported_and_gone_with_its_frame(pretrained, monkeypatch, engine):
+    if engine:  # as on a GPU
+        monkeypatch.setattr('worldvla_ros.policy.world_model.image_rows',
+                            lambda model, length, _: StaticImageRows(model, length + 3, 20, 16))
+    codes = [set(pretrained.encode(frame(seed).image).ravel().tolist()) for seed in (0, 1)]
+    model = deepcopy(pretrained.model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[
+            model.config.vocabulary.code_start + min(codes[0] - codes[1])] = torch.nan
+    # The imagined codes may hold the bad one: each world imagines one frame of a clean one.
+    spoiled, fresh = (WorldModel(replace(pretrained, model=model), drafts=False)
+                      for _ in range(2))
+    spoiled.reset(frame(0))
+    for _ in range(2):
+        with pytest.raises(InferenceError, match='NaN for this observation'):
+            spoiled.step(ACTION)
+    for world in (spoiled, fresh):
+        world.reset(frame(1))
+    one, other = spoiled.step(ACTION), fresh.step(ACTION)
+    np.testing.assert_array_equal(one.codes, other.codes)
+    np.testing.assert_array_equal(one.entropy, other.entropy)
+    assert one.frame.stamp_ns == other.frame.stamp_ns
 
 
 def test_misuse_is_refused(pretrained):

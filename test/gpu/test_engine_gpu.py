@@ -6,7 +6,7 @@
 
 import numpy as np
 import pytest
-from tiny_models import action_prompt, tiny_model, world_prompt
+from tiny_models import VOCABULARY, action_prompt, tiny_model, world_prompt
 import torch
 
 from worldvla_ros.errors import InferenceError
@@ -16,6 +16,7 @@ from worldvla_ros.model.engine.image import StaticImageRows
 from worldvla_ros.model.engine.linear import Fp8Linear
 from worldvla_ros.model.generate import decode_chunk
 from worldvla_ros.model.image_decoding import decode_image, decode_image_rows, image_rows
+from worldvla_ros.tokens.action_tokenizer import BIN_CHOICES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
                                                   reason='needs a CUDA device')]
@@ -66,6 +67,34 @@ def test_nothing_is_captured_after_the_warm_up_and_the_host_never_waits():
     finally:
         torch.cuda.set_sync_debug_mode('default')
     assert decoder.captures == captures
+
+
+def test_a_result_survives_the_next_chunk():
+    rng = np.random.default_rng(6)
+    decoder = engine(tiny_model(seed=6).cuda())
+    first = decoder.decode(action_prompt(rng, 1, (1, 2)))
+    token_ids, entropy = first.token_ids.cpu(), first.entropy.cpu()
+    for _ in range(3):
+        decoder.decode(action_prompt(rng, 1, (1, 2)))
+    assert torch.equal(first.token_ids.cpu(), token_ids)
+    assert torch.equal(first.entropy.cpu(), entropy)
+
+
+@pytest.mark.parametrize('choice', BIN_CHOICES)
+def test_nan_is_named_in_a_replay_too_and_forgotten(choice):
+    rng = np.random.default_rng(7)
+    model, on_cpu = tiny_model(seed=7).cuda(), tiny_model(seed=7)
+    decoder = engine(model, choice=choice)
+    decoder.warm_up()
+    prompt = action_prompt(rng, 2, (1, 2))
+    with torch.no_grad():
+        row = model.model.embed_tokens.weight[VOCABULARY.separator]
+        whole, row[:] = row.clone(), torch.nan
+        assert decoder.decode(prompt).entropy.isnan().any()
+        row[:] = whole
+    decoder.forget()
+    assert torch.equal(decoder.decode(prompt).token_ids.cpu(),
+                       decode_chunk(on_cpu, prompt, 5, choice=choice).token_ids)
 
 
 def test_replays_allocate_nothing_that_stays():

@@ -27,6 +27,9 @@ class ChunkDecoder(Protocol):
     def decode(self, prompt_ids: Ids) -> DecodedChunk:
         """Return the chunk after prompt ids [P]."""
 
+    def forget(self) -> None:
+        """Drop all that is remembered, NaN too; the next prompt is computed whole."""
+
     def warm_up(self) -> None:
         """Do what only the first call of each shape needs."""
 
@@ -53,6 +56,10 @@ class EagerChunkDecoder:
         """Return the chunk after prompt ids [P]."""
         return self._decode(self._model, prompt_ids, self._num_actions, cache=self._cache,
                             choice=self._choice)
+
+    def forget(self) -> None:
+        """Drop the rows of the cache; no pass reads rows that it does not keep."""
+        self._cache.keep_prefix([])
 
     def warm_up(self) -> None:
         """Do nothing: plain passes have no shapes to prepare."""

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What decoding takes and gives: prompt ids in, tokens with the model's confidence out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 import torch
 from torch import Tensor
 
-from worldvla_ros.errors import TokenError
+from worldvla_ros.errors import InferenceError, TokenError
 from worldvla_ros.tokens.vocab import VALUES_PER_ACTION, Vocabulary
 
 Ids = Tensor | np.ndarray | Sequence[int]
@@ -25,7 +26,8 @@ class DecodedChunk:
     entropy: Tensor  # [K, 7] float32 [nat], over the action bins
     margin: Tensor  # [K, 7] float32, best logit minus second best
     violations: Tensor | None  # int64 []: tokens at which the free model differs; None: not asked
-    prefill_s: float  # host time of the prefill [s]; on a GPU the work may still be under way
+    prefill_s: float  # [s] on the host until the prompt's pass was started, on a CPU until it was
+    #                   done; 0 where one graph holds the whole chunk and nobody can tell
     rows: int  # rows that went through the network, all passes together
 
 
@@ -52,7 +54,8 @@ def choose_bins(logits: Tensor, value: int, choice: str = 'greedy') -> Tensor:
     if choice == 'greedy' or value == _GRIPPER:
         return logits.argmax(-1)
     bins = torch.arange(logits.shape[-1], device=logits.device, dtype=logits.dtype)
-    return (logits.softmax(-1) * bins).sum(-1).round().long()
+    mean = (logits.softmax(-1) * bins).sum(-1)
+    return mean.nan_to_num(0.0).round().long()  # always a bin; the entropy says what was NaN
 
 
 def token_statistics(logits: Tensor, bins: Tensor | None = None) -> dict[str, Tensor]:
@@ -67,6 +70,22 @@ def token_statistics(logits: Tensor, bins: Tensor | None = None) -> dict[str, Te
     return {'log_probs': chosen,
             'entropy': -(log_probs.exp() * log_probs).sum(-1),
             'margin': best[..., 0] - best[..., 1]}
+
+
+def finite_entropy(decoded: DecodedChunk | DecodedImage, forget: Callable[[], None]
+                   ) -> NDArray[np.float32]:
+    """Return the entropies of what was decoded, on the host.
+
+    Raises InferenceError where they are NaN, as all else is then, after calling `forget`.
+
+    :param forget: of the decoder, whose cache holds NaN, too.
+    """
+    entropy: NDArray[np.float32] = decoded.entropy.cpu().numpy()
+    if not np.isfinite(entropy).all():
+        forget()
+        raise InferenceError('the network computed NaN for this observation: broken weights, or '
+                             'an overflow of float16; use bfloat16')
+    return entropy
 
 
 def checked_ids(token_ids: Ids, vocabulary: Vocabulary) -> list[int]:

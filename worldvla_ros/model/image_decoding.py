@@ -43,6 +43,9 @@ class ImageRows(Protocol):
     def extend(self, tokens: list[int], kept: int) -> Tensor:
         """Drop all but `kept` tokens after the prompt; return logits [n, codes] of n more."""
 
+    def forget(self) -> None:
+        """Drop all that is remembered of earlier images, NaN too."""
+
 
 class EagerImageRows:
     """ImageRows by plain passes of the network over a growing KV cache."""
@@ -68,6 +71,10 @@ class EagerImageRows:
         """Drop all but `kept` tokens after the prompt; return logits [n, codes] of n more."""
         self._cache.truncate(self._prompt_length + kept)
         return self._logits(tokens, len(tokens))
+
+    def forget(self) -> None:
+        """Drop the rows of the cache; no pass reads rows that it does not keep."""
+        self._cache.keep_prefix([])
 
     def _logits(self, ids: list[int], keep_last: int) -> Tensor:
         hidden = self._model.rows(torch.tensor(ids, device=self._model.device)[None],

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import STATE_DIM, ActionChunk, Frame, LatencySplit, Observation
-from worldvla_ros.errors import FrameError, InferenceError, StateError
+from worldvla_ros.errors import FrameError, StateError
 from worldvla_ros.model.chunk_decoder import ChunkDecoder, checked_weights, chunk_decoder
+from worldvla_ros.model.decoded import finite_entropy
 from worldvla_ros.policy.pretrained import Pretrained
 
 MAX_TEXT_TOKENS = 192  # room for the instruction in the KV cache; longer ones are refused
@@ -63,7 +64,7 @@ class WorldVLAPolicy:
 
         Raises FrameError, InstructionError, StateError or InferenceError for an observation that
         the model cannot take: no square images, too many of them, an empty or endless
-        instruction, no state where the checkpoint reads it.
+        instruction, no state where the checkpoint reads it; and for one that it computes NaN for.
         """
         started = time.perf_counter()
         self._check_number_of_frames(observation)
@@ -72,9 +73,8 @@ class WorldVLAPolicy:
         prompt_ids = self._prompts.action(observation.instruction, images,
                                           self._state_ids(observation.state))
         decoded = self._decoder.decode(prompt_ids)
-        token_ids, entropy = decoded.token_ids.cpu().numpy(), decoded.entropy.cpu().numpy()
-        if not np.isfinite(entropy).all():
-            raise InferenceError('the network computed NaN; the weights are broken')
+        entropy = finite_entropy(decoded, self._decoder.forget)
+        token_ids = decoded.token_ids.cpu().numpy()
         actions = self._action_tokenizer.decode(token_ids)
         finished = time.perf_counter()
         return ActionChunk(

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import InferenceError
+from worldvla_ros.model.decoded import finite_entropy
 from worldvla_ros.model.image_decoding import decode_image_rows, image_rows
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.policy.pretrained import Pretrained
@@ -70,7 +71,8 @@ class WorldModel:
     def step(self, action: ArrayLike) -> ImaginedFrame:
         """Imagine the frame after an action (7,) in controller input.
 
-        Raises InferenceError before `reset`, TokenError for an action of another shape or NaN.
+        Raises InferenceError before `reset` and where the network computes NaN, TokenError for an
+        action of another shape or NaN. The rollout stays where it was.
         """
         if self._codes is None:
             raise InferenceError('the world model has no frame yet; call reset(frame) first')
@@ -78,10 +80,11 @@ class WorldModel:
         prompt_ids = self._prompts.world(self._codes, self._action_tokenizer.encode(action))
         decoded = decode_image_rows(self._rows, prompt_ids.tolist(), self._pretrained.grid_hw,
                                     draft=self._codes if self._drafts else None)
+        entropy = finite_entropy(decoded, self._rows.forget)
         image = self._pretrained.image_tokenizer.decode(decoded.codes[None])[0].cpu().numpy()
         codes = decoded.codes.cpu().numpy()
         self._codes = self._pretrained.encode(image) if self._reencode else codes
         self._stamp_ns += self._period_ns
-        return ImaginedFrame(Frame(image, self._stamp_ns), codes, decoded.entropy.cpu().numpy(),
+        return ImaginedFrame(Frame(image, self._stamp_ns), codes, entropy,
                              decoded.log_probs.cpu().numpy(), time.perf_counter() - started,
                              decoded.passes)

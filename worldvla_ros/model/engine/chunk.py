@@ -8,12 +8,11 @@ behind the bucket each pass has K columns of its own, one per action:
 
 Padding costs rows and columns, and nobody sees it: prompt rows see earlier columns only, and the
 rows of actions are told how long the prompt is. That length, and where the rows of a pass start,
-lie in a tensor on the device, so one graph serves all prompts of a bucket.
+lie in a tensor on the device (inputs.py), so one graph serves all prompts of a bucket.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-import time
 
 import torch
 from torch import Tensor
@@ -27,13 +26,12 @@ from worldvla_ros.model.decoded import (
     token_statistics,
 )
 from worldvla_ros.model.engine.graphs import Graphs
+from worldvla_ros.model.engine.inputs import PassInputs
 from worldvla_ros.model.engine.layers import COLUMN_MULTIPLE, bias_of
 from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
 from worldvla_ros.model.kv_cache import common_prefix_length
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION
-
-_START, _LENGTH, _HEADER = 0, 1, 2  # of the tensor that goes to the device before a graph
 
 
 class StaticChunkDecoder:
@@ -65,7 +63,8 @@ class StaticChunkDecoder:
             model, self._width(longest), weights=weights, compiled=compiled,
             num_positions=longest + max(self._newest_rows, num_actions * ACTION_BLOCK_LENGTH))
         self._graphs = Graphs(model.device)
-        self._inputs = torch.zeros(_HEADER + longest, dtype=torch.int64, device=model.device)
+        self._inputs = PassInputs(longest, self._vocabulary.bos, model.device)
+        self._device = model.device
         self._cached: list[int] = []
 
     @property
@@ -80,15 +79,13 @@ class StaticChunkDecoder:
         if prefix == self._cached[:len(prefix)]:
             return 0
         bucket = self._bucket(len(prefix))
-        self._load(prefix, start=0, rows=bucket)
-        self._graphs.run(('prefix', bucket), partial(self._prefix_pass, bucket))
-        self._cached = prefix
+        self._inputs.load(prefix, start=0, rows=bucket)
+        self._run(('prefix', bucket), partial(self._prefix_pass, bucket), prefix)
         return bucket
 
     @torch.no_grad()
     def decode(self, prompt_ids: Ids) -> DecodedChunk:
         """Return what `decode_chunk` returns for prompt ids [P]; `rows` counts the padding too."""
-        started = time.perf_counter()
         prompt = checked_ids(prompt_ids, self._vocabulary)
         bucket = self._bucket(len(prompt))
         # The separator's row is always computed, as in `decode_chunk`.
@@ -96,16 +93,19 @@ class StaticChunkDecoder:
         rows = self._newest_rows
         if len(prompt) - start > rows or bucket <= rows:
             start, rows = 0, bucket
-        self._load(prompt[start:], start, rows)
+        self._inputs.load(prompt[start:], start, rows)
         key = ('chunk', bucket, 'whole' if rows == bucket else 'newest frame')
         token_ids, log_probs, entropy, margin = (
             output.clone() for output in
-            self._graphs.run(key, partial(self._chunk, bucket, rows)))
-        self._cached = prompt
+            self._run(key, partial(self._chunk, bucket, rows), prompt))
         return DecodedChunk(token_ids=token_ids, log_probs=log_probs, entropy=entropy,
-                            margin=margin, violations=None,
-                            prefill_s=time.perf_counter() - started,
+                            margin=margin, violations=None, prefill_s=0.0,
                             rows=rows + VALUES_PER_ACTION * self._num_actions)
+
+    def forget(self) -> None:
+        """Drop and overwrite all that is cached, NaN too."""
+        self._cached = []
+        self._network.clear()
 
     def warm_up(self) -> None:
         """Capture every graph, so that no later call has to."""
@@ -120,6 +120,14 @@ class StaticChunkDecoder:
             shortest = bucket + 1
         self._cached = []
 
+    def _run(self, key: Hashable, function: Callable[[], tuple[Tensor, ...]], ids: list[int]
+             ) -> tuple[Tensor, ...]:
+        """Run a graph that leaves the keys and values of these ids in the cache."""
+        self._cached = []  # a run that fails leaves columns half written
+        outputs = self._graphs.run(key, function)
+        self._cached = ids
+        return outputs
+
     def _bucket(self, length: int) -> int:
         """Return the smallest bucket that holds a prompt."""
         for bucket in self._buckets:
@@ -133,22 +141,15 @@ class StaticChunkDecoder:
         """Return the columns of a prompt's bucket and of all passes after it."""
         return round_up(bucket + VALUES_PER_ACTION * self._num_actions, COLUMN_MULTIPLE)
 
-    def _load(self, ids: list[int], start: int, rows: int) -> None:
-        """Send ids, padded to a pass of so many rows, to the device without waiting for it."""
-        padding = [self._vocabulary.bos] * (rows - len(ids))
-        header = [start, start + len(ids)]
-        sent = torch.tensor(header + ids + padding)
-        self._inputs[:len(sent)].copy_(sent, non_blocking=True)
-
     def _prompt_rows(self, bucket: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Rows]:
         """Return ids, positions and columns [rows] of the prompt's pass, and what they see."""
-        start, length = self._inputs[_START], self._inputs[_LENGTH]
-        place = torch.arange(rows, device=self._inputs.device)
-        ids = self._inputs[_HEADER:_HEADER + rows]
+        ids, start = self._inputs.ids(rows), self._inputs.start
+        place = torch.arange(rows, device=self._device)
         if rows == bucket:  # the whole prompt: `start` is 0, padding stays in the bucket
             return ids, place, place, Rows(slice(0, rows), None)
         positions = start + place
-        columns = torch.where(positions < length, positions, self._network.bin_column)
+        columns = torch.where(positions < self._inputs.end, positions,
+                              self._network.padding_column)
         return ids, positions, columns, Rows(
             slice(0, rows), self._network.causal_bias(rows, bucket, start))
 
@@ -161,8 +162,8 @@ class StaticChunkDecoder:
     def _chunk(self, bucket: int, rows: int) -> tuple[Tensor, ...]:
         """Return token ids [K, 7], and their log-probabilities, entropies and margins."""
         network, vocabulary = self._network, self._vocabulary
-        action = torch.arange(self._num_actions, device=self._inputs.device)
-        first_position = self._inputs[_LENGTH] + ACTION_BLOCK_LENGTH * action
+        action = torch.arange(self._num_actions, device=self._device)
+        first_position = self._inputs.end + ACTION_BLOCK_LENGTH * action
         biases = self._action_biases(bucket, action)
 
         ids, positions, columns, prompt = self._prompt_rows(bucket, rows)
@@ -192,4 +193,4 @@ class StaticChunkDecoder:
         behind = column - bucket
         own = ((behind >= 0) & (behind % self._num_actions == action[:, None])
                & (behind // self._num_actions <= step))
-        return bias_of((column < self._inputs[_LENGTH]) | own, self._network.dtype)
+        return bias_of((column < self._inputs.end) | own, self._network.dtype)

@@ -6,11 +6,10 @@ from torch import Tensor
 
 from worldvla_ros.errors import InferenceError
 from worldvla_ros.model.engine.graphs import Graphs
+from worldvla_ros.model.engine.inputs import PassInputs
 from worldvla_ros.model.engine.layers import COLUMN_MULTIPLE, bias_of
 from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
 from worldvla_ros.model.transformer import Transformer
-
-_START, _LENGTH, _HEADER = 0, 1, 2  # of the tensor that goes to the device before a graph
 
 
 class StaticImageRows:
@@ -35,8 +34,8 @@ class StaticImageRows:
         self._network = StaticNetwork(model, self._columns, weights=weights, compiled=compiled,
                                       num_positions=self._columns)
         self._graphs = Graphs(model.device)
-        self._inputs = torch.zeros(_HEADER + self._prompt_rows, dtype=torch.int64,
-                                   device=model.device)
+        self._inputs = PassInputs(self._prompt_rows, self.vocabulary.bos, model.device)
+        self._device = model.device
         self._prompt_length = 0
 
     @property
@@ -52,7 +51,7 @@ class StaticImageRows:
                                  f'of {self._window}, got a prompt of {len(prompt)} tokens and '
                                  f'{len(tokens)} drafted ones')
         self._prompt_length = len(prompt)
-        self._load(ids, 0, self._prompt_rows)
+        self._inputs.load(ids, 0, self._prompt_rows)
         logits, = self._graphs.run('prompt', self._prompt_pass)
         return logits[self._window - 1 - len(tokens):]
 
@@ -61,31 +60,27 @@ class StaticImageRows:
         if len(tokens) > self._window:
             raise InferenceError(f'the engine was built for a window of {self._window} rows, got '
                                  f'{len(tokens)} tokens')
-        self._load(tokens, self._prompt_length + kept, self._window)
+        self._inputs.load(tokens, self._prompt_length + kept, self._window)
         logits, = self._graphs.run('window', self._window_pass)
         return logits[:len(tokens)]
 
-    def _load(self, ids: list[int], start: int, rows: int) -> None:
-        """Send ids, padded to a pass of so many rows, to the device without waiting for it."""
-        sent = torch.tensor([start, start + len(ids), *ids,
-                             *[self.vocabulary.bos] * (rows - len(ids))])
-        self._inputs[:len(sent)].copy_(sent, non_blocking=True)
+    def forget(self) -> None:
+        """Overwrite all keys and values, NaN too."""
+        self._network.clear()
 
     def _prompt_pass(self) -> tuple[Tensor, ...]:
         """Return the logits of the last rows of the sequence, as many as a window has."""
-        place = torch.arange(self._prompt_rows, device=self._inputs.device)
-        last = (self._inputs[_LENGTH] - self._window + place[:self._window]).clamp(min=0)
+        place = torch.arange(self._prompt_rows, device=self._device)
+        last = (self._inputs.end - self._window + place[:self._window]).clamp(min=0)
         seen = bias_of(place <= last[:, None], self._network.dtype)
         return self._logits(place, Rows(slice(None), None), Rows(last, seen))
 
     def _window_pass(self) -> tuple[Tensor, ...]:
         """Return the logits of a window of rows."""
-        start = self._inputs[_START]
-        place = start + torch.arange(self._window, device=self._inputs.device)
-        seen = self._network.causal_bias(self._window, self._columns, start)
+        place = self._inputs.start + torch.arange(self._window, device=self._device)
+        seen = self._network.causal_bias(self._window, self._columns, self._inputs.start)
         return self._logits(place, Rows(slice(None), seen), None)
 
     def _logits(self, place: Tensor, rows: Rows, needed: Rows | None) -> tuple[Tensor, ...]:
-        ids = self._inputs[_HEADER:_HEADER + len(place)]
-        hidden = self._network.rows(ids, place, place, [rows], needed)
+        hidden = self._network.rows(self._inputs.ids(len(place)), place, place, [rows], needed)
         return (self._network.logits(hidden, self.vocabulary.codes),)

@@ -33,8 +33,8 @@ class Rows(NamedTuple):
 class StaticNetwork:
     """Fused weights and the keys and values of `capacity` columns.
 
-    Columns are places in memory; a row's rotary position is given apart. The last column is a
-    bin for rows that only pad a shape, and no row ever sees it.
+    Columns are places in memory; a row's rotary position is given apart. Rows that only pad a
+    shape go to `padding_column`, behind all others, and no row ever sees it.
     """
 
     def __init__(self, model: Transformer, capacity: int, *, num_positions: int,
@@ -51,8 +51,9 @@ class StaticNetwork:
         self._embedding, self._norm, self._logits = (
             model.model.embed_tokens, model.model.norm, model.logits)
         self._layers = [FusedLayer(layer, linear).eval() for layer in model.model.layers]
-        self.bin_column = round_up(capacity)
-        shape = (1, model.config.num_heads, self.bin_column + ROW_MULTIPLE, model.config.head_dim)
+        self.padding_column = round_up(capacity)
+        shape = (1, model.config.num_heads, self.padding_column + ROW_MULTIPLE,
+                 model.config.head_dim)
         self._keys, self._values = (
             [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self._layers]
             for _ in range(2))
@@ -87,6 +88,15 @@ class StaticNetwork:
             x = self._finish(layer, x, [_attend(q, k, v, keys, values, group)
                                         for group in groups])
         return self._norm(x)[0]
+
+    def clear(self) -> None:
+        """Set all keys and values to zero.
+
+        What a mask hides has weight 0, and 0 times NaN is NaN: columns that once held NaN would
+        spoil every later pass over them.
+        """
+        for columns in (*self._keys, *self._values):
+            columns.zero_()
 
     def logits(self, hidden: Tensor, allowed: range) -> Tensor:
         """Return float32 logits [..., allowed] of hidden states."""

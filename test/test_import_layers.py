@@ -21,23 +21,29 @@ LAYERS = {
     'worldvla_ros.arm_state': (),
     'worldvla_ros.config': (),
     'worldvla_ros.whole_files': (),
+    'worldvla_ros.arguments': (),
     'worldvla_ros.graph': ('worldvla_ros.policy.named_checkpoints',
                            'worldvla_ros.policy.settings'),
     'worldvla_ros.tokens': ('worldvla_ros.datatypes',),
     # token ids have one home, so the networks take the id ranges from there and nothing else
     'worldvla_ros.model': ('worldvla_ros.tokens.vocab',),
+    'worldvla_ros.model.checkpoint': (
+        'worldvla_ros.model', 'worldvla_ros.tokens.vocab', 'worldvla_ros.whole_files'),
     'worldvla_ros.safety': ('worldvla_ros.datatypes', 'worldvla_ros.config'),
     'worldvla_ros.policy': (
         'worldvla_ros.tokens', 'worldvla_ros.model', 'worldvla_ros.datatypes'),
     'worldvla_ros.policy.random_checkpoint': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.model',
         'worldvla_ros.whole_files'),
+    'worldvla_ros.policy.settings': (
+        'worldvla_ros.tokens', 'worldvla_ros.config', 'worldvla_ros.datatypes'),
     'worldvla_ros.policy.frame_history': ('worldvla_ros.datatypes',),
     'worldvla_ros.policy.chunk_schedule': ('worldvla_ros.datatypes',),
     'worldvla_ros.policy.state_history': ('worldvla_ros.arm_state',),
     'worldvla_ros.training': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.model', 'worldvla_ros.config',
-        'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files'),
+        'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files',
+        'worldvla_ros.arguments'),
     'worldvla_ros.inference': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.datatypes',
         'worldvla_ros.config', 'worldvla_ros.safety'),
@@ -53,11 +59,12 @@ LAYERS = {
         'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes'),
     'worldvla_sim': (
         'worldvla_ros.policy', 'worldvla_ros.safety', 'worldvla_ros.config',
-        'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files'),
+        'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files',
+        'worldvla_ros.arguments'),
     # read demonstrations as training does
     'worldvla_sim.recorded_simulation': ('worldvla_sim', 'worldvla_ros.training'),
-    'worldvla_sim.replay': ('worldvla_sim', 'worldvla_ros.training'),
-    'worldvla_sim.rerender': ('worldvla_sim', 'worldvla_ros.training'),
+    'worldvla_sim.replay': ('worldvla_sim', 'worldvla_ros.training', 'worldvla_ros.arguments'),
+    'worldvla_sim.rerender': ('worldvla_sim', 'worldvla_ros.training', 'worldvla_ros.arguments'),
     'worldvla_sim.view_demos': ('worldvla_sim', 'worldvla_ros.training', 'worldvla_ros.datatypes',
                                 'worldvla_ros.whole_files'),
     # trains and evaluates, each in processes of their own, so it reads the files of both

@@ -19,10 +19,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.policy.named_checkpoints import NAMES
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
-from worldvla_sim.commands import EXIT_OK, resumable
+from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, parse_indices, resumable
 from worldvla_sim.dagger import LearnerSettings, learner_settings, record_turns
 from worldvla_sim.demonstrations import (
     DemonstrationRecorder,
@@ -32,7 +33,6 @@ from worldvla_sim.demonstrations import (
     whole_file,
     write_demonstration,
 )
-from worldvla_sim.evaluate import parse_indices
 from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
@@ -259,15 +259,15 @@ def _parser() -> argparse.ArgumentParser:
         description='Record expert demonstrations as LIBERO-format HDF5; run again to resume.')
     parser.add_argument('--suite', required=True, help=', '.join(SUITES))
     parser.add_argument('--tasks', type=parse_indices, help='such as 0,3-5 (default: all)')
-    parser.add_argument('--per-task', type=int, default=50)
+    parser.add_argument('--per-task', type=positive_int, default=50)
     parser.add_argument('--noise', type=float, default=0.1,
                         help='standard deviation of the executed motion (default: 0.1)')
     parser.add_argument('--policy', metavar='NAME|FOLDER',
                         help=f'takes turns with the expert (DAgger): {", ".join(NAMES)}, hold, '
                              'drift (random mistakes, as long as there is no policy), or the '
                              'folder of a checkpoint')
-    parser.add_argument('--workers', type=int, default=1)
-    parser.add_argument('--image-size', type=int,
+    parser.add_argument('--workers', type=positive_int, default=1)
+    parser.add_argument('--image-size', type=positive_int,
                         help='[px] (default: what the checkpoint of --policy needs, else 256)')
     parser.add_argument('--wrist', action='store_true', help='record the wrist camera too')
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
@@ -295,4 +295,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    end_as_on_ctrl_c()
     sys.exit(main())

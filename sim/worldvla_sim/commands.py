@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How commands end: their exit status, and one line instead of a traceback."""
+"""What commands share: how they read lists, and how they end, in one line and with a status."""
 
+import argparse
 from collections.abc import Callable
 import functools
+import re
+import signal
 import sys
 from typing import ParamSpec
 
@@ -11,6 +14,29 @@ from worldvla_ros.errors import WorldVLAError
 EXIT_OK, EXIT_ERRORS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 Arguments = ParamSpec('Arguments')
+
+
+def parse_indices(text: str) -> list[int]:
+    """Turn '0,3-5' into [0, 3, 4, 5].
+
+    :raises argparse.ArgumentTypeError: anything else.
+    """
+    indices: list[int] = []
+    for part in text.split(','):
+        match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
+        if match is None:
+            raise argparse.ArgumentTypeError(
+                f'{text!r} is not a list of indices and ranges such as 0,3-5')
+        first, last = match.groups()
+        indices.extend(range(int(first), int(last or first) + 1))
+    if not indices:
+        raise argparse.ArgumentTypeError(f'{text!r} names no index (ranges go upwards)')
+    return sorted(set(indices))
+
+
+def end_as_on_ctrl_c() -> None:
+    """Let SIGTERM end the command as Ctrl-C does: it stops its processes and saves what it has."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def resumable(main: Callable[Arguments, int]) -> Callable[Arguments, int]:

@@ -6,15 +6,21 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, replace
 import functools
 from pathlib import Path
-import re
-import signal
 import sys
 
 from tqdm import tqdm
 
+from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.policy.named_checkpoints import NAMES
-from worldvla_sim.commands import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from worldvla_sim.commands import (
+    EXIT_ERRORS,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    end_as_on_ctrl_c,
+    parse_indices,
+)
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
@@ -30,10 +36,11 @@ from worldvla_sim.runner import (
     EpisodeJob,
     EvaluationSettings,
     RunOptions,
+    make_jobs,
     make_runner,
     require_ros,
 )
-from worldvla_sim.tasks import SUITES, initial_states, load_task, suite_tasks
+from worldvla_sim.tasks import SUITES, load_task
 from worldvla_sim.videos import KINDS, EpisodeVideos
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
@@ -123,39 +130,6 @@ def _show(progress: tqdm, records: Sequence[EpisodeRecord]) -> None:
     progress.update()
 
 
-def parse_indices(text: str) -> list[int]:
-    """Turn '0,3-5' into [0, 3, 4, 5].
-
-    :raises argparse.ArgumentTypeError: anything else.
-    """
-    indices: list[int] = []
-    for part in text.split(','):
-        match = re.fullmatch(r'\s*(\d+)(?:-(\d+))?\s*', part)
-        if match is None:
-            raise argparse.ArgumentTypeError(
-                f'{text!r} is not a list of indices and ranges such as 0,3-5')
-        first, last = match.groups()
-        indices.extend(range(int(first), int(last or first) + 1))
-    if not indices:
-        raise argparse.ArgumentTypeError(f'{text!r} names no index (ranges go upwards)')
-    return sorted(set(indices))
-
-
-def make_jobs(suite: str, tasks: Sequence[int] | None, states: Sequence[int]) -> list[EpisodeJob]:
-    """Return all episodes of these tasks (None: all of the suite), refusing what does not exist.
-
-    :raises SimulationError: unknown suite or task. :raises ConfigError: unknown initial state.
-    """
-    jobs = []
-    for index in range(len(suite_tasks(suite))) if tasks is None else tasks:
-        count = len(initial_states(load_task(suite, index)))
-        if missing := [state for state in states if not 0 <= state < count]:
-            raise ConfigError(f'{suite} task {index} has initial states 0 to {count - 1}, '
-                              f'not {missing}')
-        jobs += [EpisodeJob(index, state) for state in states]
-    return jobs
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m worldvla_sim.evaluate',
@@ -174,13 +148,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
     parser.add_argument('--robot', choices=ROBOTS, default='light')
     parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=0)
-    parser.add_argument('--image-size', type=int, default=256, help='[px] (default: 256)')
+    parser.add_argument('--image-size', type=positive_int, default=256, help='[px] (default: 256)')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--max-steps', type=int, help='default: the published limit of the suite')
-    parser.add_argument('--execute', type=int, metavar='N',
+    parser.add_argument('--max-steps', type=positive_int,
+                        help='default: the published limit of the suite')
+    parser.add_argument('--execute', type=positive_int, metavar='N',
                         help='actions of a chunk before the next inference (default: all)')
     parser.add_argument('--device', default='cpu', help='torch device (default: cpu)')
-    parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
+    parser.add_argument('--workers', type=positive_int, default=1,
+                        help='processes (default: 1)')
     parser.add_argument('--ray', metavar='ADDRESS',
                         help='workers on a Ray cluster: local, auto or host:port')
     parser.add_argument('--json', type=Path, help='result file, saved after every episode; one '
@@ -238,5 +214,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    end_as_on_ctrl_c()
     sys.exit(main())

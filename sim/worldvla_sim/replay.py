@@ -15,6 +15,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import SimulationError
 from worldvla_ros.training.libero_hdf5 import (
     demonstration_files,
@@ -28,7 +29,7 @@ from worldvla_ros.training.replay_list import (
     actions_digest,
     kept_steps,
 )
-from worldvla_sim.commands import EXIT_ERRORS, EXIT_OK, resumable
+from worldvla_sim.commands import EXIT_ERRORS, EXIT_OK, end_as_on_ctrl_c, resumable
 from worldvla_sim.demonstrations import demonstration_names, open_demonstrations
 from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import ROBOTS, LiberoEnv
@@ -151,7 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--drop-no-ops', action='store_true',
                         help='replay only what the published filter keeps')
     parser.add_argument('--out', type=Path, required=True, help='list to write (JSON)')
-    parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
+    parser.add_argument('--workers', type=positive_int, default=1,
+                        help='processes (default: 1)')
     parser.add_argument('--suite', choices=SUITES, help='of files that do not say theirs')
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto', help='likewise')
     parser.add_argument('--robot', choices=ROBOTS, default='light', help='likewise')
@@ -170,4 +172,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    end_as_on_ctrl_c()
     sys.exit(main())

@@ -20,9 +20,10 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.training.libero_hdf5 import FILE_ENDING, demonstration_files, episode_lengths
-from worldvla_sim.commands import EXIT_OK, resumable
+from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, resumable
 from worldvla_sim.demonstrations import (
     WRIST_IMAGES,
     Seen,
@@ -206,9 +207,10 @@ def _parser() -> argparse.ArgumentParser:
         description='Render demonstrations again from their recorded states, at another size or '
                     'with other assets; run again to go on. Both cameras, where there were two.')
     parser.add_argument('demonstrations', type=Path, help='folder with LIBERO-format HDF5 files')
-    parser.add_argument('--image-size', type=int, required=True, help='[px]')
+    parser.add_argument('--image-size', type=positive_int, required=True, help='[px]')
     parser.add_argument('--out', type=Path, required=True, help='folder of the copies')
-    parser.add_argument('--workers', type=int, default=1, help='processes (default: 1)')
+    parser.add_argument('--workers', type=positive_int, default=1,
+                        help='processes (default: 1)')
     parser.add_argument('--suite', choices=SUITES, help='of files that do not say theirs')
     parser.add_argument('--assets', choices=ASSET_CHOICES,
                         help='(default: those of the file, auto where it does not say)')
@@ -230,4 +232,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    end_as_on_ctrl_c()
     sys.exit(main())

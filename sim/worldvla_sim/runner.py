@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an evaluation plays, and how one worker plays it: in its process, or over ROS."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,6 +11,7 @@ from worldvla_sim.episodes import EpisodeRecord, run_episode
 from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.policies import CheckpointPolicy, EpisodePolicy, policy_factory
+from worldvla_sim.tasks import initial_states, load_task, suite_tasks
 from worldvla_sim.videos import EpisodeVideos
 
 PROCESS, ROS = 'process', 'ros'
@@ -63,6 +64,21 @@ class EpisodeJob:
 
     task: int
     init_state: int
+
+
+def make_jobs(suite: str, tasks: Sequence[int] | None, states: Sequence[int]) -> list[EpisodeJob]:
+    """Return all episodes of these tasks (None: all of the suite), refusing what does not exist.
+
+    :raises SimulationError: unknown suite or task. :raises ConfigError: unknown initial state.
+    """
+    jobs = []
+    for index in range(len(suite_tasks(suite))) if tasks is None else tasks:
+        count = len(initial_states(load_task(suite, index)))
+        if missing := [state for state in states if not 0 <= state < count]:
+            raise ConfigError(f'{suite} task {index} has initial states 0 to {count - 1}, '
+                              f'not {missing}')
+        jobs += [EpisodeJob(index, state) for state in states]
+    return jobs
 
 
 class EpisodeRunner:

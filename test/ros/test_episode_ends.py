@@ -117,3 +117,7 @@ def test_the_demo_tells_an_episode_that_ended_as_an_error(monkeypatch, tmp_path,
     monkeypatch.setattr('sys.argv', ['demo', '--out', str(tmp_path)])
     assert demo.main() == EXIT_ERRORS
     assert 'error in task 4, initial state 2: on fire' in capsys.readouterr().out
+
+
+def test_the_demo_names_its_options_as_all_commands_do():
+    assert demo.parse_options(['--image-size', '64', '--max-steps', '9']).image_size == '64'

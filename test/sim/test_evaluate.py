@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluation writes one record per episode, keeps errors apart, and survives interruption."""
 
-import argparse
 from dataclasses import asdict, replace
 import json
 import os
@@ -23,7 +22,7 @@ from worldvla_sim import collect, evaluate, policies
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.results import Results, describe_run, summary_table, wilson_interval
-from worldvla_sim.runner import EvaluationSettings
+from worldvla_sim.runner import EvaluationSettings, make_jobs
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,18 +49,6 @@ def make_square():
 def where_is_temp():
     import tempfile
     return lambda _: (tempfile.gettempdir(), os.environ['OMP_NUM_THREADS'])
-
-
-@pytest.mark.parametrize(('text', 'expected'), [
-    ('0', [0]), ('0,3-5', [0, 3, 4, 5]), ('2-3,2', [2, 3]), (' 1 , 4 ', [1, 4])])
-def test_indices_are_lists_and_ranges(text, expected):
-    assert evaluate.parse_indices(text) == expected
-
-
-@pytest.mark.parametrize('text', ['', 'a', '1-', '-1', '5-3', '1;2', '1--2'])
-def test_other_indices_are_refused(text):
-    with pytest.raises(argparse.ArgumentTypeError, match=r'such as|names no'):
-        evaluate.parse_indices(text)
 
 
 def test_wilson_interval_has_the_textbook_values():
@@ -362,8 +349,8 @@ def test_checkpoint_executes_whole_chunks_and_sees_frames_one_period_apart(stub)
 
 
 def test_jobs_cover_tasks_times_states_in_order():
-    jobs = evaluate.make_jobs('libero_goal', [2, 4], [0, 7])
+    jobs = make_jobs('libero_goal', [2, 4], [0, 7])
     assert [(job.task, job.init_state) for job in jobs] == [(2, 0), (2, 7), (4, 0), (4, 7)]
-    assert len(evaluate.make_jobs('libero_goal', None, [0])) == 10
+    assert len(make_jobs('libero_goal', None, [0])) == 10
     with pytest.raises(SimulationError, match='has no task'):
-        evaluate.make_jobs('libero_goal', [10], [0])
+        make_jobs('libero_goal', [10], [0])

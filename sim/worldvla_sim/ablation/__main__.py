@@ -10,7 +10,13 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_sim.ablation.plan import load_plan
 from worldvla_sim.ablation.report import dry_run_text, write_report
 from worldvla_sim.ablation.run import Estimate, outcome, run_rows
-from worldvla_sim.commands import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from worldvla_sim.commands import (
+    EXIT_ERRORS,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    end_as_on_ctrl_c,
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,4 +57,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
+    end_as_on_ctrl_c()  # also of `kill`: its trainers are in sessions of their own
     sys.exit(main())

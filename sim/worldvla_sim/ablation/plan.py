@@ -24,8 +24,8 @@ from worldvla_ros.errors import ConfigError
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import TokenStore
 from worldvla_sim.ablation.paper import PAPER
-from worldvla_sim.evaluate import make_jobs
 from worldvla_sim.libero_setup import ASSET_CHOICES
+from worldvla_sim.runner import make_jobs
 from worldvla_sim.tasks import SUITES, suite_tasks
 
 _ROW_KEYS = ('title', 'paper', 'pretrain', 'set')

@@ -19,6 +19,7 @@ from worldvla_sim.assets.acceptance import (
     settle_findings,
 )
 from worldvla_sim.assets.forced_goal import force_goal
+from worldvla_sim.commands import parse_indices
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.tasks import SUITES, suite_tasks
 
@@ -38,16 +39,11 @@ def check_task(
         return findings
 
 
-def state_list(text: str) -> list[int]:
-    """Parse comma-separated indices of initial states."""
-    return [int(part) for part in text.split(',')]
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the checks that the command line asks for; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--suite', choices=SUITES, action='append', help='default: all four')
-    parser.add_argument('--init-states', type=state_list, default=[0, 17, 34],
+    parser.add_argument('--init-states', type=parse_indices, default=[0, 17, 34],
                         help='official states to settle, e.g. 0,17,34')
     parser.add_argument('--assets', default='builtin', choices=('builtin', 'official'))
     parser.add_argument('--expected', type=Path, default=EXPECTED_FILE)

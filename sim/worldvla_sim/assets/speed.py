@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from worldvla_ros.arguments import positive_int
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.tasks import SUITES
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--suite', choices=SUITES, action='append', help='default: all four')
     parser.add_argument('--assets', default='builtin', choices=('builtin', 'official'))
-    parser.add_argument('--steps', type=int, default=60)
+    parser.add_argument('--steps', type=positive_int, default=60)
     options = parser.parse_args(arguments)
     for suite in options.suite or SUITES:
         for task in _TASKS[suite]:

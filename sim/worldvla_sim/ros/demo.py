@@ -5,19 +5,24 @@ import argparse
 import json
 import os
 from pathlib import Path
-import signal
 import sys
 
 import rclpy
 from rclpy.signals import SignalHandlerOptions
 from tqdm import tqdm
 
+from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.graph import DEMO_ARGUMENTS, demo_graph
 from worldvla_ros.msg import Episode
 from worldvla_ros.nodes.process_group import ProcessGroup
-from worldvla_sim.commands import EXIT_ERRORS, EXIT_INTERRUPTED, EXIT_OK
-from worldvla_sim.evaluate import parse_indices
+from worldvla_sim.commands import (
+    EXIT_ERRORS,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    end_as_on_ctrl_c,
+    parse_indices,
+)
 from worldvla_sim.pictures import evenly_spaced, save_contact_sheet
 from worldvla_sim.ros.episode_client import EpisodeClient
 from worldvla_sim.ros.recorder import EpisodeRecord, summary_row
@@ -42,7 +47,7 @@ def play_with_bar(client: EpisodeClient, suite: str, task: int, init_state: int,
 def play_demo(options: argparse.Namespace, out: Path) -> list[dict[str, object]]:
     """Run all episodes; leave videos, chunks, a contact sheet and a JSON file in `out`."""
     policy, bridge = demo_graph({name: getattr(options, name) for name in DEMO_ARGUMENTS})
-    bridge.parameters['max_steps'] = options.max_steps
+    bridge.parameters['max_steps'] = options.max_steps or 0
     episodes = [(task, state) for task in options.tasks for state in options.init_states]
     rows, sheet = [], []
     with ProcessGroup([policy, bridge], out) as processes:
@@ -100,12 +105,12 @@ def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--suite', default='libero_object')
     parser.add_argument('--tasks', type=parse_indices, default=[7, 8, 9], help='such as 0,3-5')
     parser.add_argument('--init-states', type=parse_indices, default=[0], help='e.g. 0-2')
-    parser.add_argument('--max-steps', type=int, default=0,
-                        help='control steps of an episode; 0: the published limit of the suite')
+    parser.add_argument('--max-steps', type=positive_int,
+                        help='control steps of an episode (default: the published limit)')
     parser.add_argument('--out', type=Path, default=Path('out/demo'))
     for name, argument in DEMO_ARGUMENTS.items():
-        parser.add_argument(f'--{name}', default=argument.default, help=argument.doc,
-                            choices=argument.choices or None)
+        parser.add_argument(f'--{name.replace("_", "-")}', default=argument.default,
+                            help=argument.doc, choices=argument.choices or None)
     return parser.parse_args(arguments)
 
 
@@ -113,7 +118,7 @@ def main() -> int:
     """Run the demo; errors are told in one line, not as a traceback."""
     options = parse_options(None)
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    end_as_on_ctrl_c()
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         rows = play_demo(options, options.out)

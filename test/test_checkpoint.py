@@ -12,6 +12,7 @@ from tiny_models import VOCABULARY, tiny_model
 import torch
 
 from worldvla_ros.errors import CheckpointError
+from worldvla_ros.model import checkpoint
 from worldvla_ros.model.checkpoint import (
     fingerprint,
     load_model,
@@ -60,6 +61,30 @@ def test_shards_are_loaded_as_one(tmp_path):
     assert not (tmp_path / 'model.safetensors').exists()
     assert len(list(tmp_path.glob('model-*-of-*.safetensors'))) > 2
     torch.testing.assert_close(load_model(tmp_path)(IDS), tiny_model()(IDS), rtol=0, atol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('sizes', [(10**9, 30_000), (30_000, 10**9), (30_000, 50_000)])
+def test_a_model_that_is_saved_over_another_is_the_one_that_is_loaded(tmp_path, sizes):
+    for seed, size in enumerate(sizes):
+        save_model(tiny_model(seed), tmp_path, max_shard_bytes=size)
+    assert torch.equal(load_model(tmp_path)(IDS), tiny_model(1)(IDS))
+    save_model(tiny_model(1), tmp_path / 'alone', max_shard_bytes=sizes[1])
+    alone = {file.name for file in (tmp_path / 'alone').iterdir()}
+    assert {file.name for file in tmp_path.iterdir()} == {*alone, 'alone'}
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize('size', [10**9, 30_000])
+def test_a_model_that_cannot_be_saved_leaves_the_old_one(saved, monkeypatch, size):
+    def disk_is_full(state, path):
+        path.touch()
+        raise OSError('no space left on device')
+    monkeypatch.setattr(checkpoint, 'write_safetensors', disk_is_full)
+    with pytest.raises(OSError, match='no space'):
+        save_model(tiny_model(1), saved, max_shard_bytes=size)
+    assert torch.equal(load_model(saved)(IDS), tiny_model()(IDS))
+    assert sorted(file.name for file in saved.iterdir()) == ['config.json', 'model.safetensors']
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -152,11 +177,21 @@ def test_a_head_norm_that_fits_no_heads_is_refused(saved):
 
 @pytest.mark.parametrize(('entry', 'value'), [
     ('swin_norm', True), ('attention_bias', True), ('hidden_act', 'gelu'),
-    ('rope_scaling', {'type': 'linear', 'factor': 2.0}), ('num_key_value_heads', 2)])
+    ('rope_scaling', {'type': 'linear', 'factor': 2.0}), ('num_key_value_heads', 2),
+    ('rope_parameters', {'rope_type': 'linear', 'factor': 8}), ('rope_parameters', {'factor': 8}),
+    ('rope_parameters', ['linear'])])
 def test_an_architecture_we_do_not_have_is_refused(saved, entry, value):
     edit_config(saved, **{entry: value})
     with pytest.raises(CheckpointError, match=entry):
         load_model(saved)
+
+
+def test_the_base_of_the_rotary_embedding_is_read_where_newer_transformers_write_it(saved):
+    edit_config(saved, rope_parameters={'rope_type': 'default', 'rope_theta': 500.0})
+    config = json.loads((saved / 'config.json').read_text())
+    del config['rope_theta']
+    (saved / 'config.json').write_text(json.dumps(config))
+    assert load_model(saved).config.rope_theta == 500.0
 
 
 def test_an_incomplete_vocabulary_entry_is_refused(saved):
@@ -224,16 +259,48 @@ def test_fingerprint_follows_the_weights(saved):
     assert fingerprint(saved) != before
 
 
-def test_a_download_brings_every_place_of_the_tokenizers_and_no_other_weights(tmp_path,
-                                                                              monkeypatch):
+@pytest.fixture
+def downloads(tmp_path, monkeypatch):
+    """The patterns of each download of an empty repository."""
     asked = []
     monkeypatch.setattr(huggingface_hub, 'snapshot_download',
-                        lambda _, allow_patterns: asked.extend(allow_patterns) or tmp_path)
+                        lambda _, allow_patterns: asked.append(allow_patterns) or tmp_path)
+    return asked
+
+
+RELEASED = ('config.json', 'model.safetensors.index.json', 'model-00001-of-00003.safetensors')
+
+
+def comes(file, patterns):
+    return any(fnmatch(file, pattern) for pattern in patterns)
+
+
+def test_a_download_brings_every_place_of_the_tokenizers_and_no_other_weights(tmp_path, downloads):
     (tmp_path / 'model_256').mkdir()
     resolve_folder('Somebody/WorldVLA', 'model_256')
+    asked, = downloads
+    assert all(comes(file, asked) for file in (
+        *(f'model_256/{file}' for file in RELEASED), *RELEASED_TEXT_TOKENIZERS,
+        'chameleon/tokenizer/vqgan.ckpt', 'model_256/image_tokenizer/model.safetensors'))
+    assert not any(comes(file, asked) for file in (
+        'base_model/model.safetensors', 'model_512/config.json',
+        *(f'model_256/libero_goal/{file}' for file in RELEASED[2:])))
 
-    def comes(file):
-        return any(fnmatch(file, pattern) for pattern in asked)
-    assert all(comes(file) for file in ('model_256/model-1.safetensors', *RELEASED_TEXT_TOKENIZERS,
-                                        'chameleon/tokenizer/vqgan.ckpt'))
-    assert not comes('base_model/model.safetensors') and not comes('model_512/config.json')
+
+def test_a_download_without_subfolder_brings_no_weights_of_sub_folders(downloads):
+    resolve_folder('Somebody/WorldVLA')
+    asked, = downloads
+    assert all(comes(file, asked) for file in (
+        *RELEASED, 'model.safetensors', 'policy.json', 'tokenizer.json',
+        'image_tokenizer/model.safetensors'))
+    assert not any(comes(f'{folder}/{RELEASED[2]}', asked) for folder in (
+        'model_256/libero_goal', 'model_512/libero_10', 'chameleon/starting_point'))
+
+
+@pytest.mark.parametrize('subfolder', [None, 'model_256'])
+def test_weights_wait_until_it_is_known_what_the_folder_holds(tmp_path, downloads, subfolder):
+    (tmp_path / 'model_256').mkdir()
+    resolve_folder('Somebody/WorldVLA', subfolder, with_weights=False)
+    asked, = downloads
+    assert comes(f'{subfolder}/policy.json' if subfolder else 'policy.json', asked)
+    assert not comes('model_256/model-00001-of-00003.safetensors', asked)

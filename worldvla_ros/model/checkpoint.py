@@ -9,6 +9,7 @@ tensor by tensor, so that 7B weights are never held twice.
 import hashlib
 import json
 from pathlib import Path
+import shutil
 from typing import Any
 
 import torch
@@ -24,10 +25,12 @@ from worldvla_ros.model.weight_files import (
     write_safetensors,
 )
 from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.whole_files import draft_folder
 
 CONFIG_FILE = 'config.json'
 WEIGHTS_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
+SHARD_FILES = 'model-*-of-*.safetensors'
 
 # Settings whose other values would need code that no released checkpoint uses.
 _FIXED: dict[str, Any] = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False,
@@ -60,8 +63,27 @@ def load_model(path: str | Path, subfolder: str | None = None, device: str = 'cp
 
 
 def save_model(model: Transformer, folder: Path, max_shard_bytes: int = 5_000_000_000) -> None:
-    """Write config.json and the weights, in shards when they are larger than one may be."""
+    """Write config.json and the weights, in shards when they are larger than one may be.
+
+    Weights that the folder holds already are whole until the new ones are, and then go: an old
+    model.safetensors would be loaded in place of new shards.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    draft = draft_folder(folder, '.model-')
+    try:
+        _write_model(model, draft, max_shard_bytes)
+        old = {file.name for pattern in (WEIGHTS_FILE, INDEX_FILE, SHARD_FILES)
+               for file in folder.glob(pattern)}
+        for file in sorted(draft.iterdir()):  # the index behind the shards that it names
+            file.replace(folder / file.name)
+            old.discard(file.name)
+        for name in old:
+            (folder / name).unlink()
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write_model(model: Transformer, folder: Path, max_shard_bytes: int) -> None:
     (folder / CONFIG_FILE).write_text(json.dumps(_config_entries(model.config), indent=2) + '\n')
     state = model.state_dict()
     if model.config.tie_word_embeddings:
@@ -121,15 +143,19 @@ def fingerprint(folder: Path) -> str:
     return f'sha256:{digest.hexdigest()[:12]}'
 
 
-def resolve_folder(path: str | Path, subfolder: str | None = None) -> Path:
-    """Return the local folder of a checkpoint, downloading a Hub repository when asked for one."""
+def resolve_folder(path: str | Path, subfolder: str | None = None, *,
+                   with_weights: bool = True) -> Path:
+    """Return the local folder of a checkpoint, downloading a Hub repository when asked for one.
+
+    :param with_weights: False fetches the JSON files alone, to see what there is.
+    """
     folder = Path(path)
     if not folder.is_dir():
         parts = str(path).split('/')
         if len(parts) != 2 or not all(parts) or str(path).startswith(('.', '~')):
             raise CheckpointError(f'no checkpoint folder {path}, and it is no Hub id of the '
                                   f'form owner/name')
-        folder = _download(str(path), subfolder)
+        folder = _download(str(path), subfolder, with_weights)
     if subfolder is not None:
         folder = folder / subfolder
     if not folder.is_dir():
@@ -137,15 +163,18 @@ def resolve_folder(path: str | Path, subfolder: str | None = None) -> Path:
     return folder
 
 
-def _download(hub_id: str, subfolder: str | None) -> Path:
+def _download(hub_id: str, subfolder: str | None, with_weights: bool) -> Path:
     from huggingface_hub import snapshot_download  # only downloads need it
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    # The released repository keeps the tokenizers of all its sub-folders apart; the base model's
-    # lies beside weights that are not needed.
-    folders = [f'{subfolder}/', '*tokenizer/'] if subfolder else ['']
-    patterns = [*(f'{folder}*.{suffix}' for folder in folders
-                  for suffix in ('json', 'safetensors', 'yaml', 'ckpt')),
-                '*base_model/tokenizer.json']
+    here = f'{subfolder}/' if subfolder else ''
+    patterns = [f'{here}*.json']
+    if with_weights:
+        # A star stands for folders, too: those of other models must not come along. The released
+        # repository keeps the tokenizers of all its sub-folders apart; the base model's lies
+        # beside weights that are not needed.
+        patterns += [here + WEIGHTS_FILE, here + SHARD_FILES, '*base_model/tokenizer.json',
+                     *(f'*tokenizer/*.{suffix}'
+                       for suffix in ('json', 'safetensors', 'yaml', 'ckpt'))]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -169,7 +198,8 @@ def _weight_files(folder: Path) -> list[Path]:
                for file in folder.glob(pattern)]
     hint = (f'; {pickles[0]} is a pickle and is not loaded, because that would run its code: '
             f'convert it to safetensors where you trust it' if pickles else '')
-    raise CheckpointError(f'no {WEIGHTS_FILE} and no {INDEX_FILE} in {folder}{hint}')
+    raise CheckpointError(f'no {WEIGHTS_FILE} and no {INDEX_FILE} in {folder}; where a repository '
+                          f'holds several models, `subfolder` names one{hint}')
 
 
 def _read_config(path: Path, files: list[Path]) -> TransformerConfig:
@@ -187,7 +217,7 @@ def _read_config(path: Path, files: list[Path]) -> TransformerConfig:
         vocabulary = Vocabulary.from_dict(entries['vocabulary'])
     else:
         vocabulary = Vocabulary(size=entries.get('vocab_size', Vocabulary.size))
-    rope = entries.get('rope_parameters') or {}
+    rope = _plain_rope(entries.get('rope_parameters') or {}, path)
     return TransformerConfig(
         hidden_size=entries.get('hidden_size', default.hidden_size),
         intermediate_size=entries.get('intermediate_size', default.intermediate_size),
@@ -198,6 +228,15 @@ def _read_config(path: Path, files: list[Path]) -> TransformerConfig:
         qk_norm_rows=_qk_norm_rows(files, heads),
         tie_word_embeddings=entries.get('tie_word_embeddings', False),
         vocabulary=vocabulary)
+
+
+def _plain_rope(entries: Any, path: Path) -> dict[str, Any]:
+    """Return rope_parameters of newer transformers; CheckpointError for scaled positions."""
+    kind = entries.get('rope_type', 'default') if isinstance(entries, dict) else None
+    if kind != 'default' or entries.keys() - {'rope_type', 'rope_theta'}:
+        raise CheckpointError(f'{path}: rope_parameters is {entries!r}, expected rope_theta and '
+                              f"rope_type 'default' alone")
+    return entries
 
 
 def _config_entries(config: TransformerConfig) -> dict[str, Any]:

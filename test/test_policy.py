@@ -5,8 +5,8 @@ from copy import deepcopy
 from dataclasses import replace
 import json
 from multiprocessing import get_context
-from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.torch import load_file
@@ -26,7 +26,7 @@ from worldvla_ros.model.engine.chunk import StaticChunkDecoder
 from worldvla_ros.model.generate import decode_chunk_in_order, generate_chunk
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
-from worldvla_ros.policy.settings import PolicySettings
+from worldvla_ros.policy.settings import RELEASED, PolicySettings, settings_file
 from worldvla_ros.tokens.action_tokenizer import BIN_CHOICES, LIBERO_MAXIMUM, LIBERO_MINIMUM
 
 TASK = 'pick up the milk and place it in the basket'
@@ -264,7 +264,7 @@ def test_random_weights_leave_the_random_generator_alone(tmp_path):
 
 
 @pytest.mark.parametrize(('file', 'message'), [
-    ('tokenizer.json', r'no tokenizer\.json'), ('policy.json', 'config/model/'),
+    ('tokenizer.json', r'no tokenizer\.json'), ('policy.json', 'worldvla_512_libero_10'),
     ('model.safetensors', r'no model\.safetensors'),
     ('image_tokenizer/config.json', 'no image tokenizer'), ('config.json', r'config\.json')])
 def test_a_missing_file_is_named(tmp_path, checkpoint, file, message):
@@ -318,15 +318,43 @@ def test_without_a_text_tokenizer_all_places_that_were_looked_at_are_named(relea
         assert str(released / file) in str(error.value)
 
 
-@pytest.mark.parametrize('file', sorted((Path(__file__).parents[1] / 'config/model').iterdir()),
-                         ids=lambda path: path.stem)
-def test_settings_of_released_checkpoints_are_the_published_ones(file):
-    settings = PolicySettings.load(file)
+@pytest.mark.parametrize('name', ['worldvla_256_libero', 'worldvla_256_libero_10',
+                                  'worldvla_512_libero', 'worldvla_512_libero_10'])
+def test_settings_of_released_checkpoints_are_the_published_ones(name):
+    settings = PolicySettings.load(settings_file(name))
     assert settings.trained
     assert settings.history_length == 2
-    assert settings.horizon == (10 if 'libero_10' in file.stem else 5)
-    assert settings.image_size == (512 if '512' in file.stem else 256)
+    assert settings.horizon == (10 if 'libero_10' in name else 5)
+    assert settings.image_size == (512 if '512' in name else 256)
     assert (settings.action_minimum, settings.action_maximum) == (LIBERO_MINIMUM, LIBERO_MAXIMUM)
+
+
+@pytest.fixture
+def hub(released, checkpoint, monkeypatch):
+    """The released repository on a hub, without policy.json; the patterns of each download."""
+    (released / 'base_model' / 'tokenizer.json').symlink_to(checkpoint / 'tokenizer.json')
+    (released / 'model_256' / 'libero_goal' / 'policy.json').unlink()
+    asked = []
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download',
+                        lambda _, allow_patterns: asked.append(allow_patterns) or released)
+    return asked
+
+
+def test_a_released_checkpoint_loads_by_its_hub_id_and_the_name_of_its_settings(hub):
+    loaded = WorldVLAPolicy.from_pretrained('Somebody/WorldVLA', subfolder='model_256/libero_goal',
+                                            dtype='float32', settings='worldvla_256_libero')
+    assert loaded.pretrained.settings == PolicySettings.load(RELEASED['worldvla_256_libero'])
+    assert loaded.predict_chunk(Observation((frame(1), frame(2)), TASK)).horizon == 5
+
+
+@pytest.mark.parametrize('options', [{'subfolder': 'model_256/libero_goal'}, {}])
+def test_settings_are_missed_before_weights_are_fetched(hub, options):
+    with pytest.raises(CheckpointError, match=r'no .*policy\.json.*, worldvla_256_libero_10,'):
+        WorldVLAPolicy.from_pretrained('Somebody/WorldVLA', **options)
+    assert not any('safetensors' in pattern for patterns in hub for pattern in patterns)
+    with pytest.raises(CheckpointError, match=r'no worldvla_7b:'):
+        WorldVLAPolicy.from_pretrained('Somebody/WorldVLA', settings='worldvla_7b', **options)
+    assert not any('safetensors' in pattern for patterns in hub for pattern in patterns)
 
 
 def test_a_checkpoint_trained_without_the_chunk_mask_is_decoded_without_it(policy):
@@ -382,8 +410,19 @@ def test_nan_of_one_frame_is_gone_with_it(policy, decoder, ahead):
 
 
 @pytest.mark.parametrize(('entry', 'message'), [
-    ({'image_size': 250}, 'multiple of 32'), ({'horizon': 0}, 'at least 1'),
-    ({'action_prompt': 'go'}, 'instruction'), ({'colour': 'red'}, "with the keys.*'colour'")])
+    ({'image_size': 250}, 'multiple of 32'), ({'image_size': '256'}, 'image_size must be int'),
+    ({'horizon': 0}, 'horizon must be int >= 1'), ({'horizon': 2.5}, 'horizon must be int'),
+    ({'history_length': True}, 'history_length must be int'), ({'name': None}, 'name must be str'),
+    ({'bin_choice': 'median'}, "bin_choice .*'greedy', 'mean'"),
+    ({'action_minimum': None}, 'action_minimum'), ({'action_minimum': [-1] * 6}, 'action minimum'),
+    ({'action_minimum': [1] * 7}, 'every action minimum must be below'),
+    ({'action_maximum': ['1'] * 7}, 'action_maximum'), ({'state_minimum': 5}, 'state_minimum'),
+    ({'state_minimum': [0] * 7, 'state_maximum': [1] * 8}, 'state maximum must be 7'),
+    ({'action_prompt': 'go'}, 'instruction'), ({'action_prompt': 5}, 'action_prompt must be str'),
+    ({'action_prompt': '{instruction} in {place}'}, 'nothing else in braces'),
+    ({'action_prompt': '{instruction} {'}, 'braces'),
+    ({'action_prompt': '{0} {instruction}'}, 'braces'),
+    ({'colour': 'red'}, "with the keys.*'colour'")])
 def test_unusable_settings_are_refused(tmp_path, checkpoint, entry, message):
     entries = json.loads((checkpoint / 'policy.json').read_text()) | entry
     (tmp_path / 'policy.json').write_text(json.dumps(entries))

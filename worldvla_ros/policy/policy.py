@@ -48,6 +48,7 @@ class WorldVLAPolicy:
     def from_pretrained(cls, path: str | Path, *, subfolder: str | None = None,
                         device: str = 'cpu', dtype: str = 'auto',
                         num_actions: int | None = None,
+                        settings: str | Path | None = None,
                         weights: str = 'dense') -> 'WorldVLAPolicy':
         """Load a checkpoint folder or Hub id; see `Pretrained.load` for the other options.
 
@@ -57,7 +58,8 @@ class WorldVLAPolicy:
         """
         checked_weights(weights, device)  # before 14 GB are read in vain
         return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype,
-                                   num_actions=num_actions), weights=weights)
+                                   num_actions=num_actions, settings=settings),
+                   weights=weights)
 
     def predict_chunk(self, observation: Observation) -> ActionChunk:
         """Return the actions for the next `horizon` control steps.

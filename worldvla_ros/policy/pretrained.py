@@ -23,7 +23,7 @@ from worldvla_ros.model.image_tokenizer import (
     load_image_tokenizer,
 )
 from worldvla_ros.model.transformer import Transformer
-from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings, settings_file
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import PromptBuilder
 from worldvla_ros.tokens.state_tokenizer import StateTokenizer
@@ -76,16 +76,23 @@ class Pretrained:
 
     @classmethod
     def load(cls, path: str | Path, *, subfolder: str | None = None, device: str = 'cpu',
-             dtype: str = 'auto', num_actions: int | None = None) -> 'Pretrained':
+             dtype: str = 'auto', num_actions: int | None = None,
+             settings: str | Path | None = None) -> 'Pretrained':
         """Load a checkpoint folder or Hub id: ours, or the released repository's layout.
+
+        Raises CheckpointError; for settings that are missing or wrong before weights are fetched.
 
         :param dtype: 'auto' is bfloat16 where the device multiplies it fast, else float32.
         :param num_actions: horizon, where it shall differ from the checkpoint's.
+        :param settings: in place of the checkpoint's policy.json: another file, or a name of
+            `settings.RELEASED` for released checkpoints, which have none.
         """
-        folder = resolve_folder(path, subfolder)
-        settings = PolicySettings.load(folder / POLICY_FILE)
+        described = resolve_folder(path, subfolder, with_weights=False)
+        used = PolicySettings.load(described / POLICY_FILE if settings is None
+                                   else settings_file(settings))
         if num_actions is not None:
-            settings = replace(settings, horizon=num_actions)
+            used = replace(used, horizon=num_actions)
+        folder = resolve_folder(path, subfolder)
         repository = (folder, *folder.parents)[len(Path(subfolder or '').parts)]
         images, released = folder / IMAGE_TOKENIZER_FOLDER, repository / RELEASED_IMAGE_TOKENIZER
         if not images.exists() and has_image_tokenizer(released):
@@ -94,7 +101,7 @@ class Pretrained:
                    image_tokenizer=load_image_tokenizer(images, device),
                    text_tokenizer=TextTokenizer.from_folder(
                        folder, *(repository / file for file in RELEASED_TEXT_TOKENIZERS)),
-                   settings=settings, fingerprint=fingerprint(folder))
+                   settings=used, fingerprint=fingerprint(folder))
 
     @property
     def prompts(self) -> PromptBuilder:

@@ -5,11 +5,19 @@ from dataclasses import asdict, dataclass, fields
 import json
 from pathlib import Path
 
-from worldvla_ros.errors import CheckpointError
+from worldvla_ros.config import bounded, check, from_mapping
+from worldvla_ros.datatypes import STATE_DIM
+from worldvla_ros.errors import CheckpointError, ConfigError
 from worldvla_ros.tokens.action_tokenizer import BIN_CHOICES, LIBERO_MAXIMUM, LIBERO_MINIMUM
+from worldvla_ros.tokens.quantization import checked_range
 from worldvla_ros.tokens.sequence import ACTION_PROMPT, WORLD_PROMPT
+from worldvla_ros.tokens.vocab import VALUES_PER_ACTION
 
 POLICY_FILE = 'policy.json'
+
+RELEASED_FOLDER = Path(__file__).resolve().parent.parent / 'checkpoints' / 'released'
+RELEASED = {file.stem: file for file in sorted(RELEASED_FOLDER.glob('*.json'))}
+"""Settings of the released WorldVLA checkpoints, which have none of their own, by name."""
 
 IMAGE_BLOCK = 32  # [px] that a prompt counts the sides of an image in
 
@@ -20,13 +28,13 @@ _NEWER = {'chunk_mask': True, 'bin_choice': 'greedy', 'state_minimum': None,
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """Everything beside the weights; config/model/ holds it for the released checkpoints."""
+    """Everything beside the weights; RELEASED holds it for the released checkpoints."""
 
     name: str
     trained: bool  # False: random weights, good for tests of everything around them
-    image_size: int = 256  # side of the square input [px]
-    history_length: int = 2  # frames in the prompt, the newest included
-    horizon: int = 5  # actions per chunk
+    image_size: int = bounded(256, minimum=IMAGE_BLOCK)  # side of the square input [px]
+    history_length: int = bounded(2, minimum=1)  # frames in the prompt, the newest included
+    horizon: int = bounded(5, minimum=1)  # actions per chunk
     action_minimum: tuple[float, ...] = LIBERO_MINIMUM  # (7,) controller input
     action_maximum: tuple[float, ...] = LIBERO_MAXIMUM  # (7,) controller input
     state_minimum: tuple[float, ...] | None = None  # (7,) of `arm_state`; None: not read
@@ -34,26 +42,27 @@ class PolicySettings:
     action_prompt: str = ACTION_PROMPT
     world_prompt: str = WORLD_PROMPT
     chunk_mask: bool = True  # trained so that no action sees an earlier one of its chunk
-    bin_choice: str = 'greedy'  # or 'mean': see model.decoded.choose_bins
+    bin_choice: str = bounded('greedy', choices=BIN_CHOICES)  # see model.decoded.choose_bins
     notes: str = ''  # data, licence and limits of the weights, for people
 
     def __post_init__(self) -> None:
-        """Refuse values that no model can have."""
-        if self.image_size < IMAGE_BLOCK or self.image_size % IMAGE_BLOCK:
+        """Refuse values that no model can have. Raises CheckpointError naming them."""
+        try:
+            check(self)
+            checked_range('action', VALUES_PER_ACTION, self.action_minimum, self.action_maximum)
+            if self.state_minimum is not None and self.state_maximum is not None:
+                checked_range('state', STATE_DIM, self.state_minimum, self.state_maximum)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+        if self.image_size % IMAGE_BLOCK:
             raise CheckpointError(f'image_size must be a multiple of {IMAGE_BLOCK} px, got '
                                   f'{self.image_size}')
-        if self.history_length < 1 or self.horizon < 1:
-            raise CheckpointError(f'history_length and horizon must be at least 1, got '
-                                  f'{self.history_length} and {self.horizon}')
-        if self.bin_choice not in BIN_CHOICES:
-            raise CheckpointError(f'bin_choice must be one of {BIN_CHOICES}, got '
-                                  f'{self.bin_choice!r}')
         if (self.state_minimum is None) != (self.state_maximum is None):
             raise CheckpointError('state_minimum and state_maximum go together: give both, or '
                                   'null for both')
-        if self.action_prompt.count('{instruction}') != 1:
-            raise CheckpointError('action_prompt must hold {instruction} once, got '
-                                  f'{self.action_prompt!r}')
+        if not _takes_the_instruction(self.action_prompt):
+            raise CheckpointError('action_prompt must hold {instruction} once and nothing else in '
+                                  f'braces, got {self.action_prompt!r}')
 
     @property
     def reads_state(self) -> bool:
@@ -66,7 +75,8 @@ class PolicySettings:
         if not path.is_file():
             raise CheckpointError(
                 f'no {path}: it says image size, history, horizon and action range. For a '
-                f'released WorldVLA checkpoint copy the right one of config/model/ there')
+                f'released WorldVLA checkpoint name its settings, one of {", ".join(RELEASED)}; '
+                f'or copy its file from {RELEASED_FOLDER}')
         try:
             entries = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -77,11 +87,25 @@ class PolicySettings:
         if not isinstance(entries, dict) or set(entries) != known:
             raise CheckpointError(f'{path}: expected an object with the keys {sorted(known)}, '
                                   f'got {sorted(entries)}')
-        for name in ('action_minimum', 'action_maximum', 'state_minimum', 'state_maximum'):
-            if entries[name] is not None or name.startswith('action'):
-                entries[name] = tuple(entries[name])
-        return cls(**entries)
+        try:
+            return from_mapping(cls, entries, where=str(path))
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+        except CheckpointError as error:
+            raise CheckpointError(f'{path}: {error}') from None
 
     def save(self, path: Path) -> None:
         """Write a policy.json; inverse of `load`."""
         path.write_text(json.dumps(asdict(self), indent=2) + '\n')
+
+
+def settings_file(name: str | Path) -> Path:
+    """Return the file that a name of RELEASED stands for; a path is returned as it is."""
+    return RELEASED.get(str(name), Path(name))
+
+
+def _takes_the_instruction(prompt: str) -> bool:
+    try:
+        return prompt.count('{instruction}') == 1 and bool(prompt.format(instruction='go'))
+    except (LookupError, ValueError, AttributeError):  # other fields, or braces left open
+        return False

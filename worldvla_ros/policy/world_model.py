@@ -57,9 +57,11 @@ class WorldModel:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, subfolder: str | None = None,
-                        device: str = 'cpu', dtype: str = 'auto') -> 'WorldModel':
+                        device: str = 'cpu', dtype: str = 'auto',
+                        settings: str | Path | None = None) -> 'WorldModel':
         """Load a checkpoint folder or Hub id; see `Pretrained.load` for the options."""
-        return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype))
+        return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype,
+                                   settings=settings))
 
     def reset(self, frame: Frame) -> Frame:
         """Start from a real frame; return it as the model sees it (resized)."""

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ablation: a plan per row, rows that resume and fail alone, tables beside the paper's."""
 
+import contextlib
 import csv
 from dataclasses import replace
 import json
+import os
 from pathlib import Path
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -96,9 +101,15 @@ def fake_processes(monkeypatch):
 def test_the_shipped_plan_has_the_papers_rows():
     plan = load_plan(SHIPPED)
     rows = {row.name: flatten(row.final) for row in plan.rows}
-    assert {row.paper for row in plan.rows if row.paper} >= {
-        'action', 'action_world', 'chunk_unmasked', 'chunk_masked', 'full', 'history_1',
-        'history_4', 'world_pretraining'}
+    # With two frames, the table of histories repeats rows of the first table.
+    repeated = {'history_2': 'chunk_masked', 'history_2_single': 'action'}
+    shipped = {row.paper for row in plan.rows}
+    assert {repeated.get(name, name) for name in PAPER} == shipped - {None}
+    assert all(PAPER[name]['goal'] == PAPER[other]['goal'] for name, other in repeated.items())
+    assert {(row.paper, rows[row.name]['data.horizon'], rows[row.name]['data.history_length'])
+            for row in plan.rows if row.paper and row.paper.startswith('history')} == {
+        ('history_1', 5, 1), ('history_4', 5, 4), ('history_1_single', 1, 1),
+        ('history_4_single', 1, 4)}
     assert rows['action']['data.horizon'] == 1 and rows['action']['data.branches'] == ('action',)
     assert [name for name, row in rows.items() if not row['data.chunk_mask']] == ['chunk_unmasked']
     assert rows['video']['data.branches'] == ('action', 'video')
@@ -194,6 +205,32 @@ def test_an_interrupted_ablation_stops_its_processes_and_blames_no_row(
     assert command.main(['--config', str(plan_file(tmp_path))]) == 130
     assert 'the same command goes on' in capsys.readouterr().err
     assert not list((tmp_path / 'ablation').rglob('error.txt'))
+
+
+def commands_about(folder):
+    """Command lines of the processes that name a folder."""
+    found = []
+    for path in Path('/proc').glob('[0-9]*/cmdline'):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_bytes().replace(b'\0', b' ').decode(errors='replace'))
+    return [line for line in found if str(folder) in line]
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_ablation_that_is_ended_leaves_no_trainer(number, tmp_path):
+    plan = plan_file(tmp_path, scale={'steps': 1e5})
+    with subprocess.Popen(
+            [sys.executable, '-m', 'worldvla_sim.ablation', '--config', str(plan), '--rows',
+             'plain'], stderr=subprocess.PIPE, text=True, cwd=ROOT,
+            env=os.environ | {'PYTHONPATH': f'{ROOT}:{ROOT / "sim"}'}) as process:
+        deadline = time.monotonic() + 120
+        while not any('training.train' in line for line in commands_about(tmp_path)):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 130 and 'the same command goes on' in complaint
+    assert commands_about(tmp_path) == []
 
 
 def wait_for_stop(processes):

@@ -1,33 +1,56 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# One command per call of a lent GPU machine: bash benchmarks/on_device.sh STAGE
-# Results go to $OUT (default out/gpu). Each stage stays under ten minutes; `train`, of the recipe
-# $RECIPE, is interrupted before and goes on when it is called again while the machine is warm. Its
-# data are $STORE (default scratch/store.tar.xz), which is unpacked where the recipe expects them.
-# `tokenizer` trains config/train/mini_gpu_vqgan.yaml on the frames of scratch/frames.mp4.
+# One command per call of a lent GPU machine: bash benchmarks/on_device.sh STAGE [OPTIONS]
+# README.md says what travels and which stages make a lease. Results go to $OUT (default out/gpu).
+# `first` and `second` end within nine minutes, the others within ten. Options go to the benchmark:
+# `reference --sizes 512`, `chunks --small`. `train`, of the recipe $RECIPE, is interrupted before
+# ten minutes and goes on when it is called again while the machine is warm. Its data are $STORE
+# (default scratch/store.tar.xz), which is unpacked where the recipe expects them. `tokenizer`
+# trains config/train/mini_gpu_vqgan.yaml on the frames of scratch/frames.mp4.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-out/gpu}" PYTHONUNBUFFERED=1 PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$OUT"
-bench() { python3 benchmarks/bench_gpu.py --json "$OUT/$1.json" "${@:2}"; }
+stage="${1:-}"
+options=("${@:2}")
 status=0
+
+# limited SECONDS COMMAND...: a failure, or no end in time, is told and does not end the stage
+limited() {
+    timeout --kill-after=10 "$1" "${@:2}" && return
+    local code=$?
+    echo "on_device: ${*:2}: ended with $code after at most $1 s (124: cut off)"
+    status=1
+}
+# bench NAME SECONDS OPTIONS...: the 7B model, into NAME.json, which is written after each job
+bench() { limited "$2" python3 benchmarks/bench_gpu.py --json "$OUT/$1.json" "${@:3}" "${options[@]}"; }
+# training SECONDS OPTIONS...: a step of training
+training() {
+    limited "$1" python3 benchmarks/bench_training.py --made-up --json "$OUT/${stage}_training.json" \
+        --config "${RECIPE:-config/train/mini_gpu.yaml}" "${@:2}"
+}
+
 {
     nvidia-smi || true
-    case "${1:-}" in
-        tests) python3 -m pytest -q -p no:cacheprovider -n 5 test/gpu || status=1
-               bench try --parts chunk exactness profile --sizes 256 --horizons 10 --chunks 20 || status=1 ;;
-        chunks) bench chunks --parts chunk || status=1 ;;
-        reference) bench reference --parts exactness reference --sizes 256 512 || status=1
-                   bench frames --parts frame || status=1 ;;
-        rest) bench rest --parts encode policy fp8 profile --horizons 10 || status=1 ;;
+    case "$stage" in
+        first) bench first 425 --slow-seconds 30 --horizons 10 5 \
+                   --parts chunk:256 reference:256 fp8:256:10 chunk:512
+               training 105 ;;
+        second) bench second 530 --slow-seconds 30 --horizons 10 5 \
+                    --parts frame:256 policy exactness encode profile ;;
+        tests) limited 300 python3 -m pytest -q -p no:cacheprovider -n 5 test/gpu
+               bench tests 240 --parts chunk exactness profile --sizes 256 --horizons 10 --chunks 20 ;;
+        chunks) bench chunks 590 --parts chunk ;;
+        reference) bench reference 590 --slow-seconds 30 --parts reference ;;
+        frames) bench frames 590 --slow-seconds 30 --parts frame ;;
+        rest) bench rest 590 --parts encode policy exactness fp8 profile ;;
+        profile) training 590 "${options[@]}" ;;
         tokenizer) recipe=config/train/mini_gpu_vqgan.yaml
                result=$(sed -n 's/^output: *//p' "$recipe") frames=$(sed -n 's/^demonstrations: *//p' "$recipe")
                [ -d "$frames" ] || python3 benchmarks/travelling_frames.py unpack scratch/frames.mp4 "$frames"
                python3 -m worldvla_ros.training.vqgan --config "$recipe" || status=1
                tar -C "$(dirname "$result")" -cf "$OUT/tokenizer.tar" \
                    "$(basename "$result")" "$(basename "$result").run/"{metrics.csv,curves.png} || status=1 ;;
-        profile) python3 benchmarks/bench_training.py --made-up --json "$OUT/training.json" \
-                     --config "${RECIPE:-config/train/mini_gpu.yaml}" || status=1 ;;
         train) recipe="${RECIPE:-config/train/mini_gpu.yaml}"
                run=$(sed -n 's/^  output: *//p' "$recipe") store=$(sed -n 's/^  store: *//p' "$recipe")
                if [ ! -d "$store" ]; then  # Python unpacks xz, which the machine may lack
@@ -49,8 +72,10 @@ status=0
                if [ "${#made[@]}" -gt 0 ]; then  # few files of less than 16 MB may come back
                    tar -C "$run" -cf - "${made[@]}" | split -b 15000000 - "$OUT/trained.tar." || status=1
                fi ;;
-        *) echo 'expected a stage: tests, chunks, reference, rest, tokenizer, profile or train'; status=2 ;;
+        *) echo "expected a stage: first, second, tests, chunks, reference, frames, rest, profile," \
+                'tokenizer or train'
+           status=2 ;;
     esac
     exit "$status"
-} 2>&1 | tee "$OUT/${1:-usage}.log"
+} 2>&1 | tee "$OUT/${stage:-usage}.log"
 exit "${PIPESTATUS[0]}"

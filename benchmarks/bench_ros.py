@@ -9,9 +9,7 @@ callback; and the policy node at 20 Hz while its worker never rests.
 import argparse
 from array import array
 from collections.abc import Callable
-import json
 from pathlib import Path
-import platform
 import subprocess
 import sys
 import tempfile
@@ -137,14 +135,6 @@ def run_camera(topic: str) -> None:
     rclpy.spin(node)
 
 
-def machine() -> str:
-    """Name this machine: processor and cores."""
-    info = Path('/proc/cpuinfo').read_text()
-    model = next((line.split(':')[1].strip() for line in info.splitlines()
-                  if line.startswith('model name')), platform.machine())
-    return f'{model}, {info.count("processor")} cores'
-
-
 def main() -> None:
     """Run all measurements and print a table with the targets."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -165,12 +155,10 @@ def main() -> None:
             rclpy.init()  # each afresh: a second publisher of commands would stop the policy
             results.update(bench(rclpy.create_node('bench')))
             rclpy.shutdown()
-    print(f'{machine()}; {SIZE} x {SIZE} px, built-in assets')
-    for name, value in results.items():
-        target = f'   target {TARGETS[name]}' if name in TARGETS else ''
-        print(f'  {name:32} {value:8.2f}{target}')
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps({'machine': machine(), **results}, indent=1) + '\n')
+    from report import row, save, table_of  # not above: it loads torch, which no camera needs
+    rows = [row(name, value, '', target=TARGETS.get(name)) for name, value in results.items()]
+    print('\n'.join(table_of(rows)))
+    save(options.json, rows, size_px=SIZE, assets='builtin')
 
 
 if __name__ == '__main__':

@@ -6,19 +6,26 @@
 Trains the recipe for some steps and writes nothing but the figures. `GPU busy` far below 1 means
 that the host or the batches are what a step waits for; else the kernels below it are. On a CPU:
 `--device cpu --batch-size 16 --no-compile --steps 2`.
+
+    --variants recipe batch wide
+
+also times the recipe with twice the batch, and twice as wide: where the share of the matmul peak
+rises with either, the matrices are too small. Each variant is compiled anew: 36 s on an H100.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+import gc
 import os
 from pathlib import Path
+import sys
 import tempfile
 import time
 
-from measuring import kernels
+from measuring import Clocks, kernels
 import numpy as np
-from report import Row, row, save, table_of
+from report import Row, exit_status, recorded, row, save, table_of
 import torch
 
 from worldvla_ros.config import load_yaml
@@ -27,6 +34,7 @@ from worldvla_ros.training.batches import Batch
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.loading import made_ahead
+from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import write_store
 from worldvla_ros.training.throughput import matmul_peak, training_flops
@@ -36,6 +44,21 @@ WARM_UPS = 3  # steps: kernels are compiled and chosen
 PROFILED = 5  # steps
 LISTED = 20  # kernels
 Parts = Sequence[Sequence[Batch]]
+
+
+def _wide(config: TrainConfig) -> TrainConfig:
+    """Return the recipe with matrices of four times the size, in heads as large as before."""
+    shape = config.model
+    return replace(config, model=replace(
+        shape, init_from='', hidden_size=2 * shape.hidden_size,
+        intermediate_size=2 * shape.intermediate_size, num_heads=2 * shape.num_heads))
+
+
+VARIANTS: dict[str, Callable[[TrainConfig], TrainConfig]] = {
+    'recipe': lambda config: config,
+    'batch': lambda config: replace(
+        config, data=replace(config.data, batch_size=2 * config.data.batch_size)),
+    'wide': _wide}
 
 
 def made_up_store(config: TrainConfig, folder: Path) -> TrainConfig:
@@ -113,10 +136,12 @@ class TrainingBench:
             torch.cuda.synchronize()
 
 
-def main() -> None:
-    """Run the benchmark and save its table."""
+def main() -> int:
+    """Run the benchmark and save its table; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--config', type=Path, required=True, help='YAML file of a run')
+    parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=['recipe'],
+                        help='twice the batch, twice as wide')
     parser.add_argument('--steps', type=int, default=30, help='that are timed')
     parser.add_argument('--batch-size', type=int, help='instead of the one in the recipe')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
@@ -133,10 +158,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.made_up:
             config = made_up_store(config, Path(folder))
-        rows = TrainingBench(config, options.steps).run()
-    print('\n'.join(table_of(rows)))
-    save(options.json, rows)
+        rows = run_variants(config, options.variants, options.steps, options.json)
+    return exit_status(rows)
+
+
+def run_variants(config: TrainConfig, names: list[str], steps: int, path: Path) -> list[Row]:
+    """Return the rows of all variants; the file has those so far."""
+    rows: list[Row] = []
+    notes: dict[str, object] = {}
+    device = torch.device(pick_device(config.run.device))
+    for name in names:
+        new: list[Row] = []
+        with Clocks(device) as clocks, recorded(new, name):
+            new += TrainingBench(VARIANTS[name](config), steps).run()
+        new = [line | {'name': f'{name}: {line["name"]}', 'variant': name} for line in new]
+        rows += new
+        notes[name] = {'clocks': clocks.summary()}
+        print('\n'.join(table_of(new)), flush=True)
+        save(path, rows, asked=names, done=notes)
+        torch._dynamo.reset()
+        gc.collect()  # the weights before the next ones are made
+    return rows
 
 
 if __name__ == '__main__':
-    main()
+    sys.exit(main())

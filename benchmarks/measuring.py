@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks of the model measure with: set-up, clock, quantiles, kernels, flips."""
+"""What the benchmarks of the model measure with: set-up, times, quantiles, kernels, flips."""
 
 import argparse
 from collections.abc import Callable, Sequence
 from functools import cached_property
 import gc
+import math
+import shutil
 import subprocess
 import time
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 from report import Row, row
-from roofline import H200, measured
+from roofline import H200, Card, measured
 import torch
 from workloads import prompt_of, random_model
 
@@ -28,6 +31,8 @@ from worldvla_ros.tokens.vocab import Vocabulary
 # are closer than this.
 FLIP_MARGIN = 0.15
 
+LEAST_RUNS = 3  # of what is slow
+
 TINY = TransformerConfig(hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4,
                          vocabulary=Vocabulary.compact(512, 64))
 TINY_IMAGES = ImageTokenizerConfig(embed_dim=4, n_embed=64, z_channels=4, ch=4,
@@ -41,12 +46,19 @@ class Bench:
         self.small = arguments.small
         self.device = torch.device('cpu' if self.small else 'cuda')
         self.config = TINY if self.small else TransformerConfig()
+        self.image_config = TINY_IMAGES if self.small else ImageTokenizerConfig()
         self.dtype = torch.float32 if self.small else torch.bfloat16
-        self.sizes = (64,) if self.small else arguments.sizes
-        self.horizons = (5,) if self.small else arguments.horizons
         self.chunks = 3 if self.small else arguments.chunks
-        self.slow_runs = 1 if self.small else arguments.slow_runs
-        self.card = H200 if self.small else measured(self.device)  # what the floors are of
+        self.slow_runs = 2 if self.small else arguments.slow_runs
+        self.slow_seconds = arguments.slow_seconds
+        self.ceilings: dict[Weights, Card] = {}  # what the floors so far are of
+
+    def card(self, weights: Weights = 'dense') -> Card:
+        """Return what the device reaches with weights of a type, measured once."""
+        if weights not in self.ceilings:
+            self.ceilings[weights] = (H200[weights] if self.small
+                                      else measured(self.device, weights))
+        return self.ceilings[weights]
 
     @cached_property
     def model(self) -> Transformer:
@@ -57,8 +69,7 @@ class Bench:
     def images(self) -> ImageTokenizer:
         """A VQ-GAN of random weights."""
         torch.manual_seed(0)
-        config = TINY_IMAGES if self.small else ImageTokenizerConfig()
-        return ImageTokenizer(config).eval().to(self.device)
+        return ImageTokenizer(self.image_config).eval().to(self.device)
 
     def engine(self, size_px: int, num_actions: int, weights: Weights = 'dense'
                ) -> StaticChunkDecoder:
@@ -72,26 +83,41 @@ class Bench:
         """Return prompts of two frames that share no beginning beyond BOS."""
         return [prompt_of(self.config.vocabulary, size_px, 2, seed) for seed in range(count)]
 
-    def times(self, run: Callable[[int], object], repeats: int,
-              before: Callable[[int], object] = lambda i: None, warm_ups: int = 3
-              ) -> NDArray[np.float64]:
-        """Return the times [ms] of run(i), each after before(i); i < 0 only warms up."""
-        times = []
+    def times(self, run: Callable[[int], object], repeats: int) -> NDArray[np.float64]:
+        """Return the times [ms] of run(i); i < 0 only warms up."""
+        return self.stage_times([run], repeats)[0]
+
+    def slow_times(self, run: Callable[[int], object], repeats: int) -> NDArray[np.float64]:
+        """Return the times [ms] of run(i), as many as there is time for, three at least."""
+        return self.stage_times([run], repeats, warm_ups=1, seconds=self.slow_seconds)[0]
+
+    def stage_times(self, stages: Sequence[Callable[[int], object]], repeats: int,
+                    warm_ups: int = 3, seconds: float = math.inf) -> NDArray[np.float64]:
+        """Return the times [ms] [stages, repeats] of stages that follow each other in a run.
+
+        :param seconds: after which no run is begun but the first three.
+        """
+        times: list[list[float]] = []
+        deadline = time.monotonic() + seconds
         for i in range(-warm_ups, repeats):
-            before(i)
-            if self.device.type == 'cuda':
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                torch.cuda.synchronize()
-                start.record()
-                run(i)
-                end.record()
-                end.synchronize()
-                times.append(start.elapsed_time(end))
-            else:
-                started = time.perf_counter()
-                run(i)
-                times.append(1e3 * (time.perf_counter() - started))
-        return np.array(times[warm_ups:])
+            if len(times) >= warm_ups + LEAST_RUNS and time.monotonic() > deadline:
+                break
+            times.append([self._time(stage, i) for stage in stages])
+        return np.array(times[warm_ups:]).T
+
+    def _time(self, run: Callable[[int], object], i: int) -> float:
+        """Return the time [ms] of run(i)."""
+        if self.device.type != 'cuda':
+            started = time.perf_counter()
+            run(i)
+            return 1e3 * (time.perf_counter() - started)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        run(i)
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
 
 
 def image_length(size_px: int) -> int:
@@ -101,14 +127,15 @@ def image_length(size_px: int) -> int:
 
 
 def quantiles(name: str, times: NDArray[np.float64], floor: float | None = None,
-              K: int | None = None, target_ms: float | None = None) -> list[Row]:
-    """Return p50 and p99 [ms], and p50 over its floor."""
+              K: int | None = None, target_ms: float | None = None,
+              of_floor: str | None = '<= 1.3') -> list[Row]:
+    """Return p50 and p99 [ms], and p50 over its floor [ms], which has a target of its own."""
     wanted = None if target_ms is None else f'<= {target_ms:g}'
     p50, p99 = (float(np.percentile(times, q)) for q in (50, 99))
     rows = [row(f'{name}, p50', p50, 'ms', K, wanted, runs=len(times)),
             row(f'{name}, p99', p99, 'ms', K, runs=len(times))]
     if floor is not None:
-        rows.append(row(f'{name}, p50 / floor {floor:.3g} ms', p50 / floor, 'x', K, '<= 1.3'))
+        rows.append(row(f'{name}, p50 / floor {floor:.3g} ms', p50 / floor, 'x', K, of_floor))
     return rows
 
 
@@ -140,24 +167,63 @@ def flips(name: str, exact: Sequence[DecodedChunk], other: Sequence[DecodedChunk
 
     After a flip an action continues from another token, so only its first one counts.
     """
-    margins, actions = [], 0
+    margins, distances, actions = [], [], 0
     for chunk, differing in zip(exact, other, strict=True):
         for action, tokens in enumerate(chunk.token_ids.cpu()):
             actions += 1
-            places = (tokens != differing.token_ids[action].cpu()).nonzero()
+            distance = (tokens - differing.token_ids[action].cpu()).abs()
+            places = distance.nonzero()
             if len(places):
                 margins.append(float(chunk.margin[action, places[0, 0]]))
+                distances.append(int(distance[places[0, 0]]))
     wanted = None if bound is None else f'<= {bound}'
     return [row(f'actions with a flip, {name}', len(margins) / actions, 'of all', runs=actions),
             row(f'largest margin at a flip, {name}', max(margins, default=0.0), 'logit',
-                target=wanted)]
+                target=wanted),
+            row(f'mean distance at a flip, {name}',
+                float(np.mean(distances)) if distances else 0.0, 'bins')]
 
 
-def clocks() -> str:
-    """Return what nvidia-smi says about the GPU's clocks now, '' where there is none."""
-    try:
-        return subprocess.run(
-            ['nvidia-smi', '--query-gpu=name,driver_version,clocks.sm,clocks.mem,power.draw',
-             '--format=csv,noheader'], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ''
+class Clocks:
+    """What nvidia-smi says about a GPU each second of a block in which it was at work."""
+
+    _asked = ('utilization.gpu', 'clocks.sm', 'clocks.mem', 'power.draw')
+    _at_work = 50  # [%] of a second in which a kernel ran
+
+    def __init__(self, device: torch.device) -> None:
+        self._can_ask = device.type == 'cuda' and shutil.which('nvidia-smi') is not None
+        self._process: subprocess.Popen[str] | None = None
+        self._said = ''
+
+    def __enter__(self) -> 'Clocks':
+        """Begin to ask."""
+        if self._can_ask:
+            self._process = subprocess.Popen(
+                ['nvidia-smi', f'--query-gpu={",".join(self._asked)}',
+                 '--format=csv,noheader,nounits', '--loop=1'],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        """Stop asking."""
+        if self._process is not None:
+            self._process.terminate()
+            self._said, _ = self._process.communicate()
+
+    def summary(self) -> dict[str, float]:
+        """Return medians [MHz], [W] and the lowest clock; empty where it was never at work."""
+        samples = self.under_load(self._said)
+        if not len(samples):
+            return {}
+        _, sm, memory, power = np.median(samples, axis=0)
+        return {'sm_mhz': float(sm), 'lowest_sm_mhz': float(samples[:, 1].min()),
+                'memory_mhz': float(memory), 'power_w': float(power), 'seconds': len(samples)}
+
+    @classmethod
+    def under_load(cls, said: str) -> NDArray[np.float64]:
+        """Return what was said [seconds, 4] while the GPU was at work; a cut line is left out."""
+        rows = [line.split(', ') for line in said.splitlines()]
+        whole = [[float(value) for value in one] for one in rows if len(one) == len(cls._asked)
+                 and all(value.replace('.', '', 1).isdigit() for value in one)]
+        return np.array([one for one in whole if one[0] >= cls._at_work])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The GPU benchmark runs from end to end on a CPU, and its reference is the public decoding."""
 
+from argparse import Namespace
 import json
 import os
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 from tiny_models import action_prompt, tiny_model
 import torch
 
+from worldvla_ros.model.decoded import DecodedChunk
 from worldvla_ros.model.generate import generate_free
 from worldvla_ros.model.transformer import TransformerConfig
+from worldvla_ros.model.vqgan import ImageTokenizerConfig
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 PARTS = ('chunk', 'exactness', 'frame', 'encode', 'policy', 'fp8', 'profile')
@@ -35,23 +38,120 @@ def test_all_parts_but_the_reference_run_small(tmp_path):
     assert done.returncode == 0, done.stderr
     report = json.loads(target.read_text())
     rows = {(row['part'], row['name']): row['value'] for row in report['rows']}
-    assert set(report['parts']) == set(PARTS) == {part for part, _ in rows}
+    assert {part for part, _ in rows} == set(PARTS)
+    assert report['asked'] == list(report['done']) and len(report['asked']) == len(PARTS)
     assert rows['chunk', '64 px: graphs captured after warm-up'] == 0
-    assert rows['exactness', 'actions with a flip, engine against plain passes'] == 0
-    assert rows['frame', '64 px: 5 % of codes new: codes as without draft'] == 1
-    assert rows['frame', '64 px: 5 % of codes new: accepted codes per pass'] > 2
-    assert 'torch' in report['machine'] and '--small' in report['machine']['command']
+    assert rows['exactness', 'actions with a flip, 64 px, engine against plain passes'] == 0
+    assert rows['frame', '64 px: 5% of codes new, anywhere, frames that differ from those without '
+                'draft'] == 0
+    assert rows['frame', '64 px: 5% of codes new, anywhere, codes accepted per pass'] > 2
+    assert rows['frame', '64 px: changes of real frames, codes accepted per pass'] > 1
+    assert all(row['K'] == 5 for row in report['rows'] if row['part'] in ('chunk', 'policy'))
+    assert {'torch', 'transformers', 'triton', 'commit', 'date'} < set(report['machine'])
+    assert '--small' in report['machine']['command']
     table = target.with_suffix('.txt').read_text()
     assert all(name in table for _, name in rows)
 
 
+@pytest.fixture
+def bench(benchmarks):
+    """Return the small bench."""
+    from measuring import Bench
+    return Bench(Namespace(small=True, slow_seconds=1.0))
+
+
+def test_a_part_that_fails_is_a_row_and_the_next_one_runs(bench, monkeypatch, tmp_path, capsys):
+    import bench_gpu
+    from report import exit_status, row
+
+    def broken(bench, size, K):
+        raise torch.OutOfMemoryError('CUDA out of memory.\nMore about it')
+    monkeypatch.setitem(bench_gpu.OF_CHUNKS, 'chunk', broken)
+    monkeypatch.setitem(bench_gpu.OF_FRAMES, 'encode', lambda bench, size: [row('fine', 1, 'ms')])
+    todo = bench_gpu.jobs(['chunk', 'encode'], [64], [5, 10])
+    rows = bench_gpu.run(todo, bench, tmp_path / 'bench.json')
+    assert [line['name'] for line in rows] == [
+        'chunk, 64 px, K=5: failed: OutOfMemoryError: CUDA out of memory.',
+        'chunk, 64 px, K=10: failed: OutOfMemoryError: CUDA out of memory.', 'fine']
+    assert exit_status(rows) == 1 and exit_status(rows[2:]) == 0
+    assert 'More about it' in capsys.readouterr().err
+    saved = json.loads((tmp_path / 'bench.json').read_text())['rows']
+    assert 'Traceback' in saved[0]['failed'] and 'More about it' in saved[0]['failed']
+    assert 'K=10: failed' in (tmp_path / 'bench.txt').read_text()
+
+
+def test_what_was_measured_before_a_kill_is_in_the_file(bench, monkeypatch, tmp_path):
+    import bench_gpu
+    from report import row
+
+    def measure(bench, size, K):
+        if K == 10:
+            raise KeyboardInterrupt
+        return [row('one', 1, 'ms', runs=7)]
+    monkeypatch.setitem(bench_gpu.OF_CHUNKS, 'chunk', measure)
+    with pytest.raises(KeyboardInterrupt):
+        bench_gpu.run(bench_gpu.jobs(['chunk'], [64], [5, 10]), bench, tmp_path / 'bench.json')
+    saved = json.loads((tmp_path / 'bench.json').read_text())
+    assert [line['K'] for line in saved['rows']] == [5]
+    assert (saved['asked'], list(saved['done'])) == (
+        ['chunk, 64 px, K=5', 'chunk, 64 px, K=10'], ['chunk, 64 px, K=5'])
+    assert 'n=7' in (tmp_path / 'bench.txt').read_text()
+
+
+def test_a_part_may_be_asked_for_at_one_size_and_horizon(benchmarks):
+    from bench_gpu import jobs
+    listed = jobs(['chunk:512', 'fp8:256:10', 'encode'], [256, 512], [10, 5])
+    assert [str(job) for job in listed] == [
+        'chunk, 512 px, K=10', 'chunk, 512 px, K=5', 'fp8, 256 px, K=10', 'encode, 256 px',
+        'encode, 512 px']
+
+
+def test_slow_runs_end_with_their_time(bench):
+    bench.slow_seconds = 0
+    assert len(bench.slow_times(lambda i: None, 100)) == 3
+    bench.slow_seconds = 60
+    assert len(bench.slow_times(lambda i: None, 100)) == 100
+
+
+def test_clocks_count_where_the_gpu_was_at_work(benchmarks):
+    from measuring import Clocks
+    said = ('100, 1890, 2619, 647.91\n0, 345, 2619, 70.10\n98, 1980, 2619, 600.00\n'
+            '97, [N/A], 2619, 600\n99, 19')
+    assert Clocks.under_load(said).tolist() == [[100, 1890, 2619, 647.91], [98, 1980, 2619, 600]]
+    with Clocks(torch.device('cpu')) as clocks:
+        pass
+    assert clocks.summary() == {}
+
+
+def test_flips_tell_how_far_the_bins_are_apart(benchmarks):
+    from measuring import flips
+    margin = torch.tensor([[.5, .25, .5], [.5, .5, .5]])
+    one, other = (DecodedChunk(torch.tensor(ids), margin, margin, margin, None, 0, 0) for ids in (
+        [[7, 8, 9], [1, 2, 3]], [[7, 11, 2], [1, 2, 3]]))
+    assert [line['value'] for line in flips('name', [one], [other], .3)] == [.5, .25, 3]
+
+
+def test_drafts_differ_from_the_frame_as_real_frames_do(benchmarks):
+    from change_masks import change_masks
+    masks = change_masks(16)
+    assert masks.shape == (64, 16, 16)
+    assert .25 < masks.mean() < .4
+    beside = masks[:, :, 1:][masks[:, :, :-1]].mean()
+    assert beside > 1.5 * masks.mean()  # in clusters
+
+
 def test_the_floors_are_those_of_the_projects_notes(benchmarks):
     import roofline
-    card, config = roofline.H200, TransformerConfig()
-    floors = [roofline.chunk_ms(card, config, prompt, K) for prompt, K in (
-        (584, 5), (584, 10), (2152, 5), (2152, 10))]
-    assert floors == pytest.approx([29.0, 29.1, 57.3, 57.4], abs=0.1)
+    card, config = roofline.H200['dense'], TransformerConfig()
+    floors = [[roofline.chunk_ms(one, config, prompt, K) for prompt, K in (
+        (584, 5), (584, 10), (2152, 5), (2152, 10))] for one in roofline.H200.values()]
+    assert floors[0] == pytest.approx([29.0, 29.1, 57.3, 57.4], abs=0.1)
+    assert floors[1] == pytest.approx([15.1, 15.2, 29.8, 29.9], abs=0.1)
     assert roofline.chunk_ms(card, config, 584, 10, cached=308) == pytest.approx(23.3, abs=0.8)
+    images = ImageTokenizerConfig()
+    assert roofline.encode_ms(card, images, 256) == pytest.approx(.35, abs=0.005)
+    assert roofline.encode_ms(card, images, 512) == pytest.approx(1.4, abs=0.005)
+    assert roofline.decode_ms(card, images, 256) == pytest.approx(2 * .32, abs=0.01)
 
 
 @pytest.mark.slow

@@ -88,6 +88,31 @@ def test_keep_last_gives_the_same_rows_and_fills_the_cache():
     assert model.rows(ids, keep_last=0).shape == (1, 0, model.config.hidden_size)
 
 
+@pytest.mark.parametrize('keep_last', [None, 20, 12, 5, 0])
+@torch.inference_mode()
+def test_rows_at_the_start_attend_without_a_mask_as_they_do_with_one(keep_last):
+    model = tiny_model(layers=3)
+    ids = torch.arange(2 * 20).view(2, 20)
+    mask = torch.ones(2, 20, 20, dtype=torch.bool).tril()
+    mask[1, 10:, 9:12] = torch.eye(10, 3, dtype=torch.bool)
+    mask[:, 8:] |= torch.eye(20, dtype=torch.bool)[8:]
+    kept = 20 if keep_last is None else keep_last
+    torch.testing.assert_close(
+        model.rows(ids, mask=mask, keep_last=keep_last, causal_rows=8),
+        model.rows(ids, mask=mask)[:, 20 - kept:], atol=TOLERANCE, rtol=0)
+
+
+@torch.inference_mode()
+def test_causal_rows_that_would_be_computed_wrongly_are_refused():
+    model, ids = tiny_model(), torch.arange(20)[None]
+    cache = model.new_cache(40)
+    for options in ({'cache': cache}, {'keep_last': 13}, {'keep_last': 19}):
+        with pytest.raises(ValueError, match='causal_rows=8'):
+            model.rows(ids, mask=torch.ones(20, 20, dtype=torch.bool).tril(), causal_rows=8,
+                       **options)
+    assert cache.length == 0
+
+
 @torch.inference_mode()
 def test_allowed_logits_are_a_slice_of_all():
     model = tiny_model()

@@ -3,11 +3,13 @@
 
 What differs from a textbook Llama: queries and keys pass a LayerNorm over each head (weight and
 bias, either shared by all heads or one row per head) before the rotary embedding. Module names
-give the state-dict keys of the released checkpoints. Checked in float32 against the golden
-vectors of the public implementation and against transformers' own Chameleon.
+give the state-dict keys of the released checkpoints. Checked in float32 against transformers' own
+Chameleon, and against numbers of the public implementation where those are at hand (see
+test/golden_data.py).
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +90,14 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+class AskedRows(NamedTuple):
+    """The rows of a pass whose results are asked for, and what they may attend to."""
+
+    which: slice  # of all rows of the pass
+    causal: int  # of them, at the start: they see the rows up to themselves, without a mask
+    bias: Tensor | None  # [1 or B, 1, S, T], added to the scores of the others; None: causal, too
+
+
 class Attention(nn.Module):
     """Multi-head attention with qk-norm and rotary positions."""
 
@@ -102,29 +112,24 @@ class Attention(nn.Module):
         self.q_norm = HeadNorm(config.qk_norm_rows, config.num_heads, config.head_dim)
         self.k_norm = HeadNorm(config.qk_norm_rows, config.num_heads, config.head_dim)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None,
-                cache: KVCache | None, query_rows: slice, causal_rows: int) -> Tensor:
-        """Attend from the query rows of x [B, S, hidden] to the cached rows and to all of x.
-
-        :param causal_rows: of the query rows, at the start; the mask is that of the others.
-        """
-        queries = x[:, query_rows]
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], asked: AskedRows,
+                cache: KVCache | None) -> Tensor:
+        """Attend from the asked rows of x [B, S, hidden] to the cached rows and to all of x."""
+        queries = x[:, asked.which]
         cos, sin = rotary
         q = rotate(self.q_norm(self._heads(self.q_proj(queries))),
-                   (cos[:, query_rows], sin[:, query_rows])).transpose(1, 2)
+                   (cos[:, asked.which], sin[:, asked.which])).transpose(1, 2)
         k = rotate(self.k_norm(self._heads(self.k_proj(x))), rotary).transpose(1, 2)
         v = self._heads(self.v_proj(x)).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         if q.shape[2] == 0:
             return queries
-        if mask is not None:  # of the last rows that may be asked for
-            mask = mask[..., mask.shape[-2] - (q.shape[2] - causal_rows):, :]
-        out = F.scaled_dot_product_attention(q[:, :, causal_rows:], k, v, attn_mask=mask,
-                                             is_causal=mask is None)
-        if causal_rows:
+        out = F.scaled_dot_product_attention(q[:, :, asked.causal:], k, v, attn_mask=asked.bias,
+                                             is_causal=asked.bias is None)
+        if asked.causal:
             start = F.scaled_dot_product_attention(
-                *(part[:, :, :causal_rows] for part in (q, k, v)), is_causal=True)
+                *(part[:, :, :asked.causal] for part in (q, k, v)), is_causal=True)
             out = torch.cat((start, out), dim=2)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -156,15 +161,11 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None,
-                cache: KVCache | None, query_rows: slice, causal_rows: int) -> Tensor:
-        """Return the query rows of x [B, S, hidden]; all rows enter the cache.
-
-        :param causal_rows: see `Attention.forward`.
-        """
-        attended = self.self_attn(self.input_layernorm(x), rotary, mask, cache, query_rows,
-                                  causal_rows)
-        x = x[:, query_rows] + attended
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], asked: AskedRows,
+                cache: KVCache | None) -> Tensor:
+        """Return the asked rows of x [B, S, hidden]; all rows enter the cache."""
+        attended = self.self_attn(self.input_layernorm(x), rotary, asked, cache)
+        x = x[:, asked.which] + attended
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -215,13 +216,18 @@ class Transformer(nn.Module):
         :param mask: bool [S, T] or [B, S, T] over the T cached and new rows; None is causal.
         :param keep_last: rows whose result is needed. The last layer computes only these, the
             others only leave their keys and values in the cache.
-        :param causal_rows: rows at the start whose mask is causal, without a cache: most of a
-            training sequence, and attention is cheaper without a mask. None of them may be kept
-            where some are not.
+        :param causal_rows: rows at the start whose mask is causal: most of a training sequence,
+            and attention is cheaper without a mask. Without a cache, and all kept or none; else
+            ValueError.
         """
         x = self.model.embed_tokens(input_ids)
         cached = cache.length if cache is not None else 0
         length = input_ids.shape[1]
+        first = 0 if keep_last is None else length - keep_last
+        if causal_rows and (cache is not None or 0 < first < causal_rows):
+            raise ValueError(f'causal_rows need a pass without a cache that keeps all of them or '
+                             f'none, got causal_rows={causal_rows} and keep_last={keep_last} of '
+                             f'{length} rows, {"a" if cache is not None else "no"} cache')
         if positions is None:
             positions = torch.arange(cached, cached + length, device=input_ids.device)
         if mask is None and (cached or keep_last):
@@ -231,12 +237,13 @@ class Transformer(nn.Module):
         if mask is None:
             causal_rows = 0  # all are
         bias = None if mask is None else _additive(mask[..., causal_rows:, :], x.dtype)
-        all_rows = slice(None)
-        kept = all_rows if keep_last is None else slice(length - keep_last, None)
+        asked = AskedRows(slice(None), causal_rows, bias)
         for layer in self.model.layers[:-1]:
-            x = layer(x, rotary, bias, cache, all_rows, causal_rows)
-        x = self.model.layers[-1](x, rotary, bias, cache, kept,
-                                  causal_rows if keep_last is None else 0)
+            x = layer(x, rotary, asked, cache)
+        if first:
+            kept = None if bias is None else bias[..., first - causal_rows:, :]
+            asked = AskedRows(slice(first, None), 0, kept)
+        x = self.model.layers[-1](x, rotary, asked, cache)
         if cache is not None:
             cache.advance(length)
         return self.model.norm(x)

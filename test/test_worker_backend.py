@@ -186,7 +186,7 @@ def test_the_node_s_side_never_loads_torch():
                    env={**os.environ, 'PYTHONPATH': str(ROOT)})
 
 
-# --- death and hanging (rule f) ---------------------------------------------------------------
+# --- death and hanging ------------------------------------------------------------------------
 
 
 def test_a_killed_worker_fails_its_request_and_is_replaced(backend):

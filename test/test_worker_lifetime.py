@@ -15,6 +15,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from worker_processes import (
     FOREVER,
     NO_CHECKPOINT,
@@ -31,8 +32,17 @@ from worker_processes import (
 from worldvla_ros.errors import InferenceError
 from worldvla_ros.inference import worker_backend
 from worldvla_ros.inference.backend import BackendInfo, Health
-from worldvla_ros.inference.messages import Loaded, Progress, Ready
-from worldvla_ros.inference.worker import load_policy, progress_sent
+from worldvla_ros.inference.messages import (
+    Failed,
+    Loaded,
+    Prepare,
+    Progress,
+    Ready,
+    Request,
+    Stop,
+)
+from worldvla_ros.inference.shared_frames import FrameSlot, SharedFrames
+from worldvla_ros.inference.worker import load_policy, progress_sent, serve
 
 # --- started by a thread that has ended -------------------------------------------------------
 
@@ -181,6 +191,68 @@ def test_what_is_logged_in_the_warm_up_is_progress():
     assert not ours.poll()
 
 
+class BrokenPolicy:
+    """A policy that fails with a given error."""
+
+    def __init__(self, error):
+        self._error = error
+
+    def predict_chunk(self, observation):
+        raise self._error
+
+    def prepare(self, frame, instruction):
+        raise self._error
+
+
+def served(error, *messages):
+    """Return what a worker of a broken policy says to some messages before it is told to stop."""
+    ours, theirs = Pipe()
+    for message in (*messages, Stop()):
+        ours.send(message)
+    frames = SharedFrames(1000)
+    try:
+        serve(theirs, frames, BrokenPolicy(error))
+    finally:
+        frames.close()
+    return [ours.recv() for _ in messages]
+
+
+def test_a_worker_without_memory_for_one_request_lives_on():
+    for error in (torch.OutOfMemoryError('no memory'), ValueError('a bug')):
+        answer, = served(error, Request(7, (), 'go'))
+        assert (answer.number, answer.chunk) == (7, None) and str(error) in answer.error
+
+
+HINT = Prepare((FrameSlot(0, 1, 1, 0),), 'go')
+
+
+@pytest.mark.parametrize('message', [Request(7, (), 'go'), HINT])
+def test_a_worker_whose_device_is_lost_does_not_live_on(message):
+    """Pins a bug: after an assertion in a kernel it stayed READY and failed for ever."""
+    with pytest.raises(torch.AcceleratorError, match='device-side assert'):
+        served(torch.AcceleratorError('device-side assert triggered'), message)
+
+
+def test_a_hint_that_fails_is_no_matter():
+    answered, = served(ValueError('a bug'), HINT)
+    assert 'a bug' in answered.detail
+
+
+def test_a_worker_that_gives_up_is_replaced_and_says_why(undying):
+    backend = new_backend(max_restarts=1)
+    backend._launch()
+    backend._inbox += [Loaded(INFO), Ready()]
+    assert backend.poll() == [] and backend.health is Health.READY
+    backend.submit(1, observation())
+    backend._inbox.append(Failed('the device is lost', 'Traceback'))
+    result, = backend.poll()
+    assert result.chunk is None and result.error == backend.fault == 'the device is lost'
+    assert (backend.health, backend.restarts) == (Health.LOADING, 1)
+    for one in undying:
+        one.let_go()
+    backend.stop()
+
+
 def test_stop_leaves_no_thread_and_no_descriptor_and_may_be_repeated():
     before, threads = descriptors(), threading.active_count()
     never_started = new_backend()
@@ -307,8 +379,6 @@ def test_a_dead_worker_whose_exit_takes_time_does_not_hold_up_who_polls(undying)
 @pytest.mark.parametrize('cores, threads', [({3, 5, 8, 9}, 3), ({7}, 1)])
 def test_a_worker_takes_all_cores_that_it_may_use_but_one(cores, threads, monkeypatch):
     """Pins a bug: pinned to 4 of 64 cores, it started 63 threads."""
-    import torch
-
     from worldvla_ros.policy.policy import WorldVLAPolicy
     taken = []
     monkeypatch.setattr(os, 'cpu_count', lambda: 64)

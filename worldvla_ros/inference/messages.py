@@ -48,8 +48,8 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class LoadFailed:
-    """The worker cannot serve; it exits after this."""
+class Failed:
+    """The worker cannot serve, or not any more; it exits after this."""
 
     error: str
     detail: str  # traceback, for the debug log
@@ -70,7 +70,6 @@ class Request:
     slots: tuple[FrameSlot, ...]
     instruction: str
     state: np.ndarray | None = None  # (7,) of the arm, for policies that read it
-    prepare_only: bool = False  # the frame is the one before the newest; the answer is empty
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +79,21 @@ class Answer:
     number: int
     chunk: ActionChunk | None
     error: str = ''
+    detail: str = ''  # traceback, for the debug log
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """A hint: this frame will be the one before the newest; it lies there until Prepared."""
+
+    slots: tuple[FrameSlot, ...]
+    instruction: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The worker has followed the hint, or could not."""
+
     detail: str = ''  # traceback, for the debug log
 
 

@@ -26,9 +26,11 @@ from worldvla_ros.inference.backend import BackendInfo
 from worldvla_ros.inference.messages import (
     TERMINAL_SIGNALS,
     Answer,
+    Failed,
     Heartbeat,
     Loaded,
-    LoadFailed,
+    Prepare,
+    Prepared,
     Progress,
     Ready,
     Request,
@@ -122,20 +124,41 @@ def serve(connection: Connection, frames: SharedFrames, policy: 'WorldVLAPolicy'
         message = connection.recv()
         if isinstance(message, Stop):
             return
-        connection.send(_answer(message, frames, policy))
+        connection.send(_prepare(message, frames, policy) if isinstance(message, Prepare)
+                        else _answer(message, frames, policy))
 
 
 def _answer(request: Request, frames: SharedFrames, policy: 'WorldVLAPolicy') -> Answer:
-    """Run one request. Any failure becomes an answer: the worker lives on."""
+    """Run one request. A failure becomes an answer and the worker lives on, if it can."""
     try:
-        observed = frames.read(request.slots)
-        if request.prepare_only:
-            policy.prepare(observed[-1], request.instruction)
-            return Answer(request.number, None)
         return Answer(request.number, policy.predict_chunk(
-            Observation(observed, request.instruction, request.state)))
+            Observation(frames.read(request.slots), request.instruction, request.state)))
     except Exception as error:
+        if _device_is_lost(error):
+            raise
         return Answer(request.number, None, explain(error), traceback.format_exc())
+
+
+def _prepare(hint: Prepare, frames: SharedFrames, policy: 'WorldVLAPolicy') -> Prepared:
+    """Follow a hint. A failure is no matter if the worker lives on: the request will say it."""
+    try:
+        policy.prepare(frames.read(hint.slots)[-1], hint.instruction)
+        return Prepared()
+    except Exception as error:
+        if _device_is_lost(error):
+            raise
+        return Prepared(traceback.format_exc())
+
+
+def _device_is_lost(error: Exception) -> bool:
+    """
+    Return whether nothing runs on the device any more after an error.
+
+    After a failed assertion or a bad address in a kernel every later call of the process to CUDA
+    fails, with an AcceleratorError. Want of memory has another one, torch.OutOfMemoryError.
+    """
+    import torch
+    return isinstance(error, torch.AcceleratorError)
 
 
 def resident_bytes() -> int:
@@ -159,11 +182,11 @@ def main() -> int:
             connection.send(Loaded(describe_policy(policy)))
             with progress_sent(connection):
                 policy.warm_up()
+            connection.send(Ready())
+            serve(connection, frames, policy)
         except Exception as error:
-            connection.send(LoadFailed(explain(error), traceback.format_exc()))
+            connection.send(Failed(explain(error), traceback.format_exc()))
             return 1
-        connection.send(Ready())
-        serve(connection, frames, policy)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return 0  # the node is gone
     return 0

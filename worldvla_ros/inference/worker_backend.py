@@ -19,9 +19,11 @@ from worldvla_ros.inference.backend import BackendInfo, Health, Result
 from worldvla_ros.inference.messages import (
     TERMINAL_SIGNALS,
     Answer,
+    Failed,
     Heartbeat,
     Loaded,
-    LoadFailed,
+    Prepare,
+    Prepared,
     Progress,
     Ready,
     Request,
@@ -34,7 +36,6 @@ from worldvla_ros.safety.watchdog import RestartBudget, Watchdog
 _POLL_PERIOD = 0.05  # [s] while start waits
 _STOP_TIMEOUT = 2.0  # [s] a worker gets to leave by itself, and again to be gone once killed
 _EXIT_TIME = 0.5  # [s] longest wait for the exit status, once the pipe has ended
-_HINT = 0  # number of a request that only prepares
 _SECOND_NS = 1_000_000_000
 _logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class WorkerBackend:
             slots = self._frames.write((frame,))
             self._preparing = True
             self._deadline = time.monotonic() + self._answer_timeout
-            self._send(Request(_HINT, slots, instruction, prepare_only=True))
+            self._send(Prepare(slots, instruction))
 
     def poll(self) -> list[Result]:
         """Collect answers, check deadlines, restart; see `Backend.poll`."""
@@ -227,6 +228,10 @@ class WorkerBackend:
             self._heartbeat.feed(time.monotonic_ns())
             if isinstance(message, Answer):
                 results += self._take_answer(message)
+            elif isinstance(message, Prepared):
+                self._preparing = False
+                if message.detail:
+                    _logger.debug('%s', message.detail)
             elif isinstance(message, Heartbeat):
                 self.memory_bytes = message.memory_bytes
             elif isinstance(message, Loaded):
@@ -238,7 +243,7 @@ class WorkerBackend:
             elif isinstance(message, Ready):
                 self.health = Health.READY
                 self.fault = ''
-            elif isinstance(message, LoadFailed):
+            elif isinstance(message, Failed):
                 _logger.debug('%s', message.detail)
                 self._fail(message.error)
             elif message is None and self.health in (Health.LOADING, Health.READY):
@@ -246,8 +251,6 @@ class WorkerBackend:
         return results
 
     def _take_answer(self, answer: Answer) -> list[Result]:
-        if answer.number == _HINT:
-            self._preparing = False
         if answer.number != self._request:
             return []
         self._request = None

@@ -25,4 +25,5 @@ def test_the_parameter_file_loads_into_the_defaults(name):
     from worldvla_ros.config import flatten, from_mapping
     node, cls = TOOL['FILES'][name]
     content = yaml.safe_load((ROOT / 'config' / name).read_text())
-    assert flatten(from_mapping(cls, content[node]['ros__parameters'])) == flatten(cls())
+    section = content[TOOL['section_of'](node)]
+    assert flatten(from_mapping(cls, section['ros__parameters'])) == flatten(cls())

@@ -21,12 +21,17 @@ FILES = {'policy.yaml': (POLICY_NODE, PolicyParameters),
 _INDENT = '    '
 
 
+def section_of(node: str) -> str:
+    """Return the section of a parameter file that a node finds in whatever namespace it is."""
+    return f'/**/{node}'
+
+
 def parameter_file(node: str, cls: type) -> str:
     """Return a ROS parameter file with every parameter, its meaning and its default."""
     lines = [f'# Every parameter of {node} with its default; copy what you change and pass it as',
              '# params_file:=... to the launch file or --params-file to the node.',
              '# Written by tools/write_parameter_files.py.',
-             f'{node}:', '  ros__parameters:']
+             f'{section_of(node)}:', '  ros__parameters:']
     for info in describe(cls):
         meaning = f'{info.doc} ({info.allowed()}{"; at start" if info.read_only else ""})'
         lines += textwrap.wrap(meaning, 99, initial_indent=f'{_INDENT}# ',

@@ -28,12 +28,20 @@ class Argument:
 
 
 _FLAG = ('', 'true', 'false')
+_CHECKPOINT = Argument(
+    f'A folder or Hub id of a checkpoint; {" or ".join(SHIPPED)}: trained, ship with the package, '
+    'the first is the default; random: small, untrained weights. What ships has seen nothing but '
+    'LIBERO in simulation: before a real camera it moves the robot without any use, so name a '
+    'checkpoint that was trained for your robot')
+_DEVICE = Argument('Torch device of the worker: cpu, cuda, ...')
 
 POLICY_ARGUMENTS = {
-    'checkpoint': Argument(f'{" or ".join(SHIPPED)} (trained, ship with the package; the first is '
-                           'the default), a folder or Hub id of a checkpoint, or random: small, '
-                           'untrained weights'),
-    'device': Argument('Torch device of the worker: cpu, cuda, ...'),
+    'checkpoint': _CHECKPOINT,
+    'subfolder': Argument('Folder inside the checkpoint'),
+    'device': _DEVICE,
+    'dtype': Argument('Number format of the weights', '',
+                      ('', 'auto', 'float32', 'bfloat16', 'float16')),
+    'weights': Argument('fp8 for speed on a GPU that has it', '', ('', 'dense', 'fp8')),
     'image': Argument('Topic of the third-person camera', 'image'),
     'ee_pose': Argument('Topic of the end effector\'s pose in the frame of the base', 'ee_pose'),
     'joint_states': Argument('Topic of the joints, among them the gripper\'s', 'joint_states'),
@@ -55,8 +63,8 @@ SIM_ARGUMENTS = {
 """Arguments of sim.launch.py."""
 
 DEMO_ARGUMENTS = {
-    'checkpoint': POLICY_ARGUMENTS['checkpoint'],
-    'device': POLICY_ARGUMENTS['device'],
+    'checkpoint': _CHECKPOINT,
+    'device': _DEVICE,
     'mode': Argument('lockstep: each waits for the other; realtime: 20 Hz', 'lockstep',
                      ('lockstep', 'realtime')),
     'assets': Argument('Meshes and textures', 'builtin', ('auto', 'builtin', 'official')),
@@ -93,9 +101,10 @@ def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
     arguments = {**defaults(POLICY_ARGUMENTS), **given}
     return [NodeSpec(
         POLICY_NODE, POLICY_NODE,
-        parameters=_given(arguments, {'checkpoint': ('checkpoint', str), 'device': ('device', str),
-                                      'mode': ('control.mode', str),
-                                      'use_sim_time': ('use_sim_time', _flag)}),
+        parameters=_given(arguments, {
+            **{name: (name, str) for name in (
+                'checkpoint', 'subfolder', 'device', 'dtype', 'weights')},
+            'mode': ('control.mode', str), 'use_sim_time': ('use_sim_time', _flag)}),
         parameter_files=_files(arguments),
         remappings={'image': arguments['image'],
                     'image/compressed': f'{arguments["image"]}/compressed',
@@ -112,7 +121,7 @@ def sim_graph(given: Mapping[str, str]) -> list[NodeSpec]:
                                       'image_size': ('image_size', int),
                                       'wrist': ('wrist', _flag)}),
         parameter_files=_files(arguments),
-        remappings={'action': f'/{POLICY_NODE}/action'})]
+        remappings={'action': f'{POLICY_NODE}/action'})]
 
 
 def demo_graph(given: Mapping[str, str]) -> list[NodeSpec]:

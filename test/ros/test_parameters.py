@@ -2,6 +2,8 @@
 """Parameters: each default once, each range enforced, each refusal names the parameter."""
 
 import math
+from pathlib import Path
+import re
 from typing import get_args
 
 import pytest
@@ -9,11 +11,15 @@ import rclpy
 from rclpy.exceptions import InvalidParameterValueException
 from rclpy.parameter import Parameter
 
-from worldvla_ros.config import describe
+from worldvla_ros.config import describe, flatten
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE
 from worldvla_ros.model.engine.network import Weights
 from worldvla_ros.nodes.backends import worker_settings
 from worldvla_ros.nodes.parameters import PolicyParameters, declare, read
+from worldvla_sim.ros.bridge_settings import BridgeSettings
+
+CONFIG = Path(__file__).parents[2] / 'config'
 
 
 @pytest.fixture
@@ -75,6 +81,30 @@ def test_a_parameter_of_other_nodes_changes_nothing(new_node):
 def test_what_ros_itself_takes_is_taken(new_node):
     new_node(use_sim_time=True, start_type_description_service=False, **{
         'qos_overrides./parameter_events.publisher.depth': 5})
+
+
+@pytest.mark.parametrize('namespace', ['/', '/robot', '/cell/left'])
+@pytest.mark.parametrize('file, name, cls, parameter, other', [
+    ('policy.yaml', POLICY_NODE, PolicyParameters, 'limits.max_translation', 0.01),
+    ('bridge.yaml', BRIDGE_NODE, BridgeSettings, 'image_size', 128)])
+def test_the_shipped_parameter_file_holds_in_every_namespace(
+        domain_id, tmp_path, namespace, file, name, cls, parameter, other):
+    """Pins a bug: in a namespace all of it was passed over, the limits, too."""
+    text = (CONFIG / file).read_text()
+    changed = re.sub(rf'{re.escape(parameter)}: .*', f'{parameter}: {other}', text)
+    assert changed != text
+    path = tmp_path / file
+    path.write_text(changed)
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain_id, args=[
+        '--ros-args', '-r', f'__ns:={namespace}', '--params-file', str(path)])
+    node = rclpy.create_node(name, context=context, start_parameter_services=False)
+    try:
+        declare(node, cls)
+        assert flatten(read(node, cls)) == {**flatten(cls()), parameter: other}
+    finally:
+        node.destroy_node()
+        context.try_shutdown()
 
 
 @pytest.mark.parametrize('section', ['worldvla_policy', '/**'])

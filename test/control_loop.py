@@ -20,6 +20,7 @@ HORIZON = 3
 PERIOD = 50_000_000  # [ns] of 20 Hz
 SECOND = 1_000_000_000
 GRIPPER = 0.25
+GAIN = 0.26  # share of a commanded translation that the arm covers in a period
 TOOL_DOWN = Rotation.from_rotvec([np.pi, 0, 0])
 
 
@@ -31,6 +32,7 @@ class FakeBackend:
         self.health = Health.READY
         self.requests = []  # (number, observation) in order
         self.hints = []
+        self.next_answer = None  # to the request that comes next, as in `answers`
         self.answers = {}  # number -> actions or an error message; the default is a chunk
         self.refusal = None  # raised by submit
         self.pending = None
@@ -48,6 +50,8 @@ class FakeBackend:
         assert self.health is Health.READY and not self.busy
         self.pending = request, observation
         self.requests.append(self.pending)
+        if self.next_answer is not None:
+            self.answers[request], self.next_answer = self.next_answer, None
         self._waited = 0
 
     def prepare(self, frame, instruction):
@@ -106,7 +110,7 @@ class Loop:
             ControllerSettings(ControlSettings(**control), obs or ObservationSettings(),
                                limits=limits or SafetyLimits()),
             self.backend, BackendInfo('fake', HORIZON, 2, 4, reads_state), self.estop,
-            on_chunk=self.arrivals.append)
+            translation_gain=GAIN, on_chunk=self.arrivals.append)
         self.now = 100 * SECOND
         self.outgoing = None
 
@@ -117,9 +121,9 @@ class Loop:
         """Take the state of the arm as of some time [ns] ago; its position is its stamp [s]."""
         stamp_ns = self.now - ago
         if pose:
-            self.controller.arm.push_pose(stamp_ns, np.full(3, stamp_ns / SECOND), TOOL_DOWN)
+            self.controller.push_ee_pose(stamp_ns, np.full(3, stamp_ns / SECOND), TOOL_DOWN)
         if fingers:
-            self.controller.arm.push_fingers(stamp_ns, np.array([0.04, -0.04]))
+            self.controller.push_fingers(stamp_ns, np.array([0.04, -0.04]))
 
     def reach(self, x, ago=0):
         """Take an end effector pose at (x, 0, 0) [m] as of some time [ns] ago."""

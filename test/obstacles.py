@@ -31,11 +31,11 @@ def go_on(loop):
 
 
 def meet_conflict(loop):
-    loop.controller.conflict = True
+    loop.controller.set_conflict(True)
 
 
 def end_conflict(loop):
-    loop.controller.conflict = False
+    loop.controller.set_conflict(False)
 
 
 def lose_worker(loop):

@@ -18,7 +18,7 @@ from worldvla_ros.errors import ConfigError, InstructionError
 from worldvla_ros.policy.frame_history import PushResult
 from worldvla_ros.safety.limits import Reason, SafetyLimits, Verdict
 
-# --- the ordinary run (rules a, b, g) ---------------------------------------------------------
+# --- the ordinary run -------------------------------------------------------------------------
 
 
 def test_an_instruction_and_a_camera_are_all_it_needs():
@@ -93,7 +93,7 @@ def test_async_reports_an_underrun_when_inference_is_slower_than_the_robot():
 
 
 def test_async_drops_as_many_steps_as_were_consumed_since_the_request():
-    """Rule (c), through the controller: the request goes out when one step is consumed."""
+    """Counted, never estimated from a latency; the request goes out when one is consumed."""
     loop = Loop(schedule='async', replan_steps=1, latency=1)
     loop.controller.set_instruction('go')
     actions = [one.action for one in loop.steps(30) if one.action is not None]
@@ -140,7 +140,8 @@ def test_limits_that_are_narrowed_during_a_hold_move_the_gripper_with_the_next_m
     loop.controller.set_paused(True)
     loop.step()
     limits = SafetyLimits(gripper_max=GRIPPER - 0.1)
-    loop.controller.settings = replace(loop.controller.settings, limits=limits)
+    loop.controller.set_limits(limits)
+    assert loop.controller.settings.limits is limits
     assert_hold(loop.step(), Reason.PAUSED, gripper=GRIPPER)
     loop.controller.set_paused(False)
     assert [one.command.gripper for one in loop.steps(2)] == [GRIPPER, limits.gripper_max]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The control loop under any order of events: a command is due now, asked for now, and allowed."""
 
-from control_loop import HORIZON, SECOND, Loop
+from control_loop import HORIZON, Loop
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -22,6 +22,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.loop = Loop(schedule=schedule, replan_steps=replan_steps, latency=latency)
         self.voided = 0  # requests up to this one are void
         self.used = set()
+        self.present = set()  # obstacles
 
     def void(self):
         self.voided = len(self.loop.backend.requests)
@@ -41,6 +42,7 @@ class AnyOrder(RuleBasedStateMachine):
           appear=st.booleans())
     def obstacle(self, reason, appear):
         OBSTACLES[reason][not appear](self.loop)
+        (self.present.add if appear else self.present.discard)(reason)
         if reason in (Reason.ESTOP, Reason.PAUSED):
             self.void()
 
@@ -51,13 +53,11 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule()
     def fail(self):
-        number = self.loop.controller._number + 1
-        self.loop.backend.answers[number] = 'a failure'
+        self.loop.backend.next_answer = 'a failure'
 
     @rule(bad=st.sampled_from([np.nan, 1e9]))
     def talk_nonsense(self, bad):
-        number = self.loop.controller._number + 1
-        self.loop.backend.answers[number] = np.full((HORIZON, 7), bad, np.float32)
+        self.loop.backend.next_answer = np.full((HORIZON, 7), bad, np.float32)
 
     @rule(count=st.integers(1, 8), camera=st.booleans())
     def go_on(self, count, camera):
@@ -68,10 +68,9 @@ class AnyOrder(RuleBasedStateMachine):
         loop, command = self.loop, outgoing.command
         assert command.is_finite and np.abs(command.translation).max() <= 0.05
         assert (outgoing.verdict is Verdict.PASS) == (outgoing.reason is Reason.NONE)
-        age_ns = loop.controller.history.age_ns(loop.now)
-        allowed = (not loop.controller.estop.locked and not loop.controller.paused
-                   and not loop.controller.conflict and loop.backend.health is Health.READY
-                   and age_ns is not None and age_ns <= SECOND // 2)
+        self.present.discard(Reason.STALE_OBSERVATION)  # it is over with the next frame
+        allowed = (not self.present and loop.backend.health is Health.READY
+                   and 0 <= loop.controller.observation_age(loop.now) <= 0.5)
         if not allowed:
             self.void()
         if outgoing.action is None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes from the model: nonsense, failures, and chunks that a service asked for."""
 
-from control_loop import SECOND, Loop, assert_hold, chunk_actions, lockstep
+from control_loop import GAIN, PERIOD, SECOND, Loop, assert_hold, chunk_actions, lockstep
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
@@ -12,7 +12,7 @@ from worldvla_ros.errors import FrameError, InferenceError
 from worldvla_ros.inference.backend import Health
 from worldvla_ros.safety.limits import Reason, SafetyLimits, Verdict
 
-# --- what the model may say (rule h) ----------------------------------------------------------
+# --- what the model may say -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('axis', [0, 4, 6])
@@ -74,6 +74,45 @@ def test_a_position_of_the_episode_before_does_not_count_for_the_workspace():
     assert_hold(loop.outgoing, Reason.WORKSPACE)
 
 
+def full_speed(count):
+    """Return actions that ask for 5 cm along x each."""
+    actions = np.zeros((count, 7), np.float32)
+    actions[:, 0] = 1.0
+    return actions
+
+
+def test_between_two_poses_the_commands_count_and_the_arm_stays_in_its_box():
+    """Pins a bug: while an old pose still counted, the arm could leave the box by 13 cm."""
+    wall = 0.25
+    loop = Loop(limits=SafetyLimits(workspace_max=(wall, 1.0, 1.0)), replan_steps=10)
+    loop.backend.answers[1] = full_speed(10)
+    loop.controller.set_instruction('go')
+    loop.step()
+    loop.reach(wall - 0.05)
+    x, outgoing = wall - 0.05, loop.steps(10)
+    for one in outgoing:
+        x += GAIN * one.command.translation[0]
+        assert x <= wall
+    assert outgoing[-1].reason is Reason.WORKSPACE
+    assert x > wall - 0.01, 'it gets near the wall'
+
+
+def test_a_pose_that_comes_in_time_makes_older_commands_no_matter():
+    """Counted twice, the commands would stop the arm before the wall."""
+    wall, x = 0.5, 0.4
+    loop = Loop(limits=SafetyLimits(workspace_max=(wall, 1.0, 1.0)), replan_steps=4)
+    loop.backend.answers[1] = full_speed(4)
+    loop.controller.set_instruction('go')
+    loop.step()
+    for _ in range(4):
+        loop.now += PERIOD
+        loop.see()
+        loop.reach(x)
+        outgoing = loop.controller.tick(loop.now, loop.now)
+        x += GAIN * outgoing.command.translation[0]
+        assert outgoing.verdict is Verdict.PASS
+
+
 # --- failures ---------------------------------------------------------------------------------
 
 
@@ -83,7 +122,7 @@ def test_a_failed_inference_is_tried_again_after_a_pause_and_recovers():
     loop.controller.set_instruction('go')
     outgoing = loop.steps(15)
     assert [one.reason for one in outgoing] == [Reason.WAITING_FOR_CHUNK] + 14 * [
-        Reason.WORKER_DOWN]
+        Reason.INFERENCE_FAILED]
     assert loop.controller.inference_error == 'out of memory'
     assert len(loop.backend.requests) == 1
     loop.steps(30)
@@ -92,11 +131,27 @@ def test_a_failed_inference_is_tried_again_after_a_pause_and_recovers():
     assert loop.controller.inference_error == ''
 
 
+def test_failures_in_succession_are_counted_for_the_instruction_that_has_them():
+    loop = Loop()
+    loop.backend.answers = dict.fromkeys((1, 2, 4), 'out of memory')
+    loop.controller.set_instruction('go')
+    loop.steps(25)
+    assert loop.controller.failures == (2, 'out of memory')
+    loop.controller.set_paused(True)
+    loop.controller.set_paused(False)
+    assert loop.controller.inference_error == '', 'it is tried again at once'
+    assert loop.controller.failures == (2, 'out of memory'), 'and yet it fails'
+    loop.steps(6)
+    assert loop.controller.failures == (1, 'out of memory')  # one chunk came in between
+    loop.controller.set_instruction('come')
+    assert loop.controller.failures == (0, '')
+
+
 def test_a_frame_that_the_backend_refuses_is_a_failed_inference_and_no_crash():
     loop = Loop()
     loop.backend.refusal = FrameError('too large')
     loop.controller.set_instruction('go')
-    assert_hold(loop.step(), Reason.WORKER_DOWN, gripper=0)
+    assert_hold(loop.step(), Reason.INFERENCE_FAILED, gripper=0)
     assert loop.controller.inference_error == 'too large'
     loop.backend.refusal = None
     assert any(one.action is not None for one in loop.steps(25))

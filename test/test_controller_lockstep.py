@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lockstep: each frame gets one command, the same whatever the timing (rule j)."""
+"""Lockstep: each frame gets one command, the same whatever the timing."""
 
 from control_loop import PERIOD, assert_hold, chunk_actions, frame, lockstep
 from hypothesis import given, settings
@@ -125,4 +125,4 @@ def test_idle_explains_a_failed_inference():
     loop.backend.answers[1] = 'out of memory'
     loop.see()
     loop.answer()
-    assert_hold(loop.controller.idle(loop.now, loop.now), Reason.WORKER_DOWN, gripper=0)
+    assert_hold(loop.controller.idle(loop.now, loop.now), Reason.INFERENCE_FAILED, gripper=0)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Obstacles: zero motion with its reason, and a fresh chunk afterwards (rules d, f)."""
+"""Obstacles: zero motion with its reason, and a fresh chunk afterwards."""
 
-from control_loop import PERIOD, SECOND, Loop, assert_hold
+from control_loop import HORIZON, PERIOD, SECOND, Loop, assert_hold, lockstep
 from obstacles import OBSTACLES, lose_camera, lose_worker, pause, press_estop
 import pytest
 
@@ -130,10 +130,54 @@ def test_stamps_that_jump_back_void_the_plan():
     assert loop.step().action.chunk.frame_stamps_ns == (loop.now - PERIOD,)
 
 
+@pytest.mark.parametrize('gap, goes_on', [(SECOND // 2, True), (SECOND // 2 + 1, False),
+                                          (SECOND, False)])
+def test_a_gap_between_the_frames_voids_the_plan(gap, goes_on):
+    """Pins a bug: the first frame of a new episode was answered with the rest of the old chunk."""
+    loop = Loop().run()
+    loop.now += gap - PERIOD
+    outgoing = loop.step()
+    if goes_on:
+        assert outgoing.action.step == 1
+    else:
+        assert_hold(outgoing, Reason.WAITING_FOR_CHUNK)
+        assert loop.step().action.chunk.frame_stamps_ns == (loop.now - PERIOD,)
+
+
+def test_in_lockstep_a_period_longer_than_max_age_is_no_gap():
+    loop = lockstep(rate=1.0)
+    for step in range(HORIZON):
+        loop.see()
+        assert (loop.answer() or loop.answer()).action.step == step
+        loop.now += SECOND
+
+
+def test_in_lockstep_a_bridge_that_starts_another_episode_gets_no_old_action():
+    loop = lockstep()
+    loop.see()
+    assert (loop.answer() or loop.answer()).action.step == 0
+    loop.now += SECOND
+    loop.see()
+    assert loop.answer() is None, 'another chunk is asked for'
+    assert loop.answer().action.chunk.frame_stamps_ns == (loop.now,)
+
+
 def test_a_stop_from_outside_is_zero_motion_and_voids_the_plan():
     loop = Loop().run()
     assert_hold(loop.controller.hold(Reason.SHUTDOWN), Reason.SHUTDOWN)
     assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK)
+
+
+def test_the_last_stop_drops_the_instruction_and_answers_who_waits():
+    loop = Loop(latency=None)
+    loop.controller.set_instruction('go')
+    loop.step()
+    assert loop.backend.busy
+    answers = []
+    loop.controller.request_chunk('look', answers.append)
+    assert_hold(loop.controller.stop(Reason.INACTIVE, 'the node ends'), Reason.INACTIVE, gripper=0)
+    assert [one.error for one in answers] == ['the node ends']
+    assert loop.controller.instruction == ''
 
 
 def test_a_reset_forgets_frames_and_plan_and_keeps_the_gripper():

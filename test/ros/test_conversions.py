@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages become data types and back: by encoding, never guessed (rule i), exact and cheap."""
+"""Messages become data types and back: by encoding, never guessed, exact and cheap."""
 
 from array import array
 import importlib.util

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy node over DDS: lifecycle, commands at a fixed rate, instructions, stops, services."""
+"""The policy node over DDS: lifecycle, commands at a fixed rate, instructions, services."""
 
-from policy_client import LATCHED, NODE, RATE, TASK, is_zero, noise, overrides, picture
+from diagnostic_msgs.msg import DiagnosticStatus
+from policy_client import LATCHED, NODE, RATE, TASK, is_zero, noise, picture
 import pytest
 from rcl_interfaces.srv import SetParametersAtomically
 import rclpy
-from rclpy.exceptions import InvalidParameterValueException
 from rclpy.parameter import Parameter
-from rclpy.qos import DurabilityPolicy, ReliabilityPolicy, qos_profile_sensor_data
-from std_msgs.msg import Bool, String
+from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
+from std_msgs.msg import String
 
-from worldvla_ros.errors import ConfigError
+from worldvla_ros.action import RunTask
+from worldvla_ros.inference.backend import Health
 from worldvla_ros.msg import DeltaAction, PolicyStatus
-from worldvla_ros.nodes.policy_node import PolicyNode
+from worldvla_ros.nodes import policy_node
 
 
 def stamp_ns(stamp):
@@ -126,6 +127,24 @@ def test_an_instruction_that_cannot_be_used_is_refused_and_the_robot_holds(runni
     running.next_motion()
 
 
+def test_a_publisher_that_repeats_its_instruction_lets_a_slow_model_move(start_policy, client):
+    """Pins a bug: each repetition made the chunk in flight void, and ended a goal."""
+    start_policy(script_latency=0.3)
+    client.camera_on()
+    repeating = client.node.create_timer(0.1, client.instruct)
+    client.next_motion()
+    goal = client.send_goal(max_steps=3)
+    assert goal.accepted
+    _, result = client.result_of(goal)
+    assert result.termination == RunTask.Result.TERMINATION_MAX_STEPS
+    repeating.cancel()
+
+
+def test_who_gives_the_instruction_again_hears_that_it_is_followed(running):
+    running.instruct()
+    assert running.next(running.followed).data == TASK
+
+
 def test_a_chunk_in_flight_for_an_older_instruction_never_moves_the_robot(start_policy, client):
     start_policy(script_latency=0.3)
     client.camera_on()
@@ -178,19 +197,6 @@ def test_of_the_frames_that_wait_only_the_newest_is_kept(start_policy, transport
     assert camera.qos_profile.durability is DurabilityPolicy.VOLATILE
 
 
-def test_a_silent_estop_input_locks_where_a_heartbeat_is_asked_for(start_policy, client):
-    start_policy(control__heartbeat_estop=1.0)
-    client.camera_on()
-    client.instruct()
-    client.next_halt(DeltaAction.REASON_ESTOP)
-    beating = client.node.create_timer(0.02, lambda: client.estop(False))
-    client.wait_for(lambda: client.trigger('estop_reset').success)
-    client.instruct()
-    client.next_motion()
-    beating.cancel()
-    client.next_halt(DeltaAction.REASON_ESTOP)
-
-
 def test_who_comes_late_hears_what_is_being_followed(running, context, spin, wait_for):
     late = rclpy.create_node('late', context=context, start_parameter_services=False)
     heard = []
@@ -198,99 +204,6 @@ def test_who_comes_late_hears_what_is_being_followed(running, context, spin, wai
     spin(late)
     wait_for(lambda: heard)
     assert heard[0].data == TASK
-
-
-def test_the_estop_holds_at_once_and_until_it_is_reset(running):
-    running.estop(True)
-    running.next_halt(DeltaAction.REASON_ESTOP)
-    running.next_status(lambda status: status.state == PolicyStatus.STATE_ESTOPPED
-                        and 'estop_reset' in status.halt_text)
-    response = running.trigger('estop_reset')
-    assert not response.success and 'still locked' in response.message
-    running.estop(False)
-    running.next_halt(DeltaAction.REASON_ESTOP)  # releasing it is not enough
-    running.instruct()  # refused
-    response = running.wait_for(lambda: next(
-        (answer for answer in [running.trigger('estop_reset')] if answer.success), None))
-    assert 'until an instruction comes' in response.message
-    count = len(running.actions)
-    running.next_halt(DeltaAction.REASON_NO_INSTRUCTION)
-    running.next_status(lambda status: status.state == PolicyStatus.STATE_IDLE)
-    assert all(map(is_zero, running.actions[count:]))
-    assert TASK not in [echo.data for echo in running.followed[1:]]
-    sequence = max(action.chunk_sequence for action in running.actions)
-    running.instruct()
-    assert running.next_motion().chunk_sequence > sequence
-
-
-def test_the_estop_stays_locked_through_a_cleanup(running):
-    """Pins a bug: another configure made a new, unlocked latch."""
-    running.estop(True)
-    running.next_halt(DeltaAction.REASON_ESTOP)
-    assert running.transition('deactivate') and running.transition('cleanup')
-    assert not running.trigger('estop_reset').success
-    assert running.transition('configure') and running.transition('activate')
-    running.next_halt(DeltaAction.REASON_ESTOP)
-    running.estop(False)
-    running.wait_for(lambda: running.trigger('estop_reset').success)
-    running.instruct()
-    running.next_motion()
-
-
-def test_the_estop_is_heard_while_nothing_is_configured(start_policy, client):
-    start_policy(autostart=False)
-    client.estop(True)
-    assert client.transition('configure') and client.transition('activate')
-    client.next_halt(DeltaAction.REASON_ESTOP)
-
-
-def test_an_estop_that_cannot_be_heard_locks_and_says_why(running):
-    """Pins a bug: reliable was asked for, so a best-effort button did nothing, silently."""
-    deaf = running.node.create_publisher(Bool, f'{NODE}/estop', qos_profile_sensor_data)
-    running.next_halt(DeltaAction.REASON_ESTOP)
-    running.next_status(lambda status: 'best-effort publisher' in status.halt_text)
-    response = running.trigger('estop_reset')
-    assert not response.success and 'cannot be heard' in response.message
-    running.node.destroy_publisher(deaf)
-    running.wait_for(lambda: running.trigger('estop_reset').success)
-    running.instruct()
-    running.next_motion()
-
-
-@pytest.mark.parametrize('graph_is_late', [False, True])
-def test_an_estop_that_was_pressed_before_the_node_came_is_heard(
-        start_policy, client, monkeypatch, graph_is_late):
-    """Pins a bug: the node started again, and the robot moved while the button was pressed."""
-    if graph_is_late:
-        monkeypatch.setattr(PolicyNode, 'get_publishers_info_by_topic', lambda *_: [])
-    button = client.node.create_publisher(Bool, f'{NODE}/estop', LATCHED)
-    button.publish(Bool(data=True))
-    start_policy(autostart=False)
-    client.camera_on()
-    assert client.transition('configure') and client.transition('activate')
-    client.next_halt(DeltaAction.REASON_ESTOP)
-    client.instruct()
-    client.next_status(lambda status: status.state == PolicyStatus.STATE_ESTOPPED
-                       and 'estop_reset' in status.halt_text)
-    assert not client.trigger('estop_reset').success
-    assert all(map(is_zero, client.actions))
-    button.publish(Bool(data=False))
-    client.wait_for(lambda: client.trigger('estop_reset').success)
-    client.instruct()
-    client.next_motion()
-
-
-def test_a_volatile_estop_is_not_told_that_nobody_hears_it(capfd, running):
-    running.estop(False)
-    running.next_motion()
-    assert not running.trigger('estop_reset').message.startswith('still locked')
-    assert 'incompatible' not in capfd.readouterr().err
-
-
-def test_a_heartbeat_out_of_range_is_refused_by_name(context, executor):
-    with pytest.raises((ConfigError, InvalidParameterValueException), match='heartbeat_estop'):
-        PolicyNode(executor, context=context,
-                   parameter_overrides=overrides(control__heartbeat_estop='soon'))
 
 
 def test_pause_holds_and_only_a_fresh_chunk_moves_afterwards(running):
@@ -304,12 +217,14 @@ def test_pause_holds_and_only_a_fresh_chunk_moves_afterwards(running):
 
 
 def test_a_history_reset_voids_the_plan(running):
+    running.wait_for(lambda: running.chunks and len(running.chunks[-1].frame_stamps) == 2)
+    chunks = len(running.chunks)
     assert running.trigger('reset_history').success
     marker = len(running.actions)
     motion = running.next_motion()
     earlier = [action.chunk_sequence for action in running.actions[:marker]]
     assert motion.chunk_step == 0 or motion.chunk_sequence > max(earlier)
-    assert any(len(chunk.frame_stamps) == 1 for chunk in running.chunks)
+    assert any(len(chunk.frame_stamps) == 1 for chunk in running.chunks[chunks:])
 
 
 def test_a_chunk_on_request_moves_nothing_and_appears_on_no_topic(start_policy, client):
@@ -370,6 +285,32 @@ def test_limits_change_while_the_node_runs_and_nothing_else_does(running):
         refused = set_parameters(**bad)
         assert not refused.successful and complaint in refused.reason
     running.next_motion()
+
+
+def test_what_a_transition_raises_is_logged(start_policy, client, monkeypatch, capfd):
+    """Pins a bug: rclpy turned it into a failed transition and said nothing."""
+    def fail(*_):
+        raise RuntimeError('a bug in the backend')
+    monkeypatch.setattr(policy_node, 'make_backend', fail)
+    start_policy(autostart=False)
+    assert not client.transition('configure') and client.state() == 'unconfigured'
+    log = capfd.readouterr().err
+    assert 'on_configure failed' in log and 'RuntimeError: a bug in the backend' in log
+    monkeypatch.undo()
+    assert client.transition('configure') and client.transition('activate')
+
+
+def test_an_inactive_node_diagnoses_its_worker(start_policy, client):
+    """Pins a bug: nothing was published, so a worker that had died was no fault."""
+    node = start_policy(autostart=False)
+    assert client.transition('configure')
+    report = client.next(client.diagnostics)
+    part, = report.status
+    assert (part.name, part.level) == ('worldvla_policy: worker', DiagnosticStatus.OK)
+    backend = node._loop.controller.backend
+    backend.health, backend.fault = Health.FAILED, 'the worker died'
+    client.next(client.diagnostics, lambda report: report.status[0].level == DiagnosticStatus.ERROR
+                and report.status[0].message == 'the worker died')
 
 
 def test_the_status_says_what_runs_and_how_well(running):

@@ -224,6 +224,7 @@ def test_a_script_that_is_over_holds_and_the_status_says_so(start_policy, client
     status = client.next_status(lambda status: 'inference failed' in status.halt_text)
     assert 'the script is over after 1 chunks' in status.halt_text
     assert status.state == PolicyStatus.STATE_HOLDING
+    assert status.halt_reason == DeltaAction.REASON_INFERENCE_FAILED
     assert is_zero(client.next(client.actions))
 
 

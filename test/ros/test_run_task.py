@@ -5,6 +5,7 @@ import math
 from types import SimpleNamespace
 
 from action_msgs.msg import GoalStatus
+import numpy as np
 from policy_client import TASK, is_zero
 import pytest
 
@@ -130,6 +131,19 @@ def test_the_estop_aborts_a_goal(ready):
     ready.estop(False)
     ready.wait_for(lambda: ready.trigger('estop_reset').success)
     ready.next_halt(DeltaAction.REASON_NO_INSTRUCTION)  # nobody moves on unasked
+
+
+def test_a_goal_ends_when_inference_fails_for_good(start_policy, client, tmp_path):
+    """Pins a bug: without limits it never ended, because the worker was up."""
+    np.savez(tmp_path / 'chunks.npz', actions=np.full((1, 5, 7), 0.1, np.float32))
+    start_policy(backend='replay', replay_path=str(tmp_path / 'chunks.npz'))
+    client.camera_on()
+    goal = client.send_goal()
+    client.next_halt(DeltaAction.REASON_INFERENCE_FAILED)
+    status, result = client.result_of(goal)
+    assert status == GoalStatus.STATUS_ABORTED and result.steps == 5
+    assert result.termination == Result.TERMINATION_INFERENCE_FAILED
+    assert 'failed 3 times' in result.message and 'the script is over' in result.message
 
 
 def test_a_goal_is_aborted_when_the_node_stops_even_if_it_unloads_at_once(ready):

@@ -9,6 +9,8 @@ import threading
 from action_msgs.msg import GoalStatus
 from policy_client import is_zero, noise, overrides
 import pytest
+from rcl_interfaces.srv import SetParametersAtomically
+from rclpy.parameter import Parameter
 from rosgraph_msgs.msg import Clock
 
 from worldvla_ros.action import RunTask
@@ -32,7 +34,7 @@ class Simulator:
         self.speed = 1.0  # seconds of simulated time in a second of wall time; 0: it repeats one
         self.time_ns = 500 * 10**9
         self._client = client
-        self.clock = client.node.create_publisher(Clock, '/clock', 10)
+        self.publish_to('/clock')
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -42,6 +44,9 @@ class Simulator:
             if self.running:
                 self.time_ns += round(self.speed * PERIOD * 1e9)
                 self.publish()
+
+    def publish_to(self, topic):
+        self.clock = self._client.node.create_publisher(Clock, topic, 10)
 
     def publish(self):
         self.clock.publish(Clock(clock=to_time(self.time_ns)))
@@ -95,6 +100,33 @@ def test_a_clock_that_only_was_there_is_none(start, client, simulator, capfd):
     assert client.transition('activate')
     client.instruct()
     client.next_motion()
+
+
+def test_the_clock_of_an_active_node_cannot_be_changed(running, simulator):
+    """Pins a bug: afterwards frames never aged, and without a camera the robot moved on."""
+    def set_use_sim_time(value):
+        parameter = Parameter('use_sim_time', value=value).to_parameter_msg()
+        request = SetParametersAtomically.Request(parameters=[parameter])
+        return running.call(SetParametersAtomically, 'set_parameters_atomically', request).result
+    refused = set_use_sim_time(True)
+    assert not refused.successful and 'deactivate it' in refused.reason
+    assert set_use_sim_time(False).successful
+    running.next_motion()
+    running.shoot = None
+    running.next_halt(DeltaAction.REASON_STALE_OBSERVATION)
+    assert running.transition('deactivate') and set_use_sim_time(True).successful
+    simulator.running = True
+    assert running.transition('activate')
+
+
+def test_a_clock_under_another_name_is_waited_for(context, executor, spin, client, simulator):
+    """Pins a bug: the node followed the remapped topic, and waited for the one of that name."""
+    simulator.publish_to('/sim/clock')
+    simulator.running = True
+    spin(PolicyNode(executor, context=context, cli_args=[
+        '--ros-args', '-r', '/clock:=/sim/clock'], parameter_overrides=overrides(
+            use_sim_time=True)))
+    client.wait_until_active()
 
 
 def test_in_lockstep_a_simulator_that_waits_in_silence_is_no_reason_not_to_activate(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real program with its real worker: it dies, hangs and comes back, and leaves no orphan.
 
-Rule (f): zero motion within the watchdog time, ERROR diagnostic, the goal aborted with its
-reason, restart within the budget.
+What a dead worker means: zero motion within the watchdog time, ERROR diagnostic, the goal aborted
+with its reason, restart within the budget.
 """
 
 import os

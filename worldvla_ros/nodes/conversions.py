@@ -17,7 +17,8 @@ from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
-from worldvla_ros.control.controller import ChunkArrival, Outgoing
+from worldvla_ros.control.controller import Outgoing
+from worldvla_ros.control.planner import ChunkArrival
 from worldvla_ros.datatypes import ActionChunk, Frame
 from worldvla_ros.errors import FrameError, StateError
 from worldvla_ros.msg import ActionChunk as ActionChunkMsg

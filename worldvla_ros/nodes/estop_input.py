@@ -28,6 +28,10 @@ class EStopInput:
     """
     Listens as long as the node lives. Raises ConfigError for a heartbeat that is out of range.
 
+    The topic belongs to one publisher. While it has more, the latch stays locked: what one of them
+    releases, another may still press, and a message does not say whose it is. Several buttons
+    need a node that joins them, as twist_mux has a topic for each.
+
     A publisher whose messages cannot arrive, because it is best effort, locks the latch, too:
     nobody would hear its button. What a transient_local publisher said last is heard although
     this node came later; who presses a button does not press it again because a node restarts.
@@ -45,11 +49,18 @@ class EStopInput:
                 incompatible_qos=self._on_unheard, matched=self._on_matched))
         self._latched: Subscription | None = None
 
-    def reset(self) -> bool:
-        """Unlock if the input is released, alive and can be heard; return whether it is."""
-        heard = all(one.qos_profile.reliability is not ReliabilityPolicy.BEST_EFFORT
-                    for one in self._publishers())
-        return heard and self.latch.reset(time.monotonic_ns())
+    def reset(self) -> str:
+        """Unlock if the input is one, released, alive and can be heard; say why not, or ''."""
+        publishers = self._publishers()
+        if any(one.qos_profile.reliability is ReliabilityPolicy.BEST_EFFORT
+               for one in publishers):
+            return 'the e-stop topic has a publisher that cannot be heard; make it reliable'
+        if len(publishers) > 1:
+            return (f'the e-stop topic has {len(publishers)} publishers, and one may be pressed '
+                    f'while another is released; leave it to one of them')
+        if not self.latch.reset(time.monotonic_ns()):
+            return 'the e-stop topic says true, or is silent'
+        return ''
 
     def _publishers(self) -> list[TopicEndpointInfo]:
         return self._node.get_publishers_info_by_topic(self._subscription.topic_name)

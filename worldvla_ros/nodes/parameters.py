@@ -77,8 +77,9 @@ class ServoParameters:
         doc='As MoveIt Servo\'s command_in_type: m/s and rad/s, or controller input in [-1, 1]')
     translation_gain: float = bounded(
         0.26, minimum=0.0, maximum=1.0, read_only=True,
-        doc='speed_units: share of a translation that the arm of the demonstrations covers within '
-            'its control step; default: measured on LIBERO')
+        doc='Share of a translation that the arm of the demonstrations covers within its control '
+            'step, for speed_units and for the walls of limits.workspace_*; default: measured on '
+            'LIBERO; 1 for an arm that gets all the way within the step')
     rotation_gain: float = bounded(
         0.22, minimum=0.0, maximum=1.0, read_only=True, doc='The same for a rotation')
 

@@ -5,47 +5,39 @@ A thin shell around PolicyController: convert, call, convert, publish. Commands 
 control rate as long as the loop is active, and the last one before any silence is zero motion.
 """
 
-from collections.abc import Callable
-import functools
 import time
 
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import PoseStamped, TwistStamped
+from geometry_msgs.msg import TwistStamped
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.timer import Timer
-from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header, String
 
 from worldvla_ros.action import RunTask
-from worldvla_ros.control.controller import ChunkArrival, Outgoing, PolicyController
-from worldvla_ros.datatypes import Frame
-from worldvla_ros.errors import FrameError, InstructionError, StateError
+from worldvla_ros.control.controller import Outgoing, PolicyController
+from worldvla_ros.control.instruction import Heard
+from worldvla_ros.control.planner import ChunkArrival
+from worldvla_ros.errors import InstructionError
 from worldvla_ros.inference.backend import Backend, BackendInfo
 from worldvla_ros.msg import ActionChunk, DeltaAction, PolicyStatus
 from worldvla_ros.nodes import conversions
 from worldvla_ros.nodes.parameters import PolicyParameters
 from worldvla_ros.nodes.reporting import Reporter
+from worldvla_ros.nodes.sensor_topics import SensorTopics
 from worldvla_ros.nodes.task_server import TaskServer
-from worldvla_ros.policy.frame_history import PushResult
 from worldvla_ros.safety.limits import Reason
 from worldvla_ros.safety.watchdog import EStop
 
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _COMMANDS = QoSProfile(depth=10)  # reliable; deep enough that a busy simulator misses none
-_CAMERA = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # only the newest
-_LOG_PERIOD = 5.0  # [s] between two log lines of the same complaint
 _RIVAL_PERIOD = 0.1  # [s] between two looks for a second commander
 # Simulated time that is the same for so long, and for so many control periods, stands still.
 _CLOCK_SILENCE_NS, _CLOCK_SILENCE_PERIODS = 500_000_000, 3  # of steady time
 _FAREWELL = Duration(seconds=0.2)  # longest wait until the last command is acknowledged
-_AGAINST_DROPPED = {
-    PushResult.DUPLICATE: 'give each frame a stamp of its own',
-    PushResult.OUT_OF_ORDER: 'check the stamps, and that nobody else publishes the topic',
-    PushResult.ZERO_FILLED: 'check lens cap, exposure and driver'}
 
 
 class PolicyLoop:
@@ -63,7 +55,8 @@ class PolicyLoop:
         self._config = config
         self._tasks = tasks
         self.controller = PolicyController(
-            config, backend, info, estop, on_chunk=self._on_chunk)
+            config, backend, info, estop, translation_gain=config.servo.translation_gain,
+            on_chunk=self._on_chunk)
         self.active = False
         self._reporter = Reporter(self.controller)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -72,9 +65,10 @@ class PolicyLoop:
         self._clock_ns = self._clock_changed_ns = 0  # node's clock; steady time of its change
         self._reported = ''
         self._announced = ''
-        self._heard_gripper = False
         self._publish_to()
-        self._listen()
+        self._sensors = SensorTopics(node, config, self.controller, self._reporter, self.answer)
+        self._instructions = node.create_subscription(
+            String, '~/instruction', self._on_instruction, 10)
         self._reports = node.create_timer(1.0 / config.status_rate, self._report,
                                           clock=self._steady)
 
@@ -87,20 +81,6 @@ class PolicyLoop:
         self._status = create(PolicyStatus, '~/status', 10)
         self._followed = create(String, '~/active_instruction', _LATCHED)
         self._diagnostics = create(DiagnosticArray, '/diagnostics', 10)
-
-    def _listen(self) -> None:
-        if self._config.camera.transport == 'raw':
-            image = (Image, 'image', conversions.image_to_frame)
-        else:
-            image = (CompressedImage, 'image/compressed', conversions.compressed_to_frame)
-        message_type, topic, convert = image
-        create = self._node.create_subscription
-        self._subscriptions = [  # of what waits, the executor takes the first first: arm, frame
-            create(PoseStamped, 'ee_pose', self._on_ee_pose, qos_profile_sensor_data),
-            *([] if self.controller.arm is None else [create(
-                JointState, 'joint_states', self._on_joint_states, qos_profile_sensor_data)]),
-            create(message_type, topic, functools.partial(self._on_image, convert), _CAMERA),
-            create(String, '~/instruction', self._on_instruction, 10)]
 
     def start(self, simulated: bool) -> None:
         """
@@ -133,10 +113,9 @@ class PolicyLoop:
             self._node.destroy_timer(timer)
         why = 'the node was deactivated'
         self._tasks.end(RunTask.Result.TERMINATION_DEACTIVATED, why)
-        self.controller.chunk_requests.fail(why)
-        self.controller.instruction = ''
+        last = self.controller.stop(reason, why)
         self._announce()
-        self._publish(self.controller.hold(reason))
+        self._publish(last)
         self._status.publish(self._reporter.inactive_status(self.header(), reason))
         for publisher in self._commanders():
             publisher.wait_for_all_acked(_FAREWELL)
@@ -148,8 +127,8 @@ class PolicyLoop:
     def destroy(self) -> None:
         """Take all topics away."""
         self._node.destroy_timer(self._reports)
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
+        self._sensors.destroy()
+        self._node.destroy_subscription(self._instructions)
         for publisher in (self._actions, self._twists, self._chunks, self._status,
                           self._followed, self._diagnostics):
             if publisher is not None:
@@ -170,11 +149,12 @@ class PolicyLoop:
         self._node.get_logger().info(
             f'following: {following!r}' if following else 'no instruction: holding')
 
-    def stop_at_once(self) -> None:
+    def hold_at_once(self) -> None:
         """
-        Hold because the e-stop was locked, without waiting for the next control period.
+        Hold because the e-stop was locked or reset, without waiting for the next control period.
 
-        A running goal ends here and now: by the next period, the e-stop may have been reset.
+        A running goal ends here and now: by the next period, the e-stop may have been reset. What
+        is reported after a reset is what holds the robot now.
         """
         if self.active:
             self._publish(self.controller.idle(self.now_ns(), time.monotonic_ns()))
@@ -206,64 +186,14 @@ class PolicyLoop:
         stamp_ns = self.now_ns() if stamp_ns is None else stamp_ns
         return Header(stamp=conversions.to_time(stamp_ns), frame_id=self._config.base_frame)
 
-    # --- inputs --------------------------------------------------------------------------------
-
-    def _on_image(self, convert, message: Image | CompressedImage) -> None:
-        try:
-            frame: Frame = convert(message, self._config.camera.crop)
-        except FrameError as error:
-            self._judge_image(str(error))
-            return
-        self._reporter.frames.add()
-        self._judge_image(self._why_dropped(self.controller.push_frame(frame)))
-        self.answer()
-
-    def _why_dropped(self, result: PushResult) -> str:
-        """Say why a frame was dropped and what to do; empty if all is well."""
-        if result is PushResult.DUPLICATE and self._config.lockstep:
-            return ''  # the simulator asks again
-        if result not in _AGAINST_DROPPED:
-            return ''
-        return f'{result.value.removeprefix("dropped: ")}; {_AGAINST_DROPPED[result]}'
-
-    def _judge_image(self, refusal: str) -> None:
-        """Remember why the last image was refused, empty if it was not, for reports; log it."""
-        self._reporter.frame_error = refusal
-        if refusal:
-            self._node.get_logger().error(f'image refused: {refusal}',
-                                          throttle_duration_sec=_LOG_PERIOD)
-
-    def _on_ee_pose(self, message: PoseStamped) -> None:
-        controller = self.controller
-        if controller.arm is not None or controller.settings.limits.has_workspace:
-            self._take_state('ee_pose', lambda: controller.push_ee_pose(
-                conversions.to_ns(message.header.stamp),
-                *conversions.message_to_pose(message, self._config.base_frame)))
-
-    def _on_joint_states(self, message: JointState) -> None:
-        joints, arm = self._config.gripper_joints, self.controller.arm
-        if self._heard_gripper and not set(joints) & set(message.name):
-            return  # arm and gripper may share the topic, each with messages of its own
-        self._heard_gripper |= self._take_state('joint_states', lambda: arm.push_fingers(
-            conversions.to_ns(message.header.stamp),
-            conversions.message_to_fingers(message, joints)))
-
-    def _take_state(self, topic: str, push: Callable[[], None]) -> bool:
-        """Take a part of the arm's state, or say why not; in lockstep a frame may wait for it."""
-        try:
-            push()
-        except StateError as error:
-            self._reporter.state_errors[topic] = str(error)
-            self._node.get_logger().error(f'state of the arm refused: {error}',
-                                          throttle_duration_sec=_LOG_PERIOD)
-            return False
-        self._reporter.state_errors.pop(topic, None)
-        self.answer()
-        return True
-
     def _on_instruction(self, message: String) -> None:
         if not self.active:
             self._node.get_logger().warning('instruction ignored: the node is not active')
+            return
+        heard = self.controller.hear(message.data)
+        self._judge_instruction(heard)
+        if heard is not Heard.NEW:
+            self._followed.publish(String(data=self.controller.instruction))  # who asked may wait
             return
         self._tasks.end(RunTask.Result.TERMINATION_PREEMPTED, 'another instruction took over')
         try:
@@ -271,6 +201,13 @@ class PolicyLoop:
         except InstructionError as error:
             self._node.get_logger().error(f'instruction refused: {error}; the robot '
                                           f'holds still')
+
+    def _judge_instruction(self, heard: Heard) -> None:
+        """Remember why an instruction was ignored, for reports; log it once for each cause."""
+        ignored = heard.value if heard in (Heard.LOCKED, Heard.REPEATED) else ''
+        if ignored and ignored != self._reporter.ignored:
+            self._node.get_logger().error(f'instruction ignored: {ignored}')
+        self._reporter.ignored = ignored
 
     # --- outputs -------------------------------------------------------------------------------
 
@@ -311,9 +248,9 @@ class PolicyLoop:
 
     def _look_for_rivals(self) -> None:
         """See whether another publisher commands one of our topics."""
-        self.controller.conflict = any(
+        self.controller.set_conflict(any(
             self._node.count_publishers(publisher.topic_name) > 1
-            for publisher in self._commanders())
+            for publisher in self._commanders()))
 
     def _publish(self, outgoing: Outgoing, stamp_ns: int | None = None) -> None:
         header = self.header(stamp_ns)
@@ -335,7 +272,10 @@ class PolicyLoop:
         """Publish status, diagnostics and feedback; log what changed."""
         if not self.active:  # a worker that dies meanwhile is replaced before it is needed
             self.controller.poll(self.now_ns(), time.monotonic_ns())
-            self._status.publish(self._reporter.inactive_status(self.header(), Reason.INACTIVE))
+            status = self._reporter.inactive_status(self.header(), Reason.INACTIVE)
+            self._status.publish(status)
+            self._diagnostics.publish(
+                self._reporter.inactive_diagnostics(status, self._node.get_name()))
             return
         now_ns = self.now_ns()
         status = self._reporter.status(self.header(), now_ns, time.monotonic_ns())

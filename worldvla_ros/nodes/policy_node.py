@@ -6,7 +6,9 @@ configured policy, `policy_services` and `task_server` what clients may ask of i
 loads torch, and all its callbacks run on one thread.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+import functools
+import traceback
 
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
@@ -25,8 +27,22 @@ from worldvla_ros.nodes.runtime import run_node, wait_for_clock
 from worldvla_ros.nodes.task_server import TaskServer
 from worldvla_ros.safety.limits import Reason
 
+_SIM_TIME = 'use_sim_time'  # declared by rclpy
 _CLOCK_POLL = 0.5  # [s] between two looks for /clock after an activation without it
+_Transition = Callable[['PolicyNode', LifecycleState], TransitionCallbackReturn]
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+
+
+def _logged(transition: _Transition) -> _Transition:
+    """Log what a transition raises: rclpy turns it into the result ERROR without a word."""
+    @functools.wraps(transition)
+    def logged(node: 'PolicyNode', state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(node, state)
+        except Exception:
+            node.get_logger().error(f'{transition.__name__} failed: {traceback.format_exc()}')
+            raise
+    return logged
 
 
 class PolicyNode(LifecycleNode):
@@ -45,7 +61,7 @@ class PolicyNode(LifecycleNode):
         self._backend: Backend | None = None
         self._loop: PolicyLoop | None = None
         self._interrupted = False
-        self._estop = EStopInput(self, self._stop_at_once)
+        self._estop = EStopInput(self, self._hold_at_once)
         # They live as long as the node: a call that is being answered survives a cleanup.
         self._requests = PolicyServices(self, lambda: self._loop, self._estop)
         self._tasks = TaskServer(
@@ -71,6 +87,7 @@ class PolicyNode(LifecycleNode):
             if self.trigger_activate() is _SUCCESS:
                 self.destroy_timer(self._autostart)
 
+    @_logged
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the policy, then offer its topics."""
         try:
@@ -90,9 +107,10 @@ class PolicyNode(LifecycleNode):
                                f'{", and the state of the arm" if info.reads_state else ""}')
         return _SUCCESS
 
+    @_logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to publish commands."""
-        simulated = self.get_parameter('use_sim_time').value
+        simulated = self.get_parameter(_SIM_TIME).value
         if simulated and not self._has_clock():
             self.get_logger().error(
                 f'cannot activate: use_sim_time is set and no /clock came within '
@@ -102,21 +120,25 @@ class PolicyNode(LifecycleNode):
         self._loop.start(simulated)
         return super().on_activate(state)
 
+    @_logged
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop: the last command is zero motion."""
         self._loop.halt(Reason.INACTIVE)
         return super().on_deactivate(state)
 
+    @_logged
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Unload the policy."""
         self.close()
         return _SUCCESS
 
+    @_logged
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and unload, from whatever state."""
         self.close()
         return _SUCCESS
 
+    @_logged
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop and unload; the node can be configured again."""
         self.close()
@@ -149,25 +171,33 @@ class PolicyNode(LifecycleNode):
         if lockstep and self.get_clock().now().nanoseconds:
             return True
         return wait_for_clock(
-            self.context, self.get_parameter('clock_timeout').value,
+            self, self.get_parameter('clock_timeout').value,
             should_abort=lambda: self._interrupted)
 
     def _wake(self) -> None:
         """Look after a result at once; called from a thread of the backend."""
         self._executor.create_task(self._collect)
 
-    def _stop_at_once(self) -> None:
+    def _hold_at_once(self) -> None:
         if self._loop is not None:
-            self._loop.stop_at_once()
+            self._loop.hold_at_once()
 
     def _collect(self) -> None:
         if self._loop is not None:
             self._loop.collect()
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        """Refuse limits that do not fit each other; single ranges rclpy has checked."""
+        """Refuse limits that do not fit each other, and another clock under a running loop."""
+        values = {change.name: change.value for change in changes}
+        simulated = self.get_parameter(_SIM_TIME).value
+        if self._loop is not None and self._loop.active and (
+                values.get(_SIM_TIME, simulated) != simulated):
+            return SetParametersResult(successful=False, reason=(
+                f'{_SIM_TIME} cannot change while the node is active, because its timers run by '
+                f'the clock that they were started with; deactivate it, set {_SIM_TIME}, and '
+                f'activate it again'))
         try:
-            read(self, PolicyParameters, {change.name: change.value for change in changes})
+            read(self, PolicyParameters, values)
         except ConfigError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
@@ -178,7 +208,7 @@ class PolicyNode(LifecycleNode):
             controller = self._loop.controller
             limits = read(self, PolicyParameters).limits
             if limits != controller.settings.limits:
-                controller.settings = replace(controller.settings, limits=limits)
+                controller.set_limits(limits)
                 self.get_logger().info(f'limits: {limits}')
 
 

@@ -45,11 +45,12 @@ class PolicyServices:
         return SetBool.Response(success=True, message='paused' if request.data else 'going on')
 
     def _on_estop_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        unlocked = self._estop.reset()
-        return Trigger.Response(success=unlocked, message=(
-            'unlocked; the robot holds still until an instruction comes' if unlocked else
-            'still locked: the e-stop topic says true, is silent, or has a publisher that '
-            'cannot be heard'))
+        if refusal := self._estop.reset():
+            return Trigger.Response(message=f'still locked: {refusal}')
+        if loop := self._loop():
+            loop.hold_at_once()
+        return Trigger.Response(
+            success=True, message='unlocked; the robot holds still until an instruction comes')
 
     def _on_reset_history(self, _: Trigger.Request,
                           response: Trigger.Response) -> Trigger.Response:

@@ -9,7 +9,6 @@ from std_msgs.msg import Header
 from worldvla_ros.control.controller import PolicyController
 from worldvla_ros.inference.backend import Health
 from worldvla_ros.msg import PolicyStatus
-from worldvla_ros.policy.frame_history import Stale, StaleReason
 from worldvla_ros.safety.limits import REASON_TEXT, Reason
 
 _STATE_OF_REASON = {
@@ -23,11 +22,6 @@ _LEVEL_OF_STATE = {
     PolicyStatus.STATE_IDLE: DiagnosticStatus.OK,
     PolicyStatus.STATE_PAUSED: DiagnosticStatus.WARN,
     PolicyStatus.STATE_ESTOPPED: DiagnosticStatus.WARN,
-}
-_REASON_OF_STALE = {
-    StaleReason.NO_FRAME: Reason.NO_OBSERVATION,
-    StaleReason.TOO_OLD: Reason.STALE_OBSERVATION,
-    StaleReason.CLOCK: Reason.CLOCK,
 }
 _STANDING_CLOCK = (
     'simulated time stands still: the simulator is paused or gone, or it is in lockstep and this '
@@ -64,18 +58,19 @@ class Reporter:
         self.clock_stands_still = False  # why the last command is a halt, if for Reason.CLOCK
         self.frame_error = ''  # why the last image was refused; empty if it was not
         self.state_errors: dict[str, str] = {}  # by topic; what is wrong with its last message
+        self.ignored = ''  # why the last instruction changed nothing; empty if it did
 
     def halt_text(self) -> str:
         """Say what is wrong and what to do; empty while all is well."""
         controller = self._controller
         if controller.halt is Reason.WORKER_DOWN:
-            if controller.inference_error:
-                return f'inference failed: {controller.inference_error}'
             health = controller.backend.health
             again = '; loading again' if health is Health.LOADING else ''
             return (controller.backend.fault or REASON_TEXT[Reason.WORKER_DOWN]) + again
         if controller.halt is Reason.ESTOP:
             return f'{REASON_TEXT[Reason.ESTOP]}; locked: {controller.estop.cause}'
+        if controller.halt is Reason.INFERENCE_FAILED:
+            return f'{REASON_TEXT[Reason.INFERENCE_FAILED]}: {controller.inference_error}'
         if controller.halt is Reason.CLOCK and self.clock_stands_still:
             return _STANDING_CLOCK
         return self._input_text(controller.halt)
@@ -89,6 +84,8 @@ class Reporter:
             return f'{text}; {self._refused_image()}'
         if self.state_errors and reason in (Reason.NO_STATE, Reason.WORKSPACE):
             return f'{text}; refused: {"; ".join(self.state_errors.values())}'
+        if self.ignored and reason is Reason.NO_INSTRUCTION:
+            return f'the last instruction was ignored: {self.ignored}'
         return text
 
     def _refused_image(self) -> str:
@@ -135,37 +132,34 @@ class Reporter:
         :param now_ns: time of the node's clock [ns]
         :param status: of the same time
         """
-        backend = self._controller.backend
-        working = backend.health is Health.READY
-        camera = self._camera_fault(now_ns)
-        arm = [] if self._controller.arm is None else [_diagnostic(
+        controller = self._controller
+        camera = controller.camera_fault(now_ns)
+        arm = [] if not controller.info.reads_state else [_diagnostic(
             f'{name}: arm', *self._judge_arm(camera),
             last_refused='; '.join(self.state_errors.values()) or 'none')]
         return DiagnosticArray(header=status.header, status=[
             _diagnostic(f'{name}: camera', *self._judge_camera(camera),
                         rate_hz=self._camera_rate, age_s=status.observation_age,
                         last_refused=self.frame_error or 'none'),
-            _diagnostic(f'{name}: worker',
-                        DiagnosticStatus.OK if working else DiagnosticStatus.ERROR, backend.fault,
-                        state=backend.health.value, heartbeat_age_s=backend.heartbeat_age,
-                        restarts=backend.restarts, memory_mb=backend.memory_bytes / 1e6,
-                        latency_p50_ms=1e3 * status.latency_p50,
-                        latency_p99_ms=1e3 * status.latency_p99),
+            self._worker(status, name),
             _diagnostic(f'{name}: control', *_judge_control(status),
                         rate_hz=status.control_rate, instruction=status.instruction or 'none',
-                        halt=self._controller.halt.name.lower(), underruns=status.underruns),
+                        halt=controller.halt.name.lower(), underruns=status.underruns),
             *arm,
         ])
 
-    def _camera_fault(self, now_ns: int) -> Reason:
-        """Return for what the robot would halt if only the camera counted."""
-        controller = self._controller
-        if controller.settings.lockstep:  # as there: a frame may come before its time
-            now_ns = max(now_ns, controller.newest_ns)
-        observation = controller.history.observation(now_ns, controller.instruction)
-        if isinstance(observation, Stale):
-            return _REASON_OF_STALE[observation.reason]
-        return Reason.FROZEN_CAMERA if controller.history.frozen else Reason.NONE
+    def inactive_diagnostics(self, status: PolicyStatus, name: str) -> DiagnosticArray:
+        """Describe the worker: the rest has nothing to do while the node is not active."""
+        return DiagnosticArray(header=status.header, status=[self._worker(status, name)])
+
+    def _worker(self, status: PolicyStatus, name: str) -> DiagnosticStatus:
+        backend = self._controller.backend
+        working = backend.health is Health.READY
+        return _diagnostic(
+            f'{name}: worker', DiagnosticStatus.OK if working else DiagnosticStatus.ERROR,
+            backend.fault, state=backend.health.value, heartbeat_age_s=backend.heartbeat_age,
+            restarts=backend.restarts, memory_mb=backend.memory_bytes / 1e6,
+            latency_p50_ms=1e3 * status.latency_p50, latency_p99_ms=1e3 * status.latency_p99)
 
     def _judge_camera(self, fault: Reason) -> tuple[bytes, str]:
         """Return a level and why."""
@@ -179,7 +173,7 @@ class Reporter:
         """Return a level and why; the state that is needed is that of a fresh frame."""
         if camera_fault not in (Reason.NONE, Reason.FROZEN_CAMERA):
             return DiagnosticStatus.WARN, 'not known without a frame that is fresh; see the camera'
-        if self._controller.arm.state(self._controller.newest_ns) is None:
+        if self._controller.lacks_state:
             return DiagnosticStatus.ERROR, self._input_text(Reason.NO_STATE)
         return DiagnosticStatus.OK, ''
 

@@ -82,19 +82,20 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
     return 0
 
 
-def wait_for_clock(context: rclpy.Context, timeout: float,
+def wait_for_clock(node: Node, timeout: float,
                    should_abort: Callable[[], bool] = lambda: False) -> bool:
-    """Return whether simulated time is published within a timeout [s]."""
-    node = rclpy.create_node('worldvla_clock_probe', context=context,
-                             start_parameter_services=False, use_global_arguments=False)
+    """Return whether the simulated time that a node follows is published within a timeout [s]."""
+    probe = rclpy.create_node('worldvla_clock_probe', context=node.context,
+                              start_parameter_services=False, use_global_arguments=False)
     came: Future = Future()
-    node.create_subscription(Clock, '/clock', lambda _: came.done() or came.set_result(True),
-                             qos_profile_sensor_data)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
+    probe.create_subscription(Clock, node.resolve_topic_name('/clock'),
+                              lambda _: came.done() or came.set_result(True),
+                              qos_profile_sensor_data)
+    executor = SingleThreadedExecutor(context=node.context)
+    executor.add_node(probe)
     deadline = time.monotonic() + timeout
     while not came.done() and time.monotonic() < deadline and not should_abort():
         executor.spin_until_future_complete(came, timeout_sec=_CLOCK_POLL)
     executor.shutdown()
-    node.destroy_node()
+    probe.destroy_node()
     return came.done()

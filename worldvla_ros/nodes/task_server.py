@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from worldvla_ros.nodes.policy_loop import PolicyLoop
 
 _Result = RunTask.Result
+_MAX_FAILURES = 3  # inferences that fail in succession: the next would, too
 
 
 @dataclass(eq=False)
@@ -83,10 +84,14 @@ class TaskServer:
         if run is None:
             return
         controller, request = run.controller, run.goal.request
+        failures, error = controller.failures
         if controller.backend.health not in (Health.READY, Health.STOPPED):
             self.end(_Result.TERMINATION_WORKER_DOWN, controller.backend.fault)
         elif controller.halt is Reason.ESTOP:
             self.end(_Result.TERMINATION_ESTOP, f'e-stop: {controller.estop.cause}')
+        elif failures >= _MAX_FAILURES:
+            self.end(_Result.TERMINATION_INFERENCE_FAILED,
+                     f'inference failed {failures} times in succession: {error}')
         elif request.max_steps and run.steps >= request.max_steps:
             self.end(_Result.TERMINATION_MAX_STEPS, f'{request.max_steps} steps are done')
         elif request.max_duration and run.elapsed(now_ns) >= request.max_duration:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Percentiles of the recent latencies, without the warm-up (rule g)."""
+"""Percentiles of the recent latencies, without the warm-up."""
 
 import math
 

@@ -50,6 +50,7 @@ class Reason(IntEnum):
     CLOCK = 16
     CONFLICT = 17
     NO_STATE = 18
+    INFERENCE_FAILED = 19
 
 
 REASON_TEXT = {
@@ -75,6 +76,7 @@ REASON_TEXT = {
     Reason.CONFLICT: 'another publisher commands the same topic; stop one of them',
     Reason.NO_STATE: 'no state of the arm for the newest frame; publish ee_pose and joint_states, '
                      'stamped and in time with the camera',
+    Reason.INFERENCE_FAILED: 'inference failed; it is tried again every second',
 }
 """What is wrong and what to do, for people."""
 
@@ -109,7 +111,9 @@ class SafetyLimits:
     pose_timeout: float = bounded(
         0.5, unit='s', minimum=0.01, maximum=10.0,
         doc='With a wall, an ee_pose whose stamp is further from now counts as missing, and the '
-            'robot holds still')
+            'robot holds still. Between two poses, the commands since count with '
+            'servo.translation_gain: an arm that follows more closely than that may get past the '
+            'wall, by what it covers more until the next pose')
 
     def __post_init__(self) -> None:
         """Refuse values outside the ranges and empty ranges."""

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the robot sees and feels: frames, the state of the arm, the place of its end effector."""
+
+from dataclasses import replace
+import sys
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from worldvla_ros.control.position_estimate import PositionEstimate
+from worldvla_ros.control.settings import ControllerSettings
+from worldvla_ros.datatypes import Observation
+from worldvla_ros.inference.backend import BackendInfo
+from worldvla_ros.policy.frame_history import FrameHistory, Stale, StaleReason
+from worldvla_ros.policy.state_history import ArmHistory
+from worldvla_ros.safety.limits import Reason
+
+_REASON_OF_STALE = {StaleReason.NO_FRAME: Reason.NO_OBSERVATION,
+                    StaleReason.TOO_OLD: Reason.STALE_OBSERVATION,
+                    StaleReason.CLOCK: Reason.CLOCK,
+                    StaleReason.NO_STATE: Reason.NO_STATE}
+
+
+class Sensing:
+    """
+    Composes the histories of one policy.
+
+    :param translation_gain: see PositionEstimate
+    """
+
+    def __init__(self, settings: ControllerSettings, info: BackendInfo,
+                 translation_gain: float) -> None:
+        obs = settings.obs
+        self.frames = FrameHistory(
+            info.history_length, period_ns=settings.period_ns,
+            tolerance_ns=round(obs.tolerance * 1e9), max_age_ns=round(obs.max_age * 1e9),
+            frozen_after=sys.maxsize if obs.frozen_after < 0 else obs.frozen_after or None)
+        self.position = PositionEstimate(translation_gain, settings.period_ns)
+        # None: the policy does not read the state of the arm.
+        self._arm = ArmHistory(settings.state_tolerance_ns) if info.reads_state else None
+
+    @property
+    def newest_ns(self) -> int:
+        """Stamp of the newest frame [ns]; 0 without one."""
+        return self.frames.newest.stamp_ns if self.frames.newest else 0
+
+    @property
+    def lacks_state(self) -> bool:
+        """Whether the policy reads the state of the arm, and none fits the newest frame."""
+        return self._arm is not None and self._arm.state(self.newest_ns) is None
+
+    def push_ee_pose(self, stamp_ns: int, position: NDArray[np.float64],
+                     rotation: Rotation) -> None:
+        """Take the end effector's position (3,) [m] and rotation in the base frame."""
+        self.position.push(stamp_ns, position)
+        if self._arm is not None:
+            self._arm.push_pose(stamp_ns, position, rotation)
+
+    def push_fingers(self, stamp_ns: int, fingers: NDArray[np.float64]) -> None:
+        """Take the positions of the gripper's joints (n,) [m]."""
+        if self._arm is not None:
+            self._arm.push_fingers(stamp_ns, fingers)
+
+    def observe(self, now_ns: int, instruction: str) -> Observation | Stale:
+        """Return what the policy may see now, with the state of the arm if it reads it."""
+        observation = self.frames.observation(now_ns, instruction)
+        if self._arm is None or isinstance(observation, Stale):
+            return observation
+        state = self._arm.state(observation.stamp_ns)
+        if state is None:
+            return Stale(StaleReason.NO_STATE, now_ns - observation.stamp_ns)
+        return replace(observation, state=state)
+
+    def fault(self, now_ns: int) -> Reason:
+        """Say for what of camera and arm the robot has to hold; NONE if all is well."""
+        return self._fault(self.observe(now_ns, ''))
+
+    def camera_fault(self, now_ns: int) -> Reason:
+        """Say for what the robot had to hold if only the camera counted."""
+        return self._fault(self.frames.observation(now_ns, ''))
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.frames.clear()
+        self.position.clear()
+        if self._arm is not None:
+            self._arm.clear()
+
+    def _fault(self, observation: Observation | Stale) -> Reason:
+        if isinstance(observation, Stale):
+            return _REASON_OF_STALE[observation.reason]
+        return Reason.FROZEN_CAMERA if self.frames.frozen else Reason.NONE

@@ -14,11 +14,19 @@ class KeptEnvironment:
         self._key: tuple[str, int, dict[str, Any]] | None = None
 
     def get(self, suite: str, task: int, **options: Any) -> LiberoEnv:
-        """Return the environment of a task; the options are those of `LiberoEnv`."""
+        """Return the environment of a task; the options are those of `LiberoEnv`.
+
+        After one that could not be built there is none, and the next call builds.
+        """
         key = (suite, task, options)
         if self._env is None or key != self._key:
             self.close()
             self._env, self._key = LiberoEnv(suite, task, **options), key
+        return self._env
+
+    @property
+    def env(self) -> LiberoEnv | None:
+        """What `get` returned last, None before and after `close`."""
         return self._env
 
     def close(self) -> None:

@@ -2,15 +2,12 @@
 """Every ROS test runs in a ROS domain of its own, on this machine only."""
 
 import contextlib
-import fcntl
-import itertools
-import os
-from pathlib import Path
-import tempfile
 import threading
 import time
 
 import pytest
+
+from worldvla_sim.ros.domains import claimed_domain
 
 try:
     import rclpy
@@ -21,10 +18,6 @@ except ImportError as error:
     MISSING = f'{error}; `. tools/env.sh` first, or `make test`'
 else:
     MISSING = ''
-
-# Above 101, Fast DDS needs ports that Linux gives to other programs.
-_DOMAINS = range(1, 101)
-_first_domain = itertools.count(os.getpid() * 7919)  # processes start far from each other
 
 
 class SkippedModule(pytest.Module):
@@ -42,23 +35,13 @@ def pytest_pycollect_makemodule(module_path, parent):
 
 @contextlib.contextmanager
 def _claim_domain(monkeypatch, log_folder):
-    """Yield a domain that no test uses at the same time; child processes inherit it."""
-    start = next(_first_domain)
-    for attempt in range(len(_DOMAINS)):
-        domain = _DOMAINS[(start + attempt) % len(_DOMAINS)]
-        path = Path(tempfile.gettempdir()) / f'worldvla_ros_domain_{domain}_{os.getuid()}.lock'
-        with path.open('w') as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
-            monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-            monkeypatch.delenv('ROS_STATIC_PEERS', raising=False)
-            monkeypatch.setenv('ROS_LOG_DIR', str(log_folder))
-            yield domain
-            return
-    pytest.fail('all ROS domains are in use')
+    """Yield a domain that nothing else uses at the same time; child processes inherit it."""
+    with claimed_domain() as domain:
+        monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
+        monkeypatch.setenv('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+        monkeypatch.delenv('ROS_STATIC_PEERS', raising=False)
+        monkeypatch.setenv('ROS_LOG_DIR', str(log_folder))
+        yield domain
 
 
 @pytest.fixture

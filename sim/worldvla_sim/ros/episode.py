@@ -7,6 +7,7 @@ from enum import IntEnum
 import numpy as np
 
 from worldvla_ros.errors import SimulationError
+from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import LiberoEnv, SimObservation
 from worldvla_sim.ros.bridge_settings import BridgeSettings
 
@@ -37,7 +38,7 @@ class EpisodePlayer:
 
     def __init__(self, settings: BridgeSettings) -> None:
         self._settings = settings
-        self._env: LiberoEnv | None = None
+        self._kept = KeptEnvironment()
         self.request: EpisodeRequest | None = None
         self.observation: SimObservation | None = None
         self.state = EpisodeState.IDLE
@@ -52,9 +53,12 @@ class EpisodePlayer:
         Whatever ran before is over: its observation can no longer be stepped.
         """
         self._forget()
-        env = self._environment(request.suite, request.task)
+        settings = self._settings
+        env = self._kept.get(request.suite, request.task, assets=settings.assets,
+                             robot=settings.robot, msaa=settings.msaa,
+                             image_size=settings.image_size, wrist=settings.wrist)
         self.observation = env.reset(request.init_state, seed=request.seed,
-                                     settle_steps=self._settings.settle_steps)
+                                     settle_steps=settings.settle_steps)
         self.request = request
         self.number += 1
         self.steps, self.error = 0, ''
@@ -78,9 +82,7 @@ class EpisodePlayer:
     def close(self) -> None:
         """Free the simulator; safe to repeat. No episode runs then."""
         self._forget()
-        env, self._env = self._env, None
-        if env is not None:
-            env.close()
+        self._kept.close()
 
     def _forget(self) -> None:
         """Let no episode run, so that nothing is stepped any more."""
@@ -94,22 +96,11 @@ class EpisodePlayer:
     @property
     def env(self) -> LiberoEnv:
         """The environment of the episode. Raises SimulationError before the first reset."""
-        if self._env is None:
+        if self._kept.env is None:
             raise SimulationError('no episode yet: call reset')
-        return self._env
+        return self._kept.env
 
     @property
     def max_steps(self) -> int:
         """Limit of control steps."""
         return self._settings.max_steps or self.env.max_steps
-
-    def _environment(self, suite: str, task: int) -> LiberoEnv:
-        env = self._env
-        if env is not None and (env.suite, env.task) == (suite, task):
-            return env
-        self.close()
-        settings = self._settings
-        self._env = LiberoEnv(suite, task, assets=settings.assets, robot=settings.robot,
-                              msaa=settings.msaa, image_size=settings.image_size,
-                              wrist=settings.wrist)
-        return self._env

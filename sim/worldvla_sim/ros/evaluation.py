@@ -8,9 +8,7 @@ same pieces. The safety stage's limits do not touch an action in LIBERO's range;
 a command in lockstep, the episode is an error that says so.
 """
 
-from collections.abc import Iterator
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 import tempfile
@@ -25,11 +23,11 @@ from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.policies import checkpoint_folder
+from worldvla_sim.ros.domains import claimed_domain
 from worldvla_sim.ros.episode_client import PLAYED_TO_THE_END, EpisodeClient
 from worldvla_sim.ros.expert_over_ros import ExpertCommander
 from worldvla_sim.runner import LOCKSTEP, EpisodeJob, EvaluationSettings, RunOptions
 
-_DOMAINS = 100  # 1 to 100: above, Fast DDS needs ports that Linux gives to other programs
 _LOAD_TIMEOUT = 600.0  # [s] the largest models on slow disks
 _ANSWER_TIMEOUT = 300.0  # [s] one chunk of the largest models without a GPU
 _STALL_TIMEOUT = _ANSWER_TIMEOUT + 30.0  # [s] after the node's own, which says more
@@ -66,7 +64,7 @@ class RosEpisodeRunner:
         self._nodes.close()
 
     def _start(self) -> EpisodeClient | ExpertCommander:
-        os.environ['ROS_DOMAIN_ID'] = str(self._nodes.enter_context(_claimed_domain()))
+        os.environ['ROS_DOMAIN_ID'] = str(self._nodes.enter_context(claimed_domain()))
         os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
         logs = Path(self._nodes.enter_context(tempfile.TemporaryDirectory(
             prefix='worldvla_nodes_', ignore_cleanup_errors=True)))
@@ -120,21 +118,3 @@ def _image_size(settings: EvaluationSettings) -> int:
     if not settings.checkpoint:
         return settings.image_size
     return PolicySettings.load(checkpoint_folder(settings.policy) / POLICY_FILE).image_size
-
-
-@contextlib.contextmanager
-def _claimed_domain() -> Iterator[int]:
-    """Yield a ROS domain that no other worker, and no test, uses at the same time."""
-    # Each process begins elsewhere: the nodes of a worker that died may still be ending in its.
-    first = os.getpid() * 7919
-    for attempt in range(_DOMAINS):
-        domain = 1 + (first + attempt) % _DOMAINS
-        # In /tmp and not in $TMPDIR, which each worker has its own of.
-        with Path(f'/tmp/worldvla_ros_domain_{domain}_{os.getuid()}.lock').open('w') as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield domain
-            return
-    raise WorldVLAError(f'all {_DOMAINS} ROS domains are taken by other workers on this machine')

@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the golden vectors of the public implementation lie (../shared/golden/README.md)."""
+"""Numbers of the public WorldVLA code, run on a CPU: where they lie, and what is here of them.
+
+test/golden holds the small ones: action tokens, attention masks, sizes of images, one training
+batch. Weights, logits and images are too large to commit. Tests that need them are skipped, also
+in CI, unless $WORLDVLA_GOLDEN or ../shared/golden, beside this repository, holds them: without
+them nothing compares the transformer and the image tokenizer with the public code, and
+test_transformer.py compares the transformer with the Chameleon of the library transformers.
+"""
 
 import os
 from pathlib import Path

@@ -15,8 +15,8 @@ from worldvla_ros.model.checkpoint import load_model
 from worldvla_ros.model.engine.chunk import StaticChunkDecoder
 from worldvla_ros.model.engine.image import StaticImageRows
 from worldvla_ros.model.generate import decode_chunk, generate_chunk, generate_free
-from worldvla_ros.model.image_decoding import decode_image, decode_image_rows, generate_image
-from worldvla_ros.model.image_preprocessing import choose_crop, crop_sizes, resize_to_cover, whiten
+from worldvla_ros.model.image_decoding import decode_image, decode_image_rows
+from worldvla_ros.model.image_preprocessing import resize_to_cover
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import image_block, parse_action_chunk, parse_image_block
@@ -34,8 +34,12 @@ def model():
 
 
 @pytest.fixture(scope='module')
-def image_tokenizer():
-    return load_image_tokenizer(golden('vqgan_weights.safetensors').parent)
+def image_tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('image_tokenizer')
+    for name, there in (('config.json', 'vqgan_config.json'),
+                        ('model.safetensors', 'vqgan_weights.safetensors')):
+        (folder / name).symlink_to(golden(there))
+    return load_image_tokenizer(folder)
 
 
 def case(name):
@@ -147,10 +151,8 @@ def test_the_engine_emits_the_published_frame(model):
 def test_image_decoding_emits_the_published_frame(model):
     data = case('w01_64px_mask')
     grid = tuple(int(side) for side in data['grid_hw'])
-    codes = generate_image(model, torch.from_numpy(data['input_ids']), grid_hw=grid)
     expected = parse_image_block(data['forced_ids'], Vocabulary())
-    np.testing.assert_array_equal(codes.numpy(), expected)
-    for draft in (data['image_codes'][0], expected):
+    for draft in (None, data['image_codes'][0], expected):
         drafted = decode_image(model, data['input_ids'], grid, draft=draft)
         np.testing.assert_array_equal(drafted.codes.numpy(), expected)
 
@@ -206,21 +208,9 @@ def test_image_codes_and_pixels_equal_the_published_ones(image_tokenizer, tag):
     assert abs(difference).max() <= 1  # truncation turns 1e-6 into a whole step
 
 
-def test_transparent_pixels_are_blended_on_white_as_published():
-    data = np.load(golden('vqgan.npz'))
-    np.testing.assert_array_equal(whiten(data['rgba64']), data['rgba64_whitened'])
-
-
-@pytest.mark.parametrize('target', [256, 512])
-def test_crop_sizes_equal_the_published_ones(target):
-    data = json.loads(golden('crop_cases.json').read_text())
-    assert [list(size) for size in crop_sizes(target)] == data[f'crop_size_list_{target}']
-
-
 def test_images_are_resized_to_the_published_sizes():
     for expected in json.loads(golden('crop_cases.json').read_text())['cases']:
         width, height = expected['input_wh']
-        crop = choose_crop(width, height, expected['target_size'])
-        assert list(crop) == expected['crop_wh'], expected
-        resized = resize_to_cover(np.zeros((height, width, 3), np.uint8), crop)
+        image = np.zeros((height, width, 3), np.uint8)
+        resized = resize_to_cover(image, tuple(expected['crop_wh']))
         assert [resized.shape[1], resized.shape[0]] == expected['resized_wh'], expected

@@ -7,7 +7,7 @@ from tiny_models import VOCABULARY, random_image, tiny_model, world_prompt
 import torch
 
 from worldvla_ros.errors import InferenceError, TokenError
-from worldvla_ros.model.image_decoding import decode_image, generate_image, image_capacity
+from worldvla_ros.model.image_decoding import decode_image, image_capacity
 from worldvla_ros.tokens.sequence import parse_image_block
 
 
@@ -29,7 +29,7 @@ def test_image_decoding_equals_one_token_at_a_time(grid):
             ids.append(VOCABULARY.new_line)
         ids.append(VOCABULARY.eoi)
         expected = parse_image_block(ids[len(prompt):], VOCABULARY)
-        np.testing.assert_array_equal(generate_image(model, prompt, grid).numpy(), expected)
+        np.testing.assert_array_equal(decode_image(model, prompt, grid).codes, expected)
 
 
 def test_an_image_takes_one_pass_per_code(monkeypatch):
@@ -72,7 +72,7 @@ def test_a_right_draft_saves_passes(max_window, passes):
     """A window of six rows holds five codes and one row end, where a row has four codes."""
     model = tiny_model(seed=1)
     prompt = world_prompt(np.random.default_rng(1), (3, 2))
-    codes = generate_image(model, prompt, (3, 2))
+    codes = decode_image(model, prompt, (3, 2)).codes
     drafted = decode_image(model, prompt, (3, 2), draft=codes.numpy(), max_window=max_window)
     assert drafted.passes == passes
 
@@ -80,7 +80,7 @@ def test_a_right_draft_saves_passes(max_window, passes):
 def test_the_window_shrinks_where_the_draft_is_wrong(monkeypatch):
     model = tiny_model(seed=2)
     prompt = world_prompt(np.random.default_rng(2), (3, 2))
-    codes = generate_image(model, prompt, (3, 2)).numpy()
+    codes = decode_image(model, prompt, (3, 2)).codes.numpy()
     fed = []
     rows = model.rows
     monkeypatch.setattr(model, 'rows', lambda ids, **k: fed.append(ids.shape[1]) or rows(ids, **k))

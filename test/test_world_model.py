@@ -12,7 +12,7 @@ import torch
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import CheckpointError, FrameError, InferenceError, TokenError
 from worldvla_ros.model.engine.image import StaticImageRows
-from worldvla_ros.model.image_decoding import decode_image, generate_image
+from worldvla_ros.model.image_decoding import decode_image
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.policy.pretrained import Pretrained
@@ -47,7 +47,7 @@ def test_a_step_imagines_the_frame_that_the_decoder_says(pretrained):
     imagined = world.step(ACTION)
     prompt = pretrained.prompts.world(pretrained.encode(frame().image),
                                       pretrained.action_tokenizer.encode(ACTION))
-    codes = generate_image(pretrained.model, prompt, (2, 2))
+    codes = decode_image(pretrained.model, prompt, (2, 2)).codes
     np.testing.assert_array_equal(imagined.codes, codes.numpy())
     np.testing.assert_array_equal(imagined.frame.image,
                                   pretrained.image_tokenizer.decode(codes[None])[0].numpy())
@@ -69,7 +69,7 @@ def test_the_next_step_starts_from_the_imagined_frame(pretrained, reencode):
     first, second = world.step(ACTION), world.step(ACTION)
     codes = pretrained.encode(first.frame.image) if reencode else first.codes
     prompt = pretrained.prompts.world(codes, pretrained.action_tokenizer.encode(ACTION))
-    expected = generate_image(pretrained.model, prompt, (2, 2)).numpy()
+    expected = decode_image(pretrained.model, prompt, (2, 2)).codes.numpy()
     np.testing.assert_array_equal(second.codes, expected)
 
 

@@ -99,12 +99,6 @@ def image_capacity(prompt_length: int, grid_hw: tuple[int, int]) -> int:
     return prompt_length + 3 + 2 * height * (2 * width + 1)
 
 
-def generate_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int],
-                   cache: KVCache | None = None) -> Tensor:
-    """Return the greedy code indices int64 [2h, 2w] of the image after prompt ids [P]."""
-    return decode_image(model, prompt_ids, grid_hw, cache=cache).codes
-
-
 @torch.inference_mode()
 def decode_image(model: Transformer, prompt_ids: Ids, grid_hw: tuple[int, int], *,
                  cache: KVCache | None = None, draft: np.ndarray | None = None,

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """VQ-GAN image tokenizer: RGB frames to code indices and back, one code per 16 x 16 pixels.
 
-The network runs in float32, and pixels are scaled and truncated exactly as in the public
-implementation.
+The network runs in float32, on a GPU too, where convolutions are TensorFloat-32 by default: that
+changes codes. Pixels are scaled and truncated exactly as in the public implementation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,8 @@ from worldvla_ros.model.weight_files import (
     write_safetensors,
 )
 
-# (configuration, weights) in a folder: Meta's layout, the golden vectors', our own.
-LAYOUTS = (('vqgan.yaml', 'vqgan.ckpt'), ('vqgan_config.json', 'vqgan_weights.safetensors'),
-           ('config.json', 'model.safetensors'))
+# (configuration, weights) in a folder: Meta's layout, our own.
+LAYOUTS = (('vqgan.yaml', 'vqgan.ckpt'), ('config.json', 'model.safetensors'))
 
 
 class ImageTokenizer(nn.Module):
@@ -69,7 +69,8 @@ class ImageTokenizer(nn.Module):
                              f'multiples of {side}, got {tuple(pixels.shape)} {pixels.dtype}')
         device = self.quant_conv.weight.device
         scaled = self._scaled.to(device)[pixels.to(device).int()]
-        return self.quant_conv(self.encoder(scaled.permute(0, 3, 1, 2).contiguous()))
+        with _exact_convolutions():
+            return self.quant_conv(self.encoder(scaled.permute(0, 3, 1, 2).contiguous()))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor | np.ndarray) -> Tensor:
@@ -89,7 +90,8 @@ class ImageTokenizer(nn.Module):
         if int(indices.min()) < 0 or int(indices.max()) >= self.config.n_embed:
             raise FrameError(f'code indices must lie in [0, {self.config.n_embed})')
         vectors = self.quantize.embedding(indices.long()).permute(0, 3, 1, 2)
-        return self.decoder(self.post_quant_conv(vectors))
+        with _exact_convolutions():
+            return self.decoder(self.post_quant_conv(vectors))
 
 
 def load_image_tokenizer(path: str | Path, device: str = 'cpu') -> ImageTokenizer:
@@ -144,6 +146,17 @@ def round_to_half(tokenizer: ImageTokenizer) -> None:
 def has_image_tokenizer(folder: Path) -> bool:
     """Tell whether a folder holds a VQ-GAN in one of LAYOUTS."""
     return _layout(folder) is not None
+
+
+@contextlib.contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Keep cuDNN's convolutions in float32 meanwhile; its other settings stay as they are."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _layout(folder: Path) -> tuple[str, str] | None:

@@ -27,9 +27,9 @@ from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION, Vo
 ACTION_PROMPT = 'What action should the robot take to {instruction}?'
 WORLD_PROMPT = ('Generate the next image based on the provided sequence of historical images '
                 'and corresponding actions.')
-WORLD_PROMPT_OF_INFERENCE_HELPER = 'Generate the image based on the current image and the action.'
-"""The public code trains with the first world prompt and infers with this one; we cannot tell
-which the released weights saw, so a checkpoint's policy.json names its own."""
+"""With this the public code trains; its inference helper has "Generate the image based on the
+current image and the action." Which of them the released weights saw is not known, so a
+checkpoint's policy.json names its own."""
 
 TokenIds = NDArray[np.int64]
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one home of every token id and id range that the model reads or writes.
 
-The defaults are Chameleon's own layout, as the released checkpoints use it (facts of the public
-implementation; `reservedN` has id N + 4 for N >= 8706). A small checkpoint stores a compact
-layout in its config.json, so that it need not carry 65,536 rows.
+The defaults are Chameleon's own layout, as the public WorldVLA code and its released checkpoints
+use it (`<reservedN>` of Chameleon's text_tokenizer.json has id N + 4 for N >= 8706). A small
+checkpoint stores a compact layout in its config.json, so that it need not carry 65,536 rows.
 
 This module imports nothing but the errors, and is the only one of ours that `model/` imports:
 the decoder has to know which ids open a block and which are action bins, and a second table of

@@ -11,7 +11,7 @@ from worldvla_ros.errors import FrameError
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.held_out_clips import choose_places, held_out_episodes, load_clips
 from worldvla_ros.training.replay_list import Replay, ReplayList, actions_digest
-from worldvla_ros.training.samples import split_names
+from worldvla_ros.training.splits import split_names
 
 
 def recorded(folder, tasks=2, per_task=20, **options):
@@ -36,7 +36,7 @@ def test_a_clip_joins_executed_actions_and_the_frames_they_lead_to(tmp_path):
     source = [replace(one, executed=one.actions * 0.5)
               for one in (episode(number) for number in range(10))]
     write_hdf5(tmp_path / 'pick_demo.hdf5', source)
-    found = load_clips(tmp_path, image_size=64, steps=4, most=1)
+    found = load_clips(tmp_path, image_size=64, steps=4, most=1, order='numeric')
     clip, = found.clips
     assert (clip.task, clip.episode) == ('pick', 'demo_9')
     assert 0 < clip.start <= 8
@@ -45,14 +45,14 @@ def test_a_clip_joins_executed_actions_and_the_frames_they_lead_to(tmp_path):
 
 
 def test_frames_of_another_size_are_resized(tmp_path):
-    found = load_clips(recorded(tmp_path), image_size=32, steps=4, most=1)
+    found = load_clips(recorded(tmp_path), image_size=32, steps=4, most=1, order='numeric')
     assert found.clips[0].frames.shape == (5, 32, 32, 3)
 
 
 def test_failed_episodes_count_neither_for_the_split_nor_as_clips(tmp_path):
     write_hdf5(tmp_path / 'pick_demo.hdf5',
                [episode(number, success=number < 10) for number in range(20)])
-    found = load_clips(tmp_path, image_size=64, steps=4, most=5)
+    found = load_clips(tmp_path, image_size=64, steps=4, most=5, order='numeric')
     assert {clip.episode for clip in found.clips} == {'demo_9'}
 
 
@@ -62,10 +62,11 @@ def test_episodes_that_tokenise_leaves_out_do_not_count_for_the_split_either(tmp
     ReplayList(False, [
         Replay('pick', one.name, actions_digest(one.actions, one.executed), number < 10, 12, 12)
         for number, one in enumerate(episodes)]).save(tmp_path / 'replays.json')
-    found = load_clips(tmp_path, image_size=64, steps=4, most=5, only=tmp_path / 'replays.json')
+    found = load_clips(tmp_path, image_size=64, steps=4, most=5, order='numeric',
+                       only=tmp_path / 'replays.json')
     assert {clip.episode for clip in found.clips} == {'demo_9'}
     with pytest.raises(DatasetError, match='give --only'):
-        load_clips(tmp_path, image_size=64, steps=4, most=5, drop_no_ops=True)
+        load_clips(tmp_path, image_size=64, steps=4, most=5, order='numeric', drop_no_ops=True)
 
 
 def test_all_tasks_come_before_a_second_clip_of_one():
@@ -84,7 +85,7 @@ def test_no_place_is_taken_twice():
 def test_short_episodes_are_left_out_and_counted(tmp_path):
     write_hdf5(tmp_path / 'pick_demo.hdf5',
                [episode(number, steps=5 if number == 19 else 12) for number in range(20)])
-    found = load_clips(tmp_path, image_size=64, steps=5, most=9)
+    found = load_clips(tmp_path, image_size=64, steps=5, most=9, order='numeric')
     assert (found.held_out_episodes, found.too_short) == (2, 1)
     assert {clip.episode for clip in found.clips} == {'demo_18'}
 
@@ -92,16 +93,16 @@ def test_short_episodes_are_left_out_and_counted(tmp_path):
 def test_what_leaves_no_clip_is_told(tmp_path):
     few = recorded(tmp_path / 'few', per_task=9)
     with pytest.raises(DatasetError, match=r'no episode is held out.*ten'):
-        load_clips(few, image_size=64, steps=4, most=1)
+        load_clips(few, image_size=64, steps=4, most=1, order='numeric')
     with pytest.raises(DatasetError, match=r'none of 4 held-out episodes has 51 frames, the '
                        r'longest has 12.*at most 11'):
-        load_clips(recorded(tmp_path / 'short'), image_size=64, steps=50, most=1)
+        load_clips(recorded(tmp_path / 'short'), image_size=64, steps=50, most=1, order='numeric')
     with pytest.raises(DatasetError, match='no demonstrations'):
-        load_clips(tmp_path / 'empty', image_size=64, steps=4, most=1)
+        load_clips(tmp_path / 'empty', image_size=64, steps=4, most=1, order='numeric')
 
 
 def test_pictures_that_are_not_square_are_refused(tmp_path):
     wide = [replace(one, frames=one.frames[:, :32]) for one in map(episode, range(10))]
     write_hdf5(tmp_path / 'pick_demo.hdf5', wide)
     with pytest.raises(FrameError, match='square'):
-        load_clips(tmp_path, image_size=64, steps=4, most=1)
+        load_clips(tmp_path, image_size=64, steps=4, most=1, order='numeric')

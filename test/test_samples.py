@@ -8,7 +8,7 @@ from training_data import episode, write_hdf5
 from worldvla_ros.tokens.sequence import PromptBuilder, parse_action_chunk, parse_image_block
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, Vocabulary
-from worldvla_ros.training.samples import SampleBuilder, moving_steps, split_names
+from worldvla_ros.training.samples import SampleBuilder, moving_steps
 from worldvla_ros.training.tokenise import filtered_episodes
 
 TEXT = TextTokenizer.train(['pick up the red block'], max_tokens=300)
@@ -113,19 +113,6 @@ def test_the_gripper_is_compared_with_the_last_step_that_was_kept():
     actions = np.array([action(gripper=1.0), action(0.5, -1.0), action(gripper=1.0),
                         action(gripper=1.0), action(gripper=-1.0)])
     assert moving_steps(actions).tolist() == [False, True, True, False, True]
-
-
-def test_the_published_split_of_fifty_holds_out_five_to_nine():
-    names = [f'demo_{i}' for i in range(50)]
-    train, held_out = split_names(names, 'published')
-    assert sorted(held_out) == [f'demo_{i}' for i in range(5, 10)] and len(train) == 45
-    assert split_names(names, 'numeric')[1] == [f'demo_{i}' for i in range(45, 50)]
-
-
-@pytest.mark.parametrize('count, expected', [(1, 1), (2, 2), (10, 9), (11, 10), (20, 18)])
-def test_nine_tenths_are_for_training_rounded_up(count, expected):
-    train, held_out = split_names([f'demo_{i}' for i in range(count)])
-    assert len(train) == expected and len(train) + len(held_out) == count
 
 
 def test_failed_episodes_are_left_out(tmp_path):

@@ -80,7 +80,7 @@ def test_demonstrations_without_states_give_no_range_of_them(tmp_path):
 
 def test_the_split_is_made_within_each_task(tmp_path):
     store = TokenStore.open(small_store(tmp_path, num_episodes=20, steps=3)[0])
-    train, held_out = store.split()
+    train, held_out = store.split('numeric')
     assert [len(train), len(held_out)] == [18, 2]
     assert {one.task for one in held_out} == {'task0', 'task1'}
     assert not {(one.task, one.name) for one in train} & {(one.task, one.name)
@@ -125,9 +125,22 @@ def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_demonstrations_of_one_name_are_refused(tmp_path):
-    with pytest.raises(DatasetError, match='same task and name'):
-        write_store(tmp_path / 'store', [episode(), episode()], tiny_tokenizer(), IMAGE_SIZE)
+def test_two_demonstrations_of_one_name_are_refused_before_the_second_is_encoded(
+        tmp_path, monkeypatch):
+    tokenizer, encoded = tiny_tokenizer(), []
+    monkeypatch.setattr(tokenizer, 'encode', lambda frames: (
+        encoded.append(len(frames)), type(tokenizer).encode(tokenizer, frames))[1])
+    with pytest.raises(DatasetError, match='pick, demo_0, so they cannot be told apart'):
+        write_store(tmp_path / 'store', [episode(), episode()], tokenizer, IMAGE_SIZE)
+    assert encoded == [12]
+
+
+def test_frames_of_which_no_prompt_counts_the_codes_are_refused_before_they_are_encoded(tmp_path):
+    def read():
+        pytest.fail('a demonstration was read')
+        yield
+    with pytest.raises(ConfigError, match=r'image size is 144 px, expected a multiple of 32.*128'):
+        write_store(tmp_path / 'store', read(), tiny_tokenizer(), 144)
 
 
 def test_the_data_fingerprint_changes_with_one_action(tmp_path):

@@ -43,5 +43,5 @@ def test_frames_survive_the_journey(tmp_path):
     for one in episodes:
         difference = arrived[len(one.frames)].astype(int) - one.frames
         assert np.abs(difference).mean() < 2
-    train, held_out = load_frames(tmp_path / 'arrived', 64, 1000)
-    assert len(train) + len(held_out) == 102 and len(held_out) > 0
+    loaded = load_frames(tmp_path / 'arrived', 64, 1000, 'numeric')
+    assert len(loaded.train) + len(loaded.held_out) == 102 and len(loaded.held_out) > 0

@@ -21,7 +21,15 @@ from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.training.held_out_clips import Clip, load_clips
 from worldvla_ros.training.run_folder import save_pretrained
 from worldvla_ros.training.world_metrics import Judges, encode, main, measure
-from worldvla_ros.training.world_report import CEILING, COPY, MODEL, Report, draw_strips
+from worldvla_ros.training.world_report import (
+    CEILING,
+    CODED_COPY,
+    COPY,
+    MODEL,
+    CodesRight,
+    Report,
+    draw_strips,
+)
 
 # the field passes its networks around as TorchScript
 pytestmark = pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
@@ -44,7 +52,7 @@ def command(pretrained, tmp_path):
         write_hdf5(tmp_path / 'demos' / f'{task}_demo.hdf5', demonstrations)
     return ['--checkpoint', str(tmp_path / 'checkpoint'), '--demonstrations',
             str(tmp_path / 'demos'), '--out', str(tmp_path / 'out'), '--horizons', '1,10',
-            '--clips', '2', '--device', 'cpu', '--dtype', 'float32']
+            '--clips', '2', '--device', 'cpu', '--dtype', 'float32', '--split', 'numeric']
 
 
 def a_clip(steps=3, moving=True):
@@ -61,7 +69,8 @@ def measured(pretrained, clip, codes=None, horizons=(1, 3), judges=None):
 
 
 def report(clips, horizons=(1, 3)):
-    by_name = {name: [clip[name] for clip in clips] for name in (MODEL, COPY, CEILING)}
+    by_name = {name: [clip[name] for clip in clips]
+               for name in (MODEL, COPY, CODED_COPY, CEILING)}
     return Report('tiny', 'demos', ['clip'] * len(clips), 4, 1, IMAGE_SIZE, False, 'numeric',
                   False, horizons, by_name)
 
@@ -98,6 +107,31 @@ def test_a_model_that_imagines_the_real_codes_reaches_the_ceiling(pretrained):
     np.testing.assert_array_equal(other[CEILING].error, clip[CEILING].error)
 
 
+def test_a_model_that_returns_its_input_is_no_better_than_the_copy_whatever_it_blurs(pretrained):
+    """On pixels that move the decoded copy beats the plain one here, as any smoothing does."""
+    clip = a_clip()
+    first = encode(pretrained, clip.frames[:1])
+    found, _ = measured(pretrained, clip, np.repeat(first, 3, axis=0))
+    for measure_of in ('error', 'moving_error'):
+        np.testing.assert_array_equal(getattr(found[MODEL], measure_of),
+                                      getattr(found[CODED_COPY], measure_of))
+    assert found[MODEL].moving_error[2] < found[COPY].moving_error[2]
+    row = {row.frames: row for row in report([found]).rows() if row.steps == 3}[MODEL]
+    assert (row.beats_copy, row.changed_right, row.kept) == (0, 0.0, 1.0)
+    words = report([found]).in_words()
+    assert '0.00 dB worse on pixels that move (better in 0 of 1 clips)' in words
+    assert '0.0 % of the codes that changed are right (copy 0 %)' in words
+
+
+def test_codes_count_as_right_where_they_are_the_real_ones_apart_by_what_changed():
+    start, real = np.array([[[1, 2], [3, 4]]]), np.array([[[1, 2], [3, 5]], [[9, 8], [7, 4]]])
+    counted = CodesRight.count(np.array([[[1, 2], [0, 5]], [[9, 8], [3, 4]]]), real, start)
+    assert counted.changed.tolist() == [1, 3]
+    assert counted.changed_right.tolist() == [1, 2]
+    assert counted.kept.tolist() == [2, 1]
+    assert counted.num_codes == 4
+
+
 def test_where_nothing_moves_there_is_no_moving_psnr(pretrained):
     still, _ = measured(pretrained, a_clip(moving=False))
     row = report([still]).rows()[1]
@@ -108,8 +142,9 @@ def test_where_nothing_moves_there_is_no_moving_psnr(pretrained):
 
 def test_the_verdict_counts_the_clips_in_which_the_model_is_nearer(pretrained):
     good, _ = measured(pretrained, a_clip())
-    better = {**good, MODEL: replace(good[MODEL], moving_error=good[COPY].moving_error / 4)}
-    worse = {**good, MODEL: replace(good[MODEL], moving_error=good[COPY].moving_error * 2)}
+    nearest = np.minimum(good[COPY].moving_error, good[CODED_COPY].moving_error)
+    better = {**good, MODEL: replace(good[MODEL], moving_error=nearest / 4)}
+    worse = {**good, MODEL: replace(good[MODEL], moving_error=nearest * 2)}
     still, _ = measured(pretrained, a_clip(moving=False))
     words = report([better, better, still]).in_words()
     assert '6.02 dB better on pixels that move (better in 2 of 2 clips)' in words
@@ -120,13 +155,13 @@ def test_the_verdict_counts_the_clips_in_which_the_model_is_nearer(pretrained):
 def test_the_command_writes_numbers_and_pictures(command, tmp_path, capsys):
     assert main(command) == 0
     out = capsys.readouterr().out
-    assert 'LPIPS skipped: needs weights' in out
-    assert 'FVD skipped: needs weights' in out
+    assert 'LPIPS skipped: needs --lpips-weights FILE' in out
+    assert 'FVD skipped: needs --i3d-weights FILE' in out
     assert '2 clips of 2 held-out episodes (0 too short)' in out
     content = results(tmp_path)
     assert [clip.split(',')[0] for clip in content['clips']] == ['pick', 'place']
     assert [(row['frames'], row['steps']) for row in content['rows']] == [
-        (name, steps) for steps in (1, 10) for name in (MODEL, COPY, CEILING)]
+        (name, steps) for steps in (1, 10) for name in (MODEL, COPY, CODED_COPY, CEILING)]
     assert all(row['lpips'] is None and row['fvd'] is None for row in content['rows'])
     assert len(content['curves'][MODEL]['moving_psnr']) == 10
     with (tmp_path / 'out' / 'metrics.csv').open(newline='') as file:
@@ -144,7 +179,8 @@ def test_the_command_writes_numbers_and_pictures(command, tmp_path, capsys):
 def test_frames_are_imagined_one_from_the_other_by_executed_actions(
         command, tmp_path, pretrained, reencode):
     assert main([*command, '--clips', '1', *(['--reencode'] if reencode else [])]) == 0
-    clip, = load_clips(tmp_path / 'demos', image_size=IMAGE_SIZE, steps=10, most=1).clips
+    clip, = load_clips(tmp_path / 'demos', image_size=IMAGE_SIZE, steps=10, most=1,
+                       order='numeric').clips
     world = WorldModel(pretrained, reencode=reencode)
     world.reset(Frame(clip.frames[0], 0))
     expected = [world.step(action).codes for action in clip.actions]
@@ -187,6 +223,19 @@ def test_metrics_with_weights_need_no_second_imagination(command, tmp_path, monk
 def test_fvd_says_what_it_needs_beside_weights(command, tmp_path):
     assert main([*command, '--clips', '1']) == 0
     assert 'raise --horizons or --clips' in results(tmp_path)['skipped']['fvd']
+
+
+def test_what_was_held_out_is_read_from_the_checkpoint_and_not_contradicted(
+        command, tmp_path, capsys):
+    without = command[:-2]
+    assert main(without) == 1
+    assert 'give --split (hashed, numeric, published)' in capsys.readouterr().err
+    (tmp_path / 'checkpoint' / 'train.yaml').write_text('data: {split: published}\n')
+    assert main(without) == 0
+    assert results(tmp_path)['split'] == 'published'
+    capsys.readouterr()
+    assert main(command) == 1
+    assert 'held out by split published, and numeric is asked for' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('change, message', [

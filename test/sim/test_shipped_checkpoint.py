@@ -98,6 +98,6 @@ def test_its_world_model_foresees_some_change_and_is_no_worse_than_the_tokenizer
     rows = {row.frames: row for row in Report(
         name, '', [], 0, 0, 0, False, '', False, (1,),
         {predictor: [one[predictor] for one in measured] for predictor in measured[0]}).rows()}
-    assert rows[MODEL].changed_right > 0.02
+    assert rows[MODEL].changed_right > 0.01
     assert rows[MODEL].kept > 0.75
-    assert rows[MODEL].moving_psnr > rows[CODED_COPY].moving_psnr - 0.75
+    assert rows[MODEL].moving_psnr > rows[CODED_COPY].moving_psnr - 0.5

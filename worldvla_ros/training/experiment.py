@@ -23,6 +23,7 @@ from worldvla_ros.training.batches import SampleTable
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.samples import VIDEO_PROMPT, SampleBuilder
 from worldvla_ros.training.settings import TrainConfig
+from worldvla_ros.training.splits import SplitCounts
 from worldvla_ros.training.store import StoredEpisode, TokenStore, tokenizer_fingerprint
 
 MOST_STATE_WAVES = 32  # over the range of a value of the state: the shortest is of 8 bins
@@ -41,6 +42,7 @@ class Experiment:
     held_out: SampleTable | None  # None: too little data to hold any out
     data: str  # fingerprint of the store
     clipped_labels: NDArray[np.float64]  # (7,) share of the training labels out of range
+    counts: SplitCounts  # of the episodes
 
     @property
     def range_report(self) -> str:
@@ -77,8 +79,10 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
         held_out_table = table(held_out)
     except DatasetError:
         held_out_table = None
+    counts = SplitCounts.of(config.data.split, *([one.instruction for one in side]
+                                                 for side in (train, held_out)))
     return Experiment(config, pretrained, table(train), held_out_table, store.header.data,
-                      _clipped_labels(store, train, pretrained.settings))
+                      _clipped_labels(store, train, pretrained.settings), counts)
 
 
 def initialise(model: Transformer) -> None:

@@ -15,17 +15,18 @@ from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import (
     demonstration_files,
+    episode_actions,
     episode_lengths,
     read_episodes,
     task_name,
 )
-from worldvla_ros.training.samples import split_names
+from worldvla_ros.training.splits import Key, SplitCounts, draw
+from worldvla_ros.training.splits import split as split_keys
 
 MOVING_DIFFERENCE = 12  # of 255 in any channel: above what shading flickers by
 MEMORY_SHARE = 0.8  # of what is available that frames may fill; training needs some, too
 
 Span = tuple[int, int]  # frames [start, stop) of an episode
-Key = tuple[str, str]  # task and name of an episode
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,21 +46,34 @@ class FrameSet:
         return len(self.frames)
 
 
-def load_frames(folder: Path, image_size: int, most: int) -> tuple[FrameSet, FrameSet]:
-    """Return the frames for training and the held-out ones, 90 to 10 episodes within each task.
+@dataclass(frozen=True, eq=False)
+class LoadedFrames:
+    """The frames of a folder of demonstrations."""
+
+    train: FrameSet
+    held_out: FrameSet
+    counts: SplitCounts  # of their episodes
+
+
+def load_frames(folder: Path, image_size: int, most: int, split: str) -> LoadedFrames:
+    """Return the frames for training and the held-out ones, 90 to 10 episodes.
 
     All are held in memory: 49 kB each at 128 px, 197 kB at 256 px. Where there are more than
     `most` frames, pairs of neighbours are taken evenly from all episodes.
 
+    :param split: see `splits`; that of the policy, or the tokenizer has seen what that is
+        measured on.
     :raises DatasetError: too few demonstrations, or their frames do not fit into memory.
     """
     files = demonstration_files(folder)
-    lengths, train, held_out = _split_lengths(files, folder)
-    if not held_out:
-        raise DatasetError(f'{folder}: no episode can be held out to measure on; give a task '
-                           'with ten demonstrations or more')
+    lengths = _lengths(files, folder)
+    sides = split_keys(_draws(files, folder), split)
+    if not all(sides):
+        raise DatasetError(f'{folder}: split {split} leaves {len(sides[0])} episodes to learn '
+                           f'from and {len(sides[1])} held out; give more demonstrations, or '
+                           'split: numeric and a task with ten or more')
     share = min(1.0, most / sum(lengths.values()))
-    parts = [_Part({key: lengths[key] for key in keys}, share) for keys in (train, held_out)]
+    parts = [_Part({key: lengths[key] for key in keys}, share) for keys in sides]
     _require_memory(sum(part.num_frames for part in parts), image_size, folder)
     for part in parts:
         part.allocate(image_size)
@@ -67,29 +81,25 @@ def load_frames(folder: Path, image_size: int, most: int) -> tuple[FrameSet, Fra
         for episode in read_episodes(path, folder):
             for part in parts:
                 part.take((episode.task, episode.name), episode.frames)
-    return parts[0].frame_set, parts[1].frame_set
+    return LoadedFrames(parts[0].frame_set, parts[1].frame_set, SplitCounts.of(
+        split, *([Path(task).name for task, _ in keys] for keys in sides)))
 
 
 def episodes_digest(folder: Path) -> str:
     """Return a short name of the demonstrations below a folder: tasks, names and lengths."""
-    lengths, _, _ = _split_lengths(demonstration_files(folder), folder)
+    lengths = _lengths(demonstration_files(folder), folder)
     listed = sorted((*key, length) for key, length in lengths.items())
     return f'sha256:{hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]}'
 
 
-def _split_lengths(files: Sequence[Path], folder: Path
-                   ) -> tuple[dict[Key, int], list[Key], list[Key]]:
-    """Return the length of every episode, and which are for training and held out."""
-    lengths: dict[Key, int] = {}
-    train: list[Key] = []
-    held_out: list[Key] = []
-    for path in files:
-        task, named = task_name(path, folder), episode_lengths(path)
-        lengths |= {(task, name): length for name, length in named.items()}
-        chosen, rest = split_names(list(named))
-        train += [(task, name) for name in chosen]
-        held_out += [(task, name) for name in rest]
-    return lengths, train, held_out
+def _lengths(files: Sequence[Path], folder: Path) -> dict[Key, int]:
+    return {(task_name(path, folder), name): length
+            for path in files for name, length in episode_lengths(path).items()}
+
+
+def _draws(files: Sequence[Path], folder: Path) -> dict[Key, float]:
+    return {(task_name(path, folder), name): draw(name, *actions)
+            for path in files for name, actions in episode_actions(path).items()}
 
 
 class _Part:

@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from worldvla_ros.config import read_yaml
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import Episode
-from worldvla_ros.training.samples import split_names
+from worldvla_ros.training.run_folder import CONFIG_FILE
+from worldvla_ros.training.splits import SPLITS, Key, draw, split
 from worldvla_ros.training.tokenise import checked_replays, filtered_episodes
 
 GOLDEN_RATIO = 0.6180339887498949
@@ -47,12 +49,12 @@ class ClipSet:
     too_short: int  # of these
 
 
-def load_clips(folder: Path, *, image_size: int, steps: int, most: int, order: str = 'numeric',
+def load_clips(folder: Path, *, image_size: int, steps: int, most: int, order: str,
                drop_no_ops: bool = False, only: Path | None = None) -> ClipSet:
     """Cut clips from the held-out episodes below a folder, at most so many.
 
     :param steps: length of each clip; episodes too short for it are left out and counted.
-    :param order: of the split, see `split_names`; must be that of training.
+    :param order: of the split, see `splits`; must be that of training.
     :param drop_no_ops: as the training data were tokenised, or the split is another.
     :param only: file with the replays that they were filtered by, None for none.
     Raises DatasetError where no clip is left.
@@ -60,35 +62,56 @@ def load_clips(folder: Path, *, image_size: int, steps: int, most: int, order: s
     replays = checked_replays(folder, drop_no_ops, only)
     episodes = tqdm(filtered_episodes(folder, drop_no_ops, replays), desc='reading',
                     unit='episode', file=sys.stderr, dynamic_ncols=True)
-    held_out = held_out_episodes(episodes, order)
-    if not held_out:
-        raise DatasetError(f'{folder}: no episode is held out; give a task with ten successful '
-                           'demonstrations or more, those that the checkpoint was trained on')
-    places = choose_places(held_out, steps, most)
+    measured = held_out_episodes(episodes, order)
+    if not measured:
+        raise DatasetError(f'{folder}: no episode is held out by split {order}; give a task with '
+                           'ten successful demonstrations or more, those that the checkpoint '
+                           'was trained on')
+    places = choose_places(measured, steps, most)
     if not places:
-        longest = max(len(episode.frames) for episode in held_out)
-        raise DatasetError(f'{folder}: none of {len(held_out)} held-out episodes has '
+        longest = max(len(episode.frames) for episode in measured)
+        raise DatasetError(f'{folder}: none of {len(measured)} held-out episodes has '
                            f'{steps + 1} frames, the longest has {longest}; ask for horizons '
                            f'of at most {longest - 1} steps')
     return ClipSet(tuple(_cut(episode, start, steps, image_size) for episode, start in places),
-                   len(held_out), sum(len(episode.frames) <= steps for episode in held_out))
+                   len(measured), sum(len(episode.frames) <= steps for episode in measured))
 
 
-def held_out_episodes(episodes: Iterable[Episode], order: str = 'numeric') -> list[Episode]:
-    """Return the episodes that `split_names` holds out of each task, task by task.
+def split_of_checkpoint(checkpoint: Path, given: str | None) -> str:
+    """Return the split that a checkpoint was trained with.
+
+    :param given: what the user says it was; None: nothing.
+    Raises DatasetError where both differ, or neither is known.
+    """
+    path = checkpoint / CONFIG_FILE
+    stored = (read_yaml(path).get('data') or {}).get('split') if path.exists() else None
+    if stored is None and given is None:
+        raise DatasetError(f'{path} does not say which demonstrations training held out; give '
+                           f'--split ({", ".join(SPLITS)}), data.split of the training run')
+    if None not in (stored, given) and stored != given:
+        raise DatasetError(f'{path} says that training held out by split {stored}, and {given} is '
+                           'asked for: training would have seen what is measured; leave out '
+                           '--split')
+    return str(stored or given)
+
+
+def held_out_episodes(episodes: Iterable[Episode], order: str) -> list[Episode]:
+    """Return the episodes that `splits.split` holds out.
 
     :param episodes: each task's in numeric order, as files are read. They may be a stream: an
         episode is let go once it is known to be for training.
     """
-    names: dict[str, list[str]] = defaultdict(list)
-    kept: dict[str, dict[str, Episode]] = defaultdict(dict)
+    draws: dict[Key, float] = {}
+    kept: dict[Key, Episode] = {}
     for episode in episodes:
-        names[episode.task].append(episode.name)
-        kept[episode.task][episode.name] = episode
-        if order == 'numeric':  # in this order one that is for training stays so
-            for name in split_names(names[episode.task], order)[0]:
-                kept[episode.task].pop(name, None)
-    return [kept[task][name] for task in names for name in split_names(names[task], order)[1]]
+        key = (episode.task, episode.name)
+        draws[key] = draw(episode.name, episode.actions, episode.executed)
+        kept[key] = episode
+        if order != 'published':  # in the others one that is for training stays so
+            of_task = {other: draws[other] for other in draws if other[0] == episode.task}
+            for trained in split(of_task, order)[0]:
+                kept.pop(trained, None)
+    return [kept[key] for key in split(draws, order)[1]]
 
 
 def choose_places(episodes: Sequence[Episode], steps: int, most: int

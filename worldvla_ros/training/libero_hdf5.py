@@ -116,6 +116,12 @@ def episode_lengths(path: Path) -> dict[str, int]:
     return lengths
 
 
+def episode_actions(path: Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return `recorded_actions` of each demonstration of a file, without reading its frames."""
+    with _opened(path) as data:
+        return {name: recorded_actions(data[name]) for name in _names(data, path)}
+
+
 def recorded_actions(group: h5py.Group) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the actions (T, 7) of a demonstration that is open: labels, and what was executed."""
     with _named(Path(group.file.filename), Path(group.name).name):

@@ -13,7 +13,6 @@ out, so the first sample of an episode has one image.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +24,6 @@ VIDEO_PROMPT = 'Generate the next image based on the provided sequence of histor
 """Ours: the public code has no video prediction. The world prompt without its actions."""
 
 NO_OP_NORM = 1e-4  # of the six motion values, controller input (public implementation)
-TRAIN_SHARE = 0.9  # of the episodes of each task (paper, section 4.1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,18 +124,3 @@ def moving_steps(actions: NDArray[np.floating]) -> NDArray[np.bool_]:
         kept[step] = True
         gripper = float(action[6])
     return kept
-
-
-def split_names(names: Sequence[str], order: str = 'numeric', share: float = TRAIN_SHARE
-                ) -> tuple[list[str], list[str]]:
-    """Split the demonstrations of one task, named `..._<number>`, for training and held out.
-
-    :param order: 'published' sorts the names as text, as the public code does (2 after 10: of 50
-        demonstrations 5 to 9 are held out); 'numeric' sorts by number.
-    The first ceil(share * n) are for training.
-    """
-    keys = {'published': lambda name: name, 'numeric': lambda name: int(name.rpartition('_')[2])}
-    ordered = sorted(names, key=keys[order])
-    # share * n first loses a rounding error: 0.9 * 10 is 9, not 9.000000000000002
-    count = math.ceil(round(share * len(ordered), 9))
-    return ordered[:count], ordered[count:]

@@ -8,6 +8,7 @@ from worldvla_ros.errors import ConfigError
 from worldvla_ros.tokens.action_tokenizer import BIN_CHOICES
 from worldvla_ros.training.losses import LossConfig
 from worldvla_ros.training.samples import BRANCHES
+from worldvla_ros.training.splits import SPLITS
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class DataConfig:
     horizon: int = bounded(5, minimum=1, unit='action', doc='of the action branch')
     world_rounds: int = bounded(1, minimum=1, unit='frame', doc='predicted in one world sample')
     state: bool = bounded(False, doc='the state of the arm in the prompt of the action branch')
-    split: str = bounded('numeric', choices=('numeric', 'published'))
+    split: str = bounded('hashed', choices=SPLITS, doc='which episodes are held out: see splits')
     action_range: str = bounded('data', choices=('data', 'libero', 'checkpoint'),
                                 doc='extremes of the training episodes, the published ones, or '
                                     'those of model.init_from, which has the last word')
@@ -81,7 +82,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where and how long; of these, only the seed changes what a step computes."""
+    """Where, how long and on what; all but the seed may change when a run is resumed.
+
+    Of these, `steps` decides the learning rate of a step (cosine), and `dtype`, `device`,
+    `compile` and `parallel` how it rounds; resuming with other values says so.
+    """
 
     output: str = bounded(REQUIRED, doc='folder of checkpoints and metrics; resumed when there')
     steps: int = bounded(REQUIRED, minimum=1, doc='of the optimizer')

@@ -12,11 +12,11 @@ A store is a folder that is written whole or not at all:
 212 bytes per frame at 128 px, 596 at 256 px: 200,000 frames are 42 or 119 MB.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 import hashlib
 import json
+import math
 from pathlib import Path
 import shutil
 from typing import Any
@@ -28,9 +28,11 @@ from worldvla_ros.datatypes import STATE_DIM
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
+from worldvla_ros.policy.settings import IMAGE_BLOCK
 from worldvla_ros.training.failures import DatasetError, TrainingError, explain_os_error
 from worldvla_ros.training.libero_hdf5 import Episode
-from worldvla_ros.training.samples import split_names
+from worldvla_ros.training.splits import draw
+from worldvla_ros.training.splits import split as split_keys
 from worldvla_ros.whole_files import draft_folder
 
 FORMAT = 2
@@ -108,17 +110,19 @@ class TokenStore:
                                    f'{frames}; make the store again')
         return cls(header, episodes, arrays)
 
-    def split(self, order: str = 'numeric') -> tuple[list[StoredEpisode], list[StoredEpisode]]:
-        """Return the episodes for training and those held out, 90 to 10 within each task."""
-        by_task: dict[str, dict[str, StoredEpisode]] = defaultdict(dict)
-        for episode in self.episodes:
-            by_task[episode.task][episode.name] = episode
-        train, held_out = [], []
-        for named in by_task.values():
-            chosen, rest = split_names(list(named), order)
-            train += [named[name] for name in chosen]
-            held_out += [named[name] for name in rest]
-        return train, held_out
+    def split(self, order: str) -> tuple[list[StoredEpisode], list[StoredEpisode]]:
+        """Return the episodes for training and those held out, see `splits`.
+
+        Raises DatasetError where none is left for training.
+        """
+        episodes = {(one.task, one.name): one for one in self.episodes}
+        train, held_out = split_keys({
+            key: draw(one.name, self.actions[one.steps], self.executed[one.steps])
+            for key, one in episodes.items()}, order)
+        if not train:
+            raise DatasetError(f'data.split {order} holds out all {len(held_out)} episodes; '
+                               'record more demonstrations, or give data.split numeric')
+        return [episodes[key] for key in train], [episodes[key] for key in held_out]
 
     def codes_of(self, episode: Episode) -> NDArray[np.uint16] | None:
         """Return the codes of an episode; None if it is not here with the same actions."""
@@ -162,9 +166,11 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
 
     :param reuse: earlier store of the same tokenizer and image size; episodes that it has with
         the same actions and the same first picture are copied, not encoded again.
-    Raises DatasetError when there is no episode, the folder exists or `reuse` is of another image
-    size, TrainingError when the disk is full.
+    Raises DatasetError when there is no episode, two have the same task and name, the folder
+    exists or `reuse` is of another image size, ConfigError for a size that no prompt takes,
+    TrainingError when the disk is full.
     """
+    check_image_size(image_size, tokenizer.config.factor)
     if folder.exists():
         raise DatasetError(f'{folder} exists; give another name, or delete it first')
     if reuse is not None and reuse.header.image_size != image_size:
@@ -173,8 +179,12 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
                            f'{reuse.header.image_size}, or leave out --reuse')
     stored: list[StoredEpisode] = []
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ARRAYS}
-    start = 0
+    start, known = 0, set[tuple[str, str]]()
     for episode in episodes:
+        if (episode.task, episode.name) in known:
+            raise DatasetError(f'two demonstrations are called {episode.task}, {episode.name}, so '
+                               'they cannot be told apart; keep their files in separate folders')
+        known.add((episode.task, episode.name))
         codes = None if reuse is None else reuse.codes_of(episode)
         if codes is not None and not np.array_equal(
                 codes[:1], _encode(episode.frames[:1], tokenizer, image_size)):
@@ -189,9 +199,6 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
         stored.append(StoredEpisode(episode.task, episode.name, episode.instruction, start,
                                     len(episode.actions)))
         start += len(episode.actions)
-    if len({(episode.task, episode.name) for episode in stored}) < len(stored):
-        raise DatasetError('two demonstrations have the same task and name, so they cannot be '
-                           'told apart; keep their files in separate folders')
     if not stored:
         raise DatasetError('no episode is left to store: the demonstrations are empty, or the '
                            'filters drop them all')
@@ -203,6 +210,19 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
     except OSError as error:
         raise TrainingError(f'cannot write {folder}: {explain_os_error(error)}') from error
     return TokenStore.open(folder)
+
+
+def check_image_size(image_size: int, factor: int) -> None:
+    """Refuse sides [px] that no prompt counts; ConfigError.
+
+    :param factor: of the image tokenizer, pixels of a side for one code.
+    """
+    side = math.lcm(IMAGE_BLOCK, 2 * factor)
+    if image_size % side:
+        raise ConfigError(
+            f'the image size is {image_size} px, expected a multiple of {side}: a prompt counts '
+            f'the sides of an image in blocks of {IMAGE_BLOCK} px and 2 codes; take '
+            f'{max(1, image_size // side) * side}')
 
 
 def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:

@@ -3,9 +3,10 @@
 
 From a real frame of a held-out episode and the actions that were executed from there on, the
 world model imagines the frames that follow, each from the one before it. They are compared with
-the real ones, beside two references:
+the real ones, beside three references:
 
     copy last frame      the real frame of the start, unchanged: nothing moves
+    copy, tokenized      the same, encoded and decoded: as blurred as what is imagined
     tokenizer ceiling    the real frames, encoded and decoded: what the image tokenizer loses
 
 The codes of an imagined frame are the next input as they are; with --reencode they go through
@@ -32,8 +33,9 @@ from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.world_model import WorldModel
 from worldvla_ros.training.failures import explain_os_error
 from worldvla_ros.training.frames import frame_set
-from worldvla_ros.training.held_out_clips import Clip, load_clips
+from worldvla_ros.training.held_out_clips import Clip, load_clips, split_of_checkpoint
 from worldvla_ros.training.parallel import pick_device
+from worldvla_ros.training.splits import SPLITS
 from worldvla_ros.training.store import tokenizer_fingerprint
 from worldvla_ros.training.video_metrics import (
     MIN_FVD_FRAMES,
@@ -45,9 +47,11 @@ from worldvla_ros.training.video_metrics import (
 )
 from worldvla_ros.training.world_report import (
     CEILING,
+    CODED_COPY,
     COPY,
     MODEL,
     ClipMeasures,
+    CodesRight,
     Report,
     StripRow,
     write_report,
@@ -121,19 +125,24 @@ def measure(clip: Clip, codes: NDArray[np.int64], pretrained: Pretrained, judges
         return {} if judges.features is None else {
             steps: judges.features(video[:steps]) for steps in long_enough}
 
-    videos = {MODEL: decode(pretrained, codes),
-              COPY: np.repeat(clip.frames[:1], len(real), axis=0),
-              CEILING: decode(pretrained, encode(pretrained, real))}
+    first, real_codes = np.split(encode(pretrained, clip.frames), [1])
+    copied = np.repeat(first, len(real), axis=0)
+    predicted = {
+        MODEL: (decode(pretrained, codes), codes),
+        COPY: (np.repeat(clip.frames[:1], len(real), axis=0), copied),
+        CODED_COPY: (np.repeat(decode(pretrained, first), len(real), axis=0), copied),
+        CEILING: (decode(pretrained, real_codes), real_codes)}
     real_features = features(real)
     measures = {}
-    for name, video in videos.items():
+    for name, (video, video_codes) in predicted.items():
         errors = squared_errors(video, real)
         measures[name] = ClipMeasures(
             error=errors.mean((1, 2)), moving_error=(errors * moving).sum((1, 2)),
             moving_pixels=moving.sum((1, 2)), ssim=ssim(video, real),
+            codes=CodesRight.count(video_codes, real_codes, first),
             lpips=None if judges.lpips is None else judges.lpips(video, real),
             features=features(video), real_features=real_features)
-    return measures, StripRow(clip.title, clip.frames, videos[MODEL])
+    return measures, StripRow(clip.title, clip.frames, predicted[MODEL][0])
 
 
 def encode(pretrained: Pretrained, frames: Video) -> NDArray[np.int64]:
@@ -153,17 +162,19 @@ def decode(pretrained: Pretrained, codes: NDArray[np.int64]) -> Video:
 def world_metrics(options: argparse.Namespace) -> Report:
     """Measure as the command's options say, write the results, and return them."""
     torch.set_num_threads(options.threads)
+    split = split_of_checkpoint(options.checkpoint, options.split)
     device = pick_device(options.device)
     judges = Judges.load(options.lpips_weights, options.i3d_weights, device)
     pretrained = Pretrained.load(options.checkpoint, device=device, dtype=options.dtype)
     steps = max(options.horizons)
     found = load_clips(options.demonstrations, image_size=pretrained.settings.image_size,
-                       steps=steps, most=options.clips, order=options.split,
+                       steps=steps, most=options.clips, order=split,
                        drop_no_ops=options.drop_no_ops, only=options.only)
     rollouts = Rollouts(options.out / 'rollouts', pretrained, reencode=options.reencode)
     with _progress('imagining', 'frame', steps * len(found.clips)) as progress:
         imagined = [rollouts.codes(clip, progress) for clip in found.clips]
-    measures: dict[str, list[ClipMeasures]] = {MODEL: [], COPY: [], CEILING: []}
+    measures: dict[str, list[ClipMeasures]] = {
+        name: [] for name in (MODEL, COPY, CODED_COPY, CEILING)}
     strips: list[StripRow] = []
     with _progress('measuring', 'clip', len(found.clips)) as progress:
         for clip, codes in zip(found.clips, imagined, strict=True):
@@ -177,7 +188,7 @@ def world_metrics(options: argparse.Namespace) -> Report:
         demonstrations=str(options.demonstrations), clips=[clip.title for clip in found.clips],
         held_out_episodes=found.held_out_episodes, too_short_episodes=found.too_short,
         image_size=pretrained.settings.image_size, reencode=options.reencode,
-        split=options.split, drop_no_ops=options.drop_no_ops, horizons=options.horizons,
+        split=split, drop_no_ops=options.drop_no_ops, horizons=options.horizons,
         measures=measures)
     write_report(report, strips, options.out)
     return report
@@ -216,8 +227,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help='steps to imagine')
     parser.add_argument('--clips', type=_positive, default=10, help='at most; a clip of 50 steps '
                         'of a small model takes a core about a minute')
-    parser.add_argument('--split', choices=('numeric', 'published'), default='numeric',
-                        help='data.split of the training run')
+    parser.add_argument('--split', choices=SPLITS,
+                        help="data.split of the training run, where the checkpoint's train.yaml "
+                        'does not say it')
     parser.add_argument('--drop-no-ops', action='store_true', help='as given to tokenise')
     parser.add_argument('--only', type=Path, metavar='FILE',
                         help='list of replays, as given to tokenise')

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which demonstrations are held out: one rule for policies, image tokenizers and their metrics.
+
+    hashed      by a hash of the actions, one in ten: the same demonstration is on the same side in
+                every store, in whichever folder it lies and whatever is recorded beside it later
+    numeric     the last tenth of each file by number: nothing of a file with less than ten
+    published   the last tenth of each file by name, as the public code does (2 after 10: of 50
+                demonstrations 5 to 9 are held out)
+
+A rule that knows a demonstration by its folder would hold out another one where only that folder
+is given, and the frames of a demonstration that was rendered again could be on both sides.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+import hashlib
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worldvla_ros.training.replay_list import kept_steps
+
+SPLITS = ('hashed', 'numeric', 'published')
+TRAIN_SHARE = 0.9  # of the episodes of each task (paper, section 4.1)
+Key = tuple[str, str]  # task and name of an episode
+
+
+def draw(name: str, actions: NDArray[np.floating], executed: NDArray[np.floating]) -> float:
+    """Return what stands for chance in 'hashed': in [0, 1), from what moves of an episode.
+
+    In float32, as a store keeps actions (T, 7), and without the no-ops, so that the published
+    filter changes nothing. What has no actions, such as frames alone, goes by its name.
+    """
+    both = np.stack([actions, executed]).astype(np.float32)
+    moved = both[:, kept_steps(both[0], both[1])]
+    digest = hashlib.sha256(moved.tobytes() or name.encode()).digest()
+    return int.from_bytes(digest[:6], 'big') / 2 ** 48
+
+
+def split(draws: Mapping[Key, float], order: str) -> tuple[list[Key], list[Key]]:
+    """Return which episodes are for training and which are held out, task by task.
+
+    :param draws: `draw` of each episode.
+    :param order: of SPLITS.
+    """
+    by_task: dict[str, list[str]] = defaultdict(list)
+    for task, name in draws:
+        by_task[task].append(name)
+    sides: tuple[list[Key], list[Key]] = [], []
+    for task, names in by_task.items():
+        if order == 'hashed':
+            parts = tuple([name for name in names if (draws[task, name] < TRAIN_SHARE) == train]
+                          for train in (True, False))
+        else:
+            parts = split_names(names, order)
+        for side, part in zip(sides, parts, strict=True):
+            side += [(task, name) for name in part]
+    return sides
+
+
+def split_names(names: Sequence[str], order: str) -> tuple[list[str], list[str]]:
+    """Split the demonstrations of one file, named `..._<number>`, for training and held out.
+
+    :param order: 'published' or 'numeric'; the first ceil(0.9 n) in it are for training.
+    """
+    keys = {'published': lambda name: name, 'numeric': lambda name: int(name.rpartition('_')[2])}
+    ordered = sorted(names, key=keys[order])
+    # the product first loses a rounding error: 0.9 * 10 is 9, not 9.000000000000002
+    count = math.ceil(round(TRAIN_SHARE * len(ordered), 9))
+    return ordered[:count], ordered[count:]
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """How many episodes of each task are for training and held out, whatever their folders."""
+
+    order: str
+    by_task: dict[str, tuple[int, int]]
+
+    @classmethod
+    def of(cls, order: str, train: Sequence[str], held_out: Sequence[str]) -> 'SplitCounts':
+        """Count episodes by what says their task, a sentence or the name of a file."""
+        sides = Counter(train), Counter(held_out)
+        return cls(order, {task: (sides[0][task], sides[1][task])
+                           for task in sorted({*train, *held_out})})
+
+    def in_words(self) -> str:
+        """Return the counts, alike ones once, and a warning that names tasks without any."""
+        train, held = (sum(pair[side] for pair in self.by_task.values()) for side in (0, 1))
+        alike = ', '.join(f'{one}+{other} of {count} task{"s" if count > 1 else ""}'
+                          for (one, other), count in Counter(self.by_task.values()).most_common())
+        said = (f'split {self.order}: {train} episodes for training + {held} held out '
+                f'({alike})')
+        if missing := [task for task, (_, count) in self.by_task.items() if not count]:
+            said += (f'\nwarning: nothing is held out of {len(missing)} of {len(self.by_task)} '
+                     f'tasks: {"; ".join(missing)}')
+        return said

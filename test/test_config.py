@@ -14,6 +14,7 @@ from worldvla_ros.config import (
     bounded,
     check,
     describe,
+    differences,
     flatten,
     from_mapping,
     load_yaml,
@@ -188,3 +189,10 @@ def test_a_type_that_cannot_be_configured_is_refused():
 
     with pytest.raises(ConfigError, match='cannot be of type'):
         from_mapping(Odd, {'table': {}})
+
+
+def test_what_changed_in_the_settings_is_told_by_name():
+    before, now = {'a': 1, 'b': (1, 2), 'old': True}, {'a': 2, 'b': (1, 2), 'new': 'x'}
+    assert differences(before, now) == ['a: 1 -> 2', "new: None -> 'x'", 'old: True -> None']
+    assert differences(before, now, ignore=('a', 'old')) == ["new: None -> 'x'"]
+    assert differences(now, now) == []

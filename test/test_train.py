@@ -104,6 +104,47 @@ def test_a_command_that_is_terminated_keeps_its_last_step(tmp_path):
     assert f'stopped after step {int(saved.name[5:])}, which is saved' in said
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from worldvla_ros.training.run_lock import alone_in
+with alone_in(Path(sys.argv[1])):
+    print('held', flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_training_in_the_same_folder_is_refused_until_the_first_is_dead(
+        tmp_path, capsys):
+    file = written(tiny_config(tmp_path, steps=1), tmp_path / 'run.yaml')
+    with subprocess.Popen([sys.executable, '-c', HOLD, str(tmp_path / 'run')], text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        try:
+            assert holder.stdout.readline() == 'held\n'
+            assert main(file) == 1
+            said = capsys.readouterr().err
+            assert f'in use by another training (process {holder.pid} on ' in said
+            assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == ['.lock']
+            several = subprocess.run(
+                [sys.executable, '-m', 'torch.distributed.run', '--standalone',
+                 '--nproc-per-node', '2', '-m', 'worldvla_ros.training.train', *file], cwd=ROOT,
+                capture_output=True, text=True, timeout=200, check=False,
+                env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT),
+                     'CUDA_VISIBLE_DEVICES': ''})
+            assert several.returncode == 1
+            assert several.stderr.count('in use by another training (process') == 2
+        finally:
+            holder.kill()
+    assert main(file) == 0
+
+
+def test_the_split_is_told_at_the_start(tmp_path, capsys):
+    assert main(written(tiny_config(tmp_path, steps=1), tmp_path / 'run.yaml')) == 0
+    said = capsys.readouterr().err
+    assert 'split numeric: 4 episodes for training + 0 held out (2+0 of 2 tasks)' in said
+    assert 'warning: nothing is held out of 2 of 2 tasks: open the green drawer; pick' in said
+
+
 @pytest.mark.parametrize('change, message', [
     ({'data': {'branches': ['action', 'action']}}, 'name each branch once'),
     ({'data': {'store': '/nowhere'}}, 'no token store'),
@@ -145,7 +186,8 @@ def test_several_processes_learn_what_one_learns(tmp_path, processes, parallel, 
     assert done.returncode == 0, done.stderr[-2000:]
     longer = replace(several, run=replace(several.run, steps=4))
     assert main(written(longer, tmp_path / 'several.yaml')) == 0
-    norms = [[float(row['grad_norm']) for row in read_metrics(tmp_path / name)
-              if row['split'] == 'train'] for name in ('run', 'several')]
-    assert len(norms[0]) == 4
-    np.testing.assert_allclose(norms[0], norms[1], rtol=1e-4)
+    logged = [[[float(row[value]) for value in ('total', 'world', 'grad_norm')]
+               for row in read_metrics(tmp_path / name) if row['split'] == 'train']
+              for name in ('run', 'several')]
+    assert np.shape(logged[0]) == (4, 3) and np.isfinite(logged[0]).all()
+    np.testing.assert_allclose(logged[0], logged[1], rtol=1e-4)

@@ -17,8 +17,9 @@ from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.losses import WEIGHTINGS
 from worldvla_ros.training.run_folder import RunFolder, read_metrics
 from worldvla_ros.training.settings import OptimizerConfig
+from worldvla_ros.training.steps import learning_rate, seed_of
 from worldvla_ros.training.train import train
-from worldvla_ros.training.trainer import Trainer, learning_rate
+from worldvla_ros.training.trainer import Trainer
 
 
 def test_a_tiny_model_memorises_two_demonstrations(tmp_path):
@@ -244,3 +245,10 @@ def test_compiled_layers_learn_the_same_and_keep_their_names(tmp_path):
                   plain if folder.name == 'plain' else compiled)]
     np.testing.assert_allclose(np.array(losses[0], float), np.array(losses[1], float), rtol=1e-4)
     assert set(weights(tmp_path / 'plain/final')) == set(weights(tmp_path / 'compiled/final'))
+
+
+def test_seeds_of_steps_are_the_same_in_every_python_and_all_different():
+    assert seed_of(0, 1, 0) == 5836529245451711556
+    seeds = {seed_of(seed, step, rank) for seed in range(3) for step in range(50)
+             for rank in range(4)}
+    assert len(seeds) == 3 * 50 * 4

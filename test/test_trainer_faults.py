@@ -130,6 +130,17 @@ def test_a_run_goes_on_longer_and_with_its_data_moved(tmp_path):
     assert RunFolder(config).latest().name == 'step-00000004'
 
 
+def test_a_run_that_goes_on_otherwise_says_what_that_changes(tmp_path, capsys):
+    config = tiny_config(tmp_path, steps=3)
+    train(config)
+    assert 'learning rate' not in capsys.readouterr().err
+    train(replace(config, run=replace(config.run, steps=6, dtype='bfloat16')))
+    said = capsys.readouterr().err
+    assert 'run.steps: 3 -> 6\n' in said
+    assert "run.dtype: 'float32' -> 'bfloat16'\n" in said
+    assert 'the learning rate of the next step is 0.000861; it would have been 5e-05\n' in said
+
+
 def test_a_run_is_not_resumed_on_other_data(tmp_path):
     config = tiny_config(tmp_path, steps=2)
     train(config)

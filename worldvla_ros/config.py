@@ -8,7 +8,7 @@ default or a range is written once. Values are bool, int, float, str, tuples of 
 and nested dataclasses; nested names are joined by dots, as ROS parameters are.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 import dataclasses
 from dataclasses import dataclass
 import difflib
@@ -112,6 +112,17 @@ def flatten(instance: Any) -> dict[str, Any]:
             value = getattr(value, part)
         flat[info.name] = value
     return flat
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any],
+                ignore: Collection[str] = ()) -> list[str]:
+    """Say which settings changed, 'name: before -> now' each; a missing one counts as None.
+
+    :param before: as `flatten` returns them, or any other settings by name; likewise `now`.
+    :param ignore: names that may change.
+    """
+    return [f'{name}: {before.get(name)!r} -> {now.get(name)!r}' for name in {**now, **before}
+            if name not in ignore and before.get(name) != now.get(name)]
 
 
 def unflatten(cls: type[T], flat: Mapping[str, Any], *, where: str = 'parameters') -> T:

@@ -25,16 +25,20 @@ def add_dropout(model: Transformer, probability: float) -> None:
                 module.register_forward_hook(drop)
 
 
+def set_up_torch() -> None:
+    """Set what torch keeps for the whole process: once, before a network is trained."""
+    # Of the CPU, too, whatever its name says: the products of `fast_attention` stay in bfloat16.
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    torch._dynamo.config.recompile_limit = _MOST_SHAPES  # for `compile_layers`
+
+
 def fast_attention(device: str) -> AbstractContextManager:
     """Choose the kernel of attention that trains fastest, for the masks and lengths here.
 
     On the CPU plain matrix products beat the fused kernel, whose backward pass is slow: a step
-    of worldvla-mini takes three quarters of the time.
+    of worldvla-mini takes three quarters of the time. See `set_up_torch`.
     """
-    if device != 'cpu':
-        return nullcontext()
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # the CPU's too: stay in bfloat16
-    return sdpa_kernel(SDPBackend.MATH)
+    return sdpa_kernel(SDPBackend.MATH) if device == 'cpu' else nullcontext()
 
 
 def checkpoint_activations(model: Transformer) -> None:
@@ -44,7 +48,9 @@ def checkpoint_activations(model: Transformer) -> None:
 
 
 def compile_layers(model: Transformer, device: str) -> None:
-    """Fuse the operations of each layer; a GPU gets kernels for each shape that it meets."""
-    torch._dynamo.config.recompile_limit = _MOST_SHAPES
+    """Fuse the operations of each layer; a GPU gets kernels for each shape that it meets.
+
+    See `set_up_torch`.
+    """
     for layer in model.model.layers:
         layer.compile(dynamic=None if device == 'cpu' else False)

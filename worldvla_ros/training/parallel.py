@@ -60,6 +60,18 @@ def gradients_kept_apart(loss: nn.Module, apart: bool) -> Iterator[None]:
         yield
 
 
+def mean_over_processes(rows: Tensor) -> Tensor:
+    """Return the mean [N] of rows [M, N] of all processes that are not NaN; all must call it.
+
+    A share of a batch may lack a branch, whose values are NaN then.
+    """
+    there = ~rows.isnan()
+    sums = torch.stack([rows.nansum(0), there.sum(0).to(rows.dtype)])
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return sums[0] / sums[1]
+
+
 def whole(value: Tensor) -> Tensor:
     """Return a tensor with all its shares; every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 import torch
 import yaml
 
-from worldvla_ros.config import flatten, load_yaml
+from worldvla_ros.config import differences, flatten, load_yaml
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.checkpoint import save_model
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer
@@ -33,6 +33,7 @@ from worldvla_ros.policy.settings import POLICY_FILE
 from worldvla_ros.training.decoding_error import ERRORS
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.settings import TrainConfig
+from worldvla_ros.training.steps import learning_rate
 from worldvla_ros.whole_files import draft_folder
 
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
@@ -77,16 +78,28 @@ class RunFolder:
         found = sorted(self._checkpoints.glob('step-*'))
         if not found:
             return None
-        stored = flatten(load_yaml(found[-1] / CONFIG_FILE, TrainConfig))
-        given = flatten(self._config)
-        changed = [f'{name}: {stored[name]!r} -> {given[name]!r}' for name in given
-                   if given[name] != stored[name] and not _may_change(name)
-                   and not (stored['model.init_from'] and name in _INHERITED)]
-        if changed:
+        stored, given = self._stored(found[-1]), flatten(self._config)
+        fixed = (_INHERITED if stored['model.init_from'] else ())
+        if changed := differences(stored, given, {*filter(_may_change, given), *fixed}):
             raise ConfigError(f'{self.path} holds a run of another configuration '
                               f'({"; ".join(changed)}); give another run.output, or restore the '
                               'values to resume it')
         return found[-1]
+
+    def changes(self, checkpoint: Path) -> list[str]:
+        """Say what of `run` is other than when a checkpoint was saved, a line each."""
+        stored, given = self._stored(checkpoint), flatten(self._config)
+        lines = differences(stored, given, [name for name in given if not name.startswith('run.')])
+        step = int(checkpoint.name.rpartition('-')[2])
+        before, now = (learning_rate(step, self._config.optimizer, settings['run.steps'])
+                       for settings in (stored, given))
+        if before != now:
+            lines.append(f'the learning rate of the next step is {now:.3g}; it would have been '
+                         f'{before:.3g}')
+        return lines
+
+    def _stored(self, checkpoint: Path) -> dict[str, Any]:
+        return flatten(load_yaml(checkpoint / CONFIG_FILE, TrainConfig))
 
     def save(self, pretrained: Pretrained, state: Mapping[str, Any], step: int) -> Path:
         """Write the checkpoint of this step and drop the oldest; TrainingError on a full disk."""
@@ -115,8 +128,8 @@ class RunFolder:
     def _write_whole(self, target: Path, prefix: str, write: Callable[[Path], None]) -> Path:
         """Write a folder under another name, then rename it.
 
-        :param prefix: of that name, and of this run alone: what begins with it was left by a
-            process that was killed while it wrote, and goes.
+        :param prefix: of that name, and of this run alone, see `alone_in`: what begins with it was
+            left by a process that was killed while it wrote, and goes.
         """
         draft = None
         try:

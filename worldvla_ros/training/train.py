@@ -22,36 +22,45 @@ from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.run_folder import RunFolder, plot_metrics
+from worldvla_ros.training.run_lock import alone_in
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.trainer import Trainer
 
 
 def train(config: TrainConfig) -> Path | None:
-    """Train to the configured step, resuming a run in the same folder; return the result."""
+    """Train to the configured step, resuming a run in the same folder; return the result.
+
+    Raises TrainingError where another program trains in that folder.
+    """
     torch.set_num_threads(config.run.threads)
-    checkpoint = RunFolder(config).latest()
-    experiment = build_experiment(config, checkpoint)
-    trainer = Trainer(experiment, checkpoint)
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        print(experiment.range_report, file=sys.stderr)
-    if checkpoint is not None:
-        print(f'resuming from {checkpoint}', file=sys.stderr)
-    return trainer.run()
+    folder = RunFolder(config)
+    with alone_in(folder.path):
+        checkpoint = folder.latest()
+        experiment = build_experiment(config, checkpoint)
+        trainer = Trainer(experiment, checkpoint)
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            print(experiment.counts.in_words(), experiment.range_report, sep='\n',
+                  file=sys.stderr)
+            if checkpoint is not None:
+                print(f'resuming from {checkpoint}', *folder.changes(checkpoint), sep='\n  ',
+                      file=sys.stderr)
+        return trainer.run()
 
 
 def export(config: TrainConfig) -> Path:
     """Write `final` and the curves from the newest checkpoint of a run; return `final`.
 
-    Raises TrainingError where there is no checkpoint.
+    Raises TrainingError where there is no checkpoint, or the run is being trained.
     """
     folder = RunFolder(config)
     checkpoint = folder.latest()
     if checkpoint is None:
         raise TrainingError(f'{folder.path} holds no checkpoint to export; train first (one is '
                             f'saved every {config.run.save_every} steps, and when you stop it)')
-    print(f'exporting {checkpoint.name} of {config.run.steps} steps', file=sys.stderr)
-    result = folder.export(Pretrained.load(checkpoint, dtype='float32'))
-    plot_metrics(folder.path)
+    with alone_in(folder.path):
+        print(f'exporting {checkpoint.name} of {config.run.steps} steps', file=sys.stderr)
+        result = folder.export(Pretrained.load(checkpoint, dtype='float32'))
+        plot_metrics(folder.path)
     return result
 
 

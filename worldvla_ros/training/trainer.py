@@ -40,10 +40,12 @@ from worldvla_ros.training.network import (
     checkpoint_activations,
     compile_layers,
     fast_attention,
+    set_up_torch,
 )
 from worldvla_ros.training.parallel import (
     gradients_kept_apart,
     load_optimizer_state,
+    mean_over_processes,
     pick_device,
     replicate,
     shard,
@@ -52,7 +54,7 @@ from worldvla_ros.training.parallel import (
     whole_state,
 )
 from worldvla_ros.training.run_folder import MetricsLog, RunFolder, load_state, plot_metrics
-from worldvla_ros.training.settings import OptimizerConfig
+from worldvla_ros.training.steps import learning_rate, seed_of
 from worldvla_ros.training.stop_signals import StopSignals
 from worldvla_ros.training.throughput import Throughput
 
@@ -75,6 +77,7 @@ class Trainer:
         model = experiment.pretrained.model
         if not self._sharded:  # else each layer goes to the device when it is spread
             model.to(self.device)
+        set_up_torch()
         add_dropout(model, config.model.dropout)
         if config.model.activation_checkpointing:
             checkpoint_activations(model)
@@ -153,7 +156,7 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group['lr'] = rate
         # Dropout differs by step and process, and is the same when the step is done again.
-        torch.manual_seed(hash((self._config.run.seed, self.step, self._rank)))
+        torch.manual_seed(seed_of(self._config.run.seed, self.step, self._rank))
         self._loss.train()
         self._optimizer.zero_grad()
         sums = self._sums_per_share(parts)
@@ -223,9 +226,10 @@ class Trainer:
 
     def _log_training(self, log: MetricsLog | None, bar: tqdm, recent: list[list[float]],
                       speed: dict[str, float]) -> None:
+        rows = torch.tensor(recent, dtype=torch.float64, device=self.device)
+        means = mean_over_processes(rows).tolist()
         if log is None:
             return
-        means = torch.tensor(recent, dtype=torch.float64).nanmean(0).tolist()
         values = dict(zip((*TERMS, 'grad_norm', 'learning_rate'), means, strict=True))
         log.write(self.step, 'train', {**values, **speed})
         bar.set_postfix_str(f'loss {values["total"]:.3f}, action {values["action_accuracy"]:.1%} '
@@ -287,14 +291,3 @@ class Trainer:
                 'model.init_from')
         load_optimizer_state(self._optimizer, state['optimizer'])
         self.step = state['step']
-
-
-def learning_rate(step: int, config: OptimizerConfig, steps: int) -> float:
-    """Return the learning rate of a step from 0: linear warm-up, then constant or cosine."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == 'constant':
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * (config.final_share + (1 - config.final_share) * cosine)

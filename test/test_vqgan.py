@@ -4,6 +4,8 @@
 import csv
 from dataclasses import replace
 from itertools import pairwise
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -27,8 +29,13 @@ from worldvla_ros.training.vqgan_trainer import VqganRunConfig, VqganTrainer
 def config(folder, **changes):
     base = VqganRunConfig(
         str(folder / 'demos'), str(folder / 'tokenizer'), steps=40, image_size=IMAGE_SIZE,
-        batch_size=4, learning_rate=3e-3, dtype='float32', network=tiny_tokenizer().config)
+        batch_size=4, learning_rate=3e-3, dtype='float32', split='numeric',
+        network=tiny_tokenizer().config)
     return replace(base, **changes)
+
+
+def loaded(folder, most=100):
+    return load_frames(folder / 'demos', IMAGE_SIZE, most, 'numeric')
 
 
 def moving_square(number, steps=4):
@@ -49,7 +56,7 @@ def demos(tmp_path):
 
 def test_training_makes_held_out_frames_survive_better(demos):
     trained = train_vqgan(config(demos))
-    _, held_out = load_frames(demos / 'demos', IMAGE_SIZE, 100)
+    held_out = loaded(demos).held_out
     torch.manual_seed(0)
     before = reconstruction_quality(tiny_tokenizer(), held_out)
     assert trained.psnr > before.psnr + 3
@@ -59,7 +66,7 @@ def test_training_makes_held_out_frames_survive_better(demos):
 
 def test_a_result_that_is_rounded_is_the_one_that_is_measured(demos):
     trained = train_vqgan(config(demos, half=True, steps=2))
-    _, held_out = load_frames(demos / 'demos', IMAGE_SIZE, 100)
+    held_out = loaded(demos).held_out
     saved = load_image_tokenizer(demos / 'tokenizer')
     assert reconstruction_quality(saved, held_out) == trained
     assert all(torch.equal(value, value.half().float()) for value in saved.state_dict().values())
@@ -80,7 +87,7 @@ def test_frames_of_two_episodes_are_not_compared():
 
 
 def test_frames_are_loaded_in_the_order_of_the_split(demos):
-    train, held_out = load_frames(demos / 'demos', IMAGE_SIZE, 40)
+    train, held_out = loaded(demos, 40).train, loaded(demos, 40).held_out
     expected = frame_set([moving_square(number).frames for number in range(9)])
     np.testing.assert_array_equal(train.frames, expected.frames)
     np.testing.assert_array_equal(train.neighbours, expected.neighbours)
@@ -88,7 +95,7 @@ def test_frames_are_loaded_in_the_order_of_the_split(demos):
 
 
 def test_of_too_many_frames_pairs_are_kept_in_which_pixels_still_move(demos):
-    train, held_out = load_frames(demos / 'demos', IMAGE_SIZE, 20)
+    train, held_out = loaded(demos, 20).train, loaded(demos, 20).held_out
     assert (len(train), len(held_out)) == (18, 2)
     moving = train.moving(np.arange(18)).sum((1, 2))
     np.testing.assert_array_equal(moving, 16 * 16)  # the square moves by half its width
@@ -108,8 +115,8 @@ def test_kept_frames_are_spread_evenly(lengths, share, expected):
 def test_frames_that_do_not_fit_into_memory_are_refused_before_they_are_read(demos, monkeypatch):
     monkeypatch.setattr(frames_module, 'available_memory', lambda: 30 * IMAGE_SIZE ** 2 * 3)
     with pytest.raises(DatasetError, match=r'40 frames of 64 px .*lower most_frames to 24'):
-        load_frames(demos / 'demos', IMAGE_SIZE, 100)
-    load_frames(demos / 'demos', IMAGE_SIZE, 24)
+        loaded(demos)
+    loaded(demos, 24)
     monkeypatch.undo()
     assert frames_module.available_memory() > 1e6
 
@@ -186,7 +193,7 @@ def test_the_discriminator_learns_only_after_the_warm_up(tmp_path):
 
 @pytest.mark.parametrize(('size', 'better'), [(144, 128), (200, 192), (40, 32)])
 def test_pictures_that_no_policy_takes_are_refused_before_training(tmp_path, size, better):
-    with pytest.raises(ConfigError, match=rf'image_size is {size} px.*multiple of 32.*{better}'):
+    with pytest.raises(ConfigError, match=rf'image size is {size} px.*multiple of 32.*{better}'):
         config(tmp_path, image_size=size)
 
 
@@ -202,13 +209,71 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     trainer = VqganTrainer(config(tmp_path))
     with torch.no_grad():
         trainer.tokenizer.decoder.conv_out.bias.fill_(float('nan'))
-    with pytest.raises(TrainingError, match='lower the learning rate'):
+    with pytest.raises(TrainingError, match='loss of the ImageTokenizer is nan'):
         trainer.train_step(episode(0, 2).frames, np.zeros((2, 64, 64), bool))
+
+
+@pytest.mark.parametrize('of', ['tokenizer', 'discriminator'])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_changes_a_weight(tmp_path, of):
+    trainer = VqganTrainer(config(tmp_path, adversarial_weight=0.1, adversarial_from=1))
+    frames, still = episode(0, 2).frames, np.zeros((2, 64, 64), bool)
+    trainer.train_step(frames, still)
+    parameter = (trainer.tokenizer.decoder.conv_out.bias if of == 'tokenizer'
+                 else trainer.discriminator.layers[0].bias)
+    parameter.register_hook(lambda gradient: gradient * float('nan'))
+    network = getattr(trainer, of)
+    before = {name: value.clone() for name, value in network.named_parameters()
+              if 'embedding' not in name}  # codes are revived before
+    with pytest.raises(TrainingError, match=r'step 1: the loss of .* its gradient norm nan'):
+        trainer.train_step(frames, still)
+    assert all(torch.equal(dict(network.named_parameters())[name], value)
+               for name, value in before.items())
+
+
+def test_what_a_failed_run_advises_makes_it_go_on(demos, monkeypatch):
+    failing = config(demos, steps=3, save_every=1, dtype='bfloat16')
+    through = VqganTrainer._through
+
+    def fails_at_step_1(self, pixels):
+        decoded, loss = through(self, pixels)
+        return decoded, loss * (float('nan') if self.step == 1 and self._dtype == torch.bfloat16
+                                else 1)
+    monkeypatch.setattr(VqganTrainer, '_through', fails_at_step_1)
+    with pytest.raises(TrainingError, match=r'learning_rate below 0\.003 or dtype float32'):
+        train_vqgan(failing)
+    seen = []
+    step = VqganTrainer.train_step
+    monkeypatch.setattr(VqganTrainer, 'train_step', lambda self, *data: (
+        step(self, *data), seen.extend([self.step, *(group['lr'] for optimizer in (
+            self._optimizer, self._judge_optimizer) for group in optimizer.param_groups)]))[0])
+    train_vqgan(replace(failing, dtype='float32', learning_rate=1e-3))
+    assert seen[0] == 2 and seen[1] < 1e-3 and seen[2] == 1e-3
+
+
+def test_a_second_run_of_one_tokenizer_is_refused(demos, monkeypatch):
+    def second(*_):
+        reading = subprocess.run(
+            [sys.executable, '-c', 'import sys; from pathlib import Path; '
+             'from worldvla_ros.training.run_lock import alone_in\n'
+             f'with alone_in(Path({str(demos / "tokenizer.run")!r})): pass'],
+            capture_output=True, text=True, check=False)
+        assert 'in use by another training (process' in reading.stderr
+        raise KeyboardInterrupt
+    monkeypatch.setattr(VqganTrainer, 'train_step', second)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(config(demos))
+
+
+def test_settings_built_in_code_are_checked(tmp_path):
+    with pytest.raises(ConfigError, match='learning_rate must be'):
+        config(tmp_path, learning_rate=-1.0)
+    with pytest.raises(ConfigError, match='split must be'):
+        config(tmp_path, split='odd')
 
 
 def test_too_few_demonstrations_are_refused(tmp_path):
     write_hdf5(tmp_path / 'demos' / 'push_demo.hdf5', [moving_square(0)])
-    with pytest.raises(DatasetError, match='ten demonstrations'):
+    with pytest.raises(DatasetError, match=r'1 episodes to learn from and 0 held out; .*ten'):
         train_vqgan(config(tmp_path))
 
 
@@ -240,10 +305,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(demos, monkeypatc
     train_vqgan(halves)
     for name in ('tokenizer', 'halves'):
         assert {path.name for path in (demos / f'{name}.run').iterdir()} == {
-            'metrics.csv', 'curves.png'}
+            '.lock', 'metrics.csv', 'curves.png'}
     for one, other in (('tokenizer', 'halves'), ('tokenizer.run', 'halves.run')):
         files = [{path.name: path.read_bytes() for path in (demos / name).iterdir()
-                  if path.suffix != '.png'} for name in (one, other)]
+                  if path.suffix != '.png' and path.name != '.lock'} for name in (one, other)]
         assert files[0] == files[1] and files[0]
     with (demos / 'halves.run' / 'metrics.csv').open() as file:
         rows = list(csv.DictReader(file))
@@ -290,6 +355,17 @@ def test_a_run_goes_on_with_or_without_the_perceptual_loss_as_it_began(demos, in
     torch.jit.script(Features()).save(str(demos / 'vgg16.pt'))
     with pytest.raises(TrainingError, match='with perceptual_weights: False -> True'):
         train_vqgan(replace(interrupted, perceptual_weights=str(demos / 'vgg16.pt')))
+
+
+def test_a_state_from_before_there_was_a_choice_of_splits_was_split_by_number(demos, interrupted):
+    path = demos / 'tokenizer.run' / 'state.pt'
+    state = torch.load(path, weights_only=True)
+    state['config'] = state['config'].replace('split: numeric\n', '')
+    assert 'split' not in state['config']
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match=r"split: 'numeric' -> 'hashed'"):
+        train_vqgan(replace(interrupted, split='hashed'))
+    train_vqgan(interrupted)
 
 
 def test_a_state_that_does_not_say_its_demonstrations_is_refused(demos, interrupted):

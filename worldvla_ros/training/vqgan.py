@@ -22,12 +22,13 @@ import torch
 from tqdm import tqdm
 import yaml
 
-from worldvla_ros.config import flatten, from_mapping, load_yaml
+from worldvla_ros.config import differences, flatten, from_mapping, load_yaml
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.model.image_tokenizer import round_to_half, save_image_tokenizer
 from worldvla_ros.training.failures import TrainingError, explain_os_error
-from worldvla_ros.training.frames import FrameSet, episodes_digest, load_frames
+from worldvla_ros.training.frames import LoadedFrames, episodes_digest, load_frames
 from worldvla_ros.training.loading import made_by_threads
+from worldvla_ros.training.run_lock import alone_in
 from worldvla_ros.training.vqgan_quality import (
     QualityLog,
     ReconstructionQuality,
@@ -35,13 +36,14 @@ from worldvla_ros.training.vqgan_quality import (
     reconstruction_quality,
 )
 from worldvla_ros.training.vqgan_trainer import VqganRunConfig, VqganTrainer
+from worldvla_ros.whole_files import write_whole
 
 MAY_CHANGE = ('demonstrations', 'output', 'init_from', 'perceptual_weights', 'save_every',
-              'evaluate_every', 'device', 'threads', 'loader_threads')
+              'evaluate_every', 'device', 'threads', 'loader_threads', 'learning_rate', 'dtype')
 """What a resumed run may do otherwise: where things are, and how often they are looked at.
 
 The demonstrations are known by their digest, wherever they are; and a run with the perceptual
-loss stays one.
+loss stays one. The last two are what helps where the loss stops being finite.
 """
 QUICK_FRAMES = 64  # that quality is measured on during training
 
@@ -64,16 +66,16 @@ class VqganRun:
             return None
         try:
             state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True)
-            stored = flatten(from_mapping(VqganRunConfig, yaml.safe_load(state.pop('config')),
-                                          where=str(path)))
+            entries = {'split': 'numeric',  # before there was a choice
+                       **yaml.safe_load(state.pop('config'))}
+            stored = flatten(from_mapping(VqganRunConfig, entries, where=str(path)))
         except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
             raise TrainingError(f'{path} cannot be read: {str(error).splitlines()[0]}; delete '
                                 f'{self.path} to begin again') from error
         given = flatten(self._config)
         for values in (stored, given):
             values['with perceptual_weights'] = bool(values['perceptual_weights'])
-        if changed := [f'{name}: {stored[name]!r} -> {given[name]!r}' for name in given
-                       if stored[name] != given[name] and name not in MAY_CHANGE]:
+        if changed := differences(stored, given, MAY_CHANGE):
             raise TrainingError(f'{self.path} holds a run of another configuration '
                                 f'({"; ".join(changed)}); give another output, or restore the '
                                 'values to resume it')
@@ -88,13 +90,11 @@ class VqganRun:
 
     def save(self, trainer: VqganTrainer) -> None:
         """Replace the saved state; TrainingError on a full disk, with the old one kept."""
-        draft = self.path / 'state.draft'
+        content = {**trainer.state(), 'data': self._data,
+                   'config': yaml.safe_dump(_plain(self._config))}
         try:
-            torch.save({**trainer.state(), 'data': self._data,
-                        'config': yaml.safe_dump(_plain(self._config))}, draft)
-            draft.replace(self.path / 'state.pt')
+            write_whole(self.path / 'state.pt', lambda draft: torch.save(content, draft))
         except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
-            draft.unlink(missing_ok=True)
             reason = explain_os_error(error) if isinstance(error, OSError) else error
             raise TrainingError(f'cannot write {self.path}: {reason}; is the disk full? What was '
                                 'saved before is whole') from error
@@ -121,9 +121,15 @@ def train_vqgan(config: VqganRunConfig) -> ReconstructionQuality:
     """Train to the end, resuming a run; write the tokenizer, return its held-out quality."""
     torch.set_num_threads(config.threads)
     run = VqganRun(config)
+    with alone_in(run.path):
+        return _train_run(config, run)
+
+
+def _train_run(config: VqganRunConfig, run: VqganRun) -> ReconstructionQuality:
     state = run.load()
-    train, held_out = load_frames(Path(config.demonstrations), config.image_size,
-                                  config.most_frames)
+    frames = load_frames(Path(config.demonstrations), config.image_size, config.most_frames,
+                         config.split)
+    print(frames.counts.in_words(), file=sys.stderr)
     trainer = VqganTrainer(config)
     if not config.perceptual_weights:
         print('no perceptual_weights given: training without the perceptual loss',
@@ -132,20 +138,19 @@ def train_vqgan(config: VqganRunConfig) -> ReconstructionQuality:
         trainer.restore(state)
         print(f'resuming at step {trainer.step} of {run.path}', file=sys.stderr)
     try:
-        run.path.mkdir(parents=True, exist_ok=True)
         log = QualityLog(run.path, trainer.step)
-        _train(config, run, trainer, (train, held_out), log)
+        _train(config, run, trainer, frames, log)
         log.plot()
     except OSError as error:
         raise TrainingError(f'cannot write {run.path}: {explain_os_error(error)}') from error
     run.finish(trainer)
-    return reconstruction_quality(trainer.tokenizer, held_out)
+    return reconstruction_quality(trainer.tokenizer, frames.held_out)
 
 
 def _train(config: VqganRunConfig, run: VqganRun, trainer: VqganTrainer,
-           data: tuple[FrameSet, FrameSet], log: QualityLog) -> None:
+           loaded: LoadedFrames, log: QualityLog) -> None:
     """Train to the last step; what a step sees follows from its number."""
-    train, held_out = data
+    train = loaded.train
 
     def batch(step: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         rng = np.random.default_rng((config.seed, step))
@@ -161,7 +166,8 @@ def _train(config: VqganRunConfig, run: VqganRun, trainer: VqganTrainer,
             bar.update()
             last = trainer.step == config.steps
             if last or trainer.step % config.evaluate_every == 0:
-                quality = reconstruction_quality(trainer.tokenizer, held_out, QUICK_FRAMES)
+                quality = reconstruction_quality(trainer.tokenizer, loaded.held_out,
+                                                 QUICK_FRAMES)
                 log.write({'step': trainer.step, 'loss': loss, 'psnr': quality.psnr,
                            'moving_psnr': quality.moving_psnr,
                            'held_out_codes': quality.used_codes,

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.training.frames import FrameSet
+from worldvla_ros.training.video_metrics import decibels, squared_errors
+from worldvla_ros.whole_files import write_whole
 
 EVALUATION_BATCH = 32  # frames
 COLUMNS = ('step', 'loss', 'psnr', 'moving_psnr', 'held_out_codes', 'used_codes', 'perplexity',
@@ -43,8 +45,7 @@ def reconstruction_quality(tokenizer: ImageTokenizer, frames: FrameSet, most: in
     for first in range(0, len(indices), EVALUATION_BATCH):
         some = indices[first:first + EVALUATION_BATCH]
         codes = tokenizer.encode(frames.frames[some])
-        decoded = tokenizer.decode(codes).cpu().numpy().astype(np.float32)
-        error = np.square((decoded - frames.frames[some]) / 255).mean(-1)
+        error = squared_errors(tokenizer.decode(codes).cpu().numpy(), frames.frames[some])
         moving = frames.moving(some)
         total, pixels = total + float(error.sum()), pixels + error.size
         moving_total += float(error[moving].sum())
@@ -78,12 +79,13 @@ class QualityLog:
     def write(self, values: Mapping[str, float]) -> None:
         """Add a row of COLUMNS; the file is written whole."""
         self._rows.append({name: f'{value:.6g}' for name, value in values.items()})
-        draft = self._path.with_suffix('.draft')
+        write_whole(self._path, self._write_rows)
+
+    def _write_rows(self, draft: Path) -> None:
         with draft.open('w', newline='') as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self._rows)
-        draft.replace(self._path)
 
     def plot(self) -> None:
         """Draw the PSNR of all and of moving pixels, and the use of the codebook."""
@@ -103,6 +105,4 @@ class QualityLog:
 
 def _psnr(squared_error: float, count: int) -> float:
     """Return the PSNR [dB] of a sum of squared errors, range 1; NaN of nothing."""
-    if count == 0:
-        return math.nan
-    return -10 * math.log10(max(squared_error / count, 1e-10))
+    return float(decibels(squared_error / count)) if count else math.nan

@@ -4,8 +4,8 @@
     L = reconstruction + |sg(z) - e|^2 + 0.25 |z - sg(e)|^2 (+ weight * perceptual)
         (+ weight * adversarial)
 
-as in VQ-VAE (van den Oord 2017) and VQGAN (Esser 2021); the perceptual loss needs weights that
-cannot be had offline. The gripper and the objects are small, so pixels that move between frames
+as in VQ-VAE (van den Oord 2017) and VQGAN (Esser 2021); the perceptual loss needs a file, see
+`perceptual`. The gripper and the objects are small, so pixels that move between frames
 may count more. A code that no latent chose for a while is moved onto one.
 """
 
@@ -21,17 +21,25 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 
-from worldvla_ros.config import REQUIRED, bounded
+from worldvla_ros.config import REQUIRED, bounded, check
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.checkpoint import pick_dtype
 from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
-from worldvla_ros.policy.settings import IMAGE_BLOCK
 from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.perceptual import load_perceptual_loss
+from worldvla_ros.training.settings import OptimizerConfig
+from worldvla_ros.training.splits import SPLITS
+from worldvla_ros.training.steps import learning_rate, seed_of
+from worldvla_ros.training.store import check_image_size
 
 COMMITMENT = 0.25  # weight of |z - sg(e)|^2 (van den Oord 2017)
+BETAS = (0.9, 0.99)  # of Adam for the tokenizer: ours
+JUDGE_BETAS = (0.5, 0.9)  # for the discriminator (Esser 2021, public code)
+CLIP_NORM = 1.0  # largest gradient norm of the tokenizer: ours
+FINAL_SHARE = 0.05  # of the learning rate at the end of the cosine: ours
+TWIN_NOISE = 0.01  # of the latents' deviation, added to revived codes so that none is a twin: ours
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class VqganRunConfig:
     steps: int = bounded(REQUIRED, minimum=1)
     init_from: str = bounded('', doc='tokenizer to start from; empty: random weights')
     image_size: int = bounded(128, minimum=32, unit='px')
+    split: str = bounded('hashed', choices=SPLITS, doc='which episodes are held out: see splits; '
+                                                       "that of the policy's data.split")
     most_frames: int = bounded(40_000, minimum=20, unit='frame',
                                doc='held in memory, 111 kB each at 192 px; evenly of all episodes')
     batch_size: int = bounded(16, minimum=1, unit='frame')
@@ -65,13 +75,9 @@ class VqganRunConfig:
     network: ImageTokenizerConfig = field(default_factory=ImageTokenizerConfig)
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no policy takes, and an adversary without a warm-up; ConfigError."""
-        side = math.lcm(IMAGE_BLOCK, 2 * self.network.factor)
-        if self.image_size % side:
-            raise ConfigError(
-                f'image_size is {self.image_size} px, expected a multiple of {side}: a prompt '
-                f'counts the sides of an image in blocks of {IMAGE_BLOCK} px and 2 codes; take '
-                f'{max(1, self.image_size // side) * side}')
+        """Check every value, and refuse an adversary without a warm-up; ConfigError."""
+        check(self)
+        check_image_size(self.image_size, self.network.factor)
         if self.adversarial_weight > 0 and not 0 < self.adversarial_from < self.steps:
             raise ConfigError(
                 f'adversarial_from is {self.adversarial_from}, expected 1 to {self.steps - 1} '
@@ -106,11 +112,13 @@ class VqganTrainer:
             Path(config.perceptual_weights), self._device)
         torch.manual_seed(config.seed)
         self.tokenizer = _initial(config).to(self._device)
+        self._rates = OptimizerConfig(config.learning_rate, final_share=FINAL_SHARE,
+                                      warmup_steps=0)
         self._optimizer = torch.optim.Adam(self.tokenizer.parameters(), config.learning_rate,
-                                           betas=(0.9, 0.99))
+                                           betas=BETAS)
         self.discriminator = Discriminator().to(self._device)
         self._judge_optimizer = torch.optim.Adam(self.discriminator.parameters(),
-                                                 config.learning_rate, betas=(0.5, 0.9))
+                                                 config.learning_rate, betas=JUDGE_BETAS)
         # Random codes count as long unused, so the first batch places the whole codebook.
         unused_since = 0 if config.init_from else -config.revive_after
         self._last_used = torch.full((config.network.n_embed,), unused_since,
@@ -132,6 +140,8 @@ class VqganTrainer:
         self.step, self.revived = state['step'], state['revived']
         self._last_used.copy_(state['last_used'])
         self.usage.copy_(state['usage'])
+        for group in self._judge_optimizer.param_groups:  # it may be another than before
+            group['lr'] = self._config.learning_rate
 
     def _parts(self) -> dict[str, Any]:
         return {'tokenizer': self.tokenizer, 'optimizer': self._optimizer,
@@ -140,14 +150,12 @@ class VqganTrainer:
     def train_step(self, frames: NDArray[np.uint8], moving: NDArray[np.bool_]) -> float:
         """Do one step on frames [N, H, W, 3] with their moving pixels [N, H, W]; return the loss.
 
-        Raises TrainingError when the loss is not finite.
+        Raises TrainingError when the loss or a gradient is not finite.
         """
         # Which latents revive codes differs by step, and is the same when a step is done again.
-        torch.manual_seed(hash((self._config.seed, self.step)))
-        progress = self.step / self._config.steps
+        torch.manual_seed(seed_of(self._config.seed, self.step))
         for group in self._optimizer.param_groups:
-            group['lr'] = self._config.learning_rate * (
-                0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+            group['lr'] = learning_rate(self.step, self._rates, self._config.steps)
         pixels = _scaled(frames, self._device)
         weights = 1 + self._config.moving_weight * torch.from_numpy(moving).to(self._device)
         decoded, codebook_loss = self._through(pixels)
@@ -160,17 +168,25 @@ class VqganTrainer:
                        and self.step >= self._config.adversarial_from)
         if adversarial:
             loss = loss - self._config.adversarial_weight * self.discriminator(decoded).mean()
-        if not torch.isfinite(loss):
-            raise TrainingError(f'step {self.step}: the loss of the image tokenizer is '
-                                f'{loss.item()}; lower the learning rate or use float32')
-        self._optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.tokenizer.parameters(), 1.0)
-        self._optimizer.step()
+        self._descend(loss, self.tokenizer, self._optimizer, CLIP_NORM)
         if adversarial:
             self._train_discriminator(pixels, decoded.detach())
         self.step += 1
         return loss.item()
+
+    def _descend(self, loss: Tensor, network: nn.Module, optimizer: torch.optim.Optimizer,
+                 clip_norm: float) -> None:
+        """Change a network against the gradient of its loss, unless that is not finite."""
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm).item()
+        if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+            raise TrainingError(
+                f'step {self.step}: the loss of the {type(network).__name__} is {loss.item()} and '
+                f'its gradient norm {norm}, so it was not changed. The last saved step is good: '
+                f'run again with learning_rate below {self._config.learning_rate:.2g} or dtype '
+                'float32, and it goes on from there')
+        optimizer.step()
 
     def _through(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the reconstruction of pixels and the loss that ties latents and codes."""
@@ -202,7 +218,7 @@ class VqganTrainer:
         points = latents.permute(0, 2, 3, 1).flatten(0, 2)
         chosen = points[torch.randint(len(points), (len(dead),), device=points.device)]
         weight = self.tokenizer.quantize.embedding.weight
-        weight[dead] = chosen + 0.01 * points.std() * torch.randn_like(chosen)  # none is a twin
+        weight[dead] = chosen + TWIN_NOISE * points.std() * torch.randn_like(chosen)
         for name, moment in self._optimizer.state.get(weight, {}).items():
             if name != 'step':
                 moment[dead] = 0
@@ -212,9 +228,7 @@ class VqganTrainer:
     def _train_discriminator(self, real: Tensor, decoded: Tensor) -> None:
         loss = (F.relu(1 - self.discriminator(real)).mean()
                 + F.relu(1 + self.discriminator(decoded)).mean())
-        self._judge_optimizer.zero_grad()
-        loss.backward()
-        self._judge_optimizer.step()
+        self._descend(loss, self.discriminator, self._judge_optimizer, math.inf)
 
 
 def _initial(config: VqganRunConfig) -> ImageTokenizer:

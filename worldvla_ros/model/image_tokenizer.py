@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """VQ-GAN image tokenizer: RGB frames to code indices and back, one code per 16 x 16 pixels.
 
-The network runs in float32, on a GPU too, where convolutions are TensorFloat-32 by default: that
-changes codes. Pixels are scaled and truncated exactly as in the public implementation.
+The network runs in float32. On a GPU cuDNN's convolutions are TensorFloat-32 where
+`torch.backends.cudnn.allow_tf32` says so, which is torch's default and the public implementation's:
+some codes then differ from those of a CPU. Pixels are scaled and truncated exactly as there.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 import json
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,7 @@ class ImageTokenizer(nn.Module):
                              f'multiples of {side}, got {tuple(pixels.shape)} {pixels.dtype}')
         device = self.quant_conv.weight.device
         scaled = self._scaled.to(device)[pixels.to(device).int()]
-        with _exact_convolutions():
-            return self.quant_conv(self.encoder(scaled.permute(0, 3, 1, 2).contiguous()))
+        return self.quant_conv(self.encoder(scaled.permute(0, 3, 1, 2).contiguous()))
 
     @torch.inference_mode()
     def decode(self, codes: Tensor | np.ndarray) -> Tensor:
@@ -90,14 +89,13 @@ class ImageTokenizer(nn.Module):
         if int(indices.min()) < 0 or int(indices.max()) >= self.config.n_embed:
             raise FrameError(f'code indices must lie in [0, {self.config.n_embed})')
         vectors = self.quantize.embedding(indices.long()).permute(0, 3, 1, 2)
-        with _exact_convolutions():
-            return self.decoder(self.post_quant_conv(vectors))
+        return self.decoder(self.post_quant_conv(vectors))
 
 
 def load_image_tokenizer(path: str | Path, device: str = 'cpu') -> ImageTokenizer:
     """Load a VQ-GAN from a folder with one of LAYOUTS, or from a file in it.
 
-    Always float32, in evaluation mode.
+    Its weights are float32, in evaluation mode.
     """
     folder = Path(path).parent if Path(path).is_file() else Path(path)
     layout = _layout(folder)
@@ -146,17 +144,6 @@ def round_to_half(tokenizer: ImageTokenizer) -> None:
 def has_image_tokenizer(folder: Path) -> bool:
     """Tell whether a folder holds a VQ-GAN in one of LAYOUTS."""
     return _layout(folder) is not None
-
-
-@contextlib.contextmanager
-def _exact_convolutions() -> Iterator[None]:
-    """Keep cuDNN's convolutions in float32 meanwhile; its other settings stay as they are."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _layout(folder: Path) -> tuple[str, str] | None:

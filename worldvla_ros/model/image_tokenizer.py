@@ -2,8 +2,8 @@
 """VQ-GAN image tokenizer: RGB frames to code indices and back, one code per 16 x 16 pixels.
 
 The network runs in float32. On a GPU cuDNN's convolutions are TensorFloat-32 where
-`torch.backends.cudnn.allow_tf32` says so, which is torch's default and the public implementation's:
-some codes then differ from those of a CPU. Pixels are scaled and truncated exactly as there.
+`torch.backends.cudnn.allow_tf32` says so, by default and in the public implementation: some codes
+then differ from those of a CPU. Pixels are scaled and truncated exactly as there.
 """
 
 from collections.abc import Mapping

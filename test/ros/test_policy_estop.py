@@ -154,3 +154,14 @@ def test_a_heartbeat_out_of_range_is_refused_by_name(context, executor):
     with pytest.raises((ConfigError, InvalidParameterValueException), match='heartbeat_estop'):
         PolicyNode(executor, context=context,
                    parameter_overrides=overrides(control__heartbeat_estop='soon'))
+
+
+def test_what_is_reported_after_a_reset_is_not_the_estop(start_policy, client):
+    """Pins a bug: until the next control period it was "emergency stop; ...; locked: "."""
+    start_policy(control__rate=1.0)
+    client.estop(True)
+    client.next_halt(DeltaAction.REASON_ESTOP)
+    client.estop(False)
+    client.wait_for(lambda: client.trigger('estop_reset').success)
+    client.next(client.statuses)  # it may have been on its way
+    assert client.next(client.statuses).state == PolicyStatus.STATE_IDLE

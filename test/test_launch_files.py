@@ -125,9 +125,11 @@ def test_what_is_given_reaches_the_node(make_context, tmp_path):
     limits = tmp_path / 'limits.yaml'
     limits.touch()
     started, = nodes_of('policy', make_context(
-        f'params_file:={limits}', 'subfolder:=512', 'dtype:=bfloat16', 'weights:=fp8'))
+        f'params_file:={limits}', 'subfolder:=512', 'dtype:=bfloat16', 'weights:=fp8',
+        'settings:=worldvla_512_libero'))
     assert started.parameters == [
-        str(limits), {'subfolder': '512', 'dtype': 'bfloat16', 'weights': 'fp8'}]
+        str(limits), {'subfolder': '512', 'settings': 'worldvla_512_libero', 'dtype': 'bfloat16',
+                      'weights': 'fp8'}]
     assert (started.node_package, started.name) == (graph.PACKAGE, graph.POLICY_NODE)
     assert ('image', 'image') in started.remappings
 

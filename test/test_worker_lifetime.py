@@ -416,3 +416,8 @@ def test_a_worker_is_gone_when_the_node_is_killed(wait):
         parent.kill()
         parent.wait()
         wait_for(lambda: not is_alive(worker), timeout=20)
+
+
+def test_a_checkpoint_without_settings_of_its_own_is_read_with_those_that_are_named():
+    policy = load_policy(replace(SETTINGS, settings='worldvla_256_libero_10'))
+    assert (policy.image_size, policy.horizon, policy.history_length) == (256, 10, 2)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real inference workers for tests: how to start them, ask them, and see that they are gone."""
 
+from dataclasses import replace
 from pathlib import Path
 import time
 
@@ -13,11 +14,10 @@ from worldvla_ros.inference.worker_backend import WorkerBackend
 
 ROOT = Path(__file__).parents[1]
 PERIOD = 50_000_000
-SETTINGS = WorkerSettings(checkpoint='random', subfolder='', device='cpu', dtype='float32',
-                          weights='dense', num_actions=0, threads=1, frame_memory=1_000_000)
-NO_CHECKPOINT = WorkerSettings(checkpoint='/nowhere/at/all', subfolder='', device='cpu',
-                               dtype='float32', weights='dense', num_actions=0, threads=1,
-                               frame_memory=1_000_000)
+SETTINGS = WorkerSettings(checkpoint='random', subfolder='', settings='', device='cpu',
+                          dtype='float32', weights='dense', num_actions=0, threads=1,
+                          frame_memory=1_000_000)
+NO_CHECKPOINT = replace(SETTINGS, checkpoint='/nowhere/at/all')
 FOREVER = 60.0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.policy.named_checkpoints import RANDOM, SHIPPED, locate_checkpoint
-from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
+from worldvla_ros.policy.settings import POLICY_FILE, RELEASED, PolicySettings
 
 PACKAGE = 'worldvla_ros'
 POLICY_NODE = 'worldvla_policy'
@@ -38,6 +38,8 @@ _DEVICE = Argument('Torch device of the worker: cpu, cuda, ...')
 POLICY_ARGUMENTS = {
     'checkpoint': _CHECKPOINT,
     'subfolder': Argument('Folder inside the checkpoint'),
+    'settings': Argument('policy.json in place of the checkpoint\'s; for released checkpoints one '
+                         f'of {", ".join(RELEASED)}'),
     'device': _DEVICE,
     'dtype': Argument('Number format of the weights', '',
                       ('', 'auto', 'float32', 'bfloat16', 'float16')),
@@ -103,7 +105,7 @@ def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
         POLICY_NODE, POLICY_NODE,
         parameters=_given(arguments, {
             **{name: (name, str) for name in (
-                'checkpoint', 'subfolder', 'device', 'dtype', 'weights')},
+                'checkpoint', 'subfolder', 'settings', 'device', 'dtype', 'weights')},
             'mode': ('control.mode', str), 'use_sim_time': ('use_sim_time', _flag)}),
         parameter_files=_files(arguments),
         remappings={'image': arguments['image'],

@@ -20,6 +20,7 @@ class WorkerSettings:
 
     checkpoint: str  # folder, Hub id, or one of policy.named_checkpoints
     subfolder: str  # '' for none
+    settings: str  # policy.json in place of the checkpoint's, or a name of RELEASED; '' for none
     device: str
     dtype: str
     weights: str  # dense, fp8

@@ -76,7 +76,7 @@ def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
     return WorldVLAPolicy.from_pretrained(
         locate_checkpoint(settings.checkpoint), subfolder=settings.subfolder or None,
         device=settings.device, dtype=settings.dtype, weights=settings.weights,
-        num_actions=settings.num_actions or None)
+        num_actions=settings.num_actions or None, settings=settings.settings or None)
 
 
 def describe_policy(policy: 'WorldVLAPolicy') -> BackendInfo:

@@ -42,6 +42,7 @@ def worker_settings(parameters: PolicyParameters) -> WorkerSettings:
     """Collect what the process that loads the policy needs to know."""
     return WorkerSettings(
         checkpoint=parameters.checkpoint, subfolder=parameters.subfolder,
+        settings=parameters.settings,
         device=parameters.device, dtype=parameters.dtype, weights=parameters.weights,
         num_actions=parameters.num_actions, threads=parameters.worker.threads,
         frame_memory=parameters.worker.frame_memory_mb * 1_000_000)

@@ -15,6 +15,7 @@ from worldvla_ros.control.settings import ControllerSettings
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.inference.backend import BACKENDS
 from worldvla_ros.policy.named_checkpoints import SHIPPED
+from worldvla_ros.policy.settings import RELEASED
 
 T = TypeVar('T')
 _QOS_OVERRIDES = 'qos_overrides.'  # rclpy declares them as publishers and subscriptions come
@@ -93,6 +94,10 @@ class PolicyParameters(ControllerSettings):
         doc=f'Folder or Hub id of a checkpoint; {", ".join(SHIPPED)}: the trained ones of this '
             'package; random: small, seeded, untrained weights')
     subfolder: str = bounded('', read_only=True, doc='Folder inside the checkpoint')
+    settings: str = bounded(
+        '', read_only=True,
+        doc='policy.json in place of the checkpoint\'s: a file, or for released checkpoints, which'
+            f' have none, one of {", ".join(RELEASED)}')
     device: str = bounded('cpu', read_only=True, doc='Torch device: cpu, cuda, cuda:0, ...')
     dtype: str = bounded(
         'auto', choices=('auto', 'float32', 'bfloat16', 'float16'), read_only=True,

@@ -5,10 +5,10 @@
 `async`: ask after `replan_steps` actions, while the rest of the chunk still runs; without a rest
 (`replan_steps` is the horizon) the robot stops for every inference. Steps are consumed during the
 inference, so the new chunk starts at the step that equals the number consumed since it was asked
-for: counted, never estimated from a latency (rule c).
+for: counted, never estimated from a latency.
 
 An epoch is the time between two events that make older chunks void: a new instruction, a reset,
-an e-stop (rule d). Not thread-safe: one thread owns it. A discarded chunk may still keep the
+an e-stop. Not thread-safe: one thread owns it. A discarded chunk may still keep the
 backend busy; whether it can take another request is the backend's to say.
 """
 
@@ -59,7 +59,7 @@ class ArrivalOutcome:
 
 @dataclass(frozen=True, eq=False)
 class ScheduledAction:
-    """The action that is due now, and where it came from (rule b)."""
+    """The action that is due now, and where it came from."""
 
     action: np.ndarray  # (7,) float32 controller input, not yet limited
     chunk_sequence: int  # from 1, never repeats

@@ -120,7 +120,7 @@ class FrameHistory:
         return result
 
     def observation(self, now_ns: int, instruction: str) -> Observation | Stale:
-        """Return what the policy may see now, or why it may see nothing (rule a)."""
+        """Return what the policy may see now, or why it may see nothing."""
         age_ns = self.age_ns(now_ns)
         if age_ns is None:
             return Stale(StaleReason.NO_FRAME, None)

@@ -66,7 +66,7 @@ class LatencySplit:
     """Where the time of one inference went, all in [s]."""
 
     encode: float = 0.0  # image tokenizer
-    prefill: float = 0.0  # one pass over the prompt
+    prefill: float = 0.0  # pass over the prompt; 0 where one GPU graph is all: in decode
     decode: float = 0.0  # passes over the chunk
     total: float = 0.0  # request received -> chunk ready, everything included
 

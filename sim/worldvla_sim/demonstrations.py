@@ -216,10 +216,3 @@ def demonstration_names(data: h5py.Group) -> list[str]:
     """Return the names of the demonstrations in numeric order."""
     return sorted((name for name in data if name.startswith('demo_')),
                   key=lambda name: int(name.removeprefix('demo_')))
-
-
-def iterate_demonstrations(path: Path) -> Iterator[Demonstration]:
-    """Yield the demonstrations of a file one after the other."""
-    with open_demonstrations(path) as data:
-        for name in demonstration_names(data):
-            yield read_demonstration(data[name])

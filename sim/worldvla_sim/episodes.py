@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 
-from worldvla_sim.libero_env import LiberoEnv, SimObservation
+from worldvla_sim.libero_env import LOCKSTEP, LiberoEnv, SimObservation
 from worldvla_sim.policies import EpisodePolicy
 
 
@@ -28,7 +28,7 @@ class EpisodeRecord:
     robot: str = ''  # 'light' or 'full'
     image_size: int = 0  # side of the pictures that the policy saw [px]; 0: it saw none
     over: str = 'process'  # or 'ros'
-    mode: str = 'lockstep'  # or 'realtime': the simulator did not wait for the policy
+    mode: str = LOCKSTEP  # or REALTIME: the simulator did not wait for the policy
     video: str | None = None  # path of the mp4, where one was kept
 
 

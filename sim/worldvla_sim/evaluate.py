@@ -22,16 +22,14 @@ from worldvla_sim.commands import (
     parse_indices,
 )
 from worldvla_sim.episodes import EpisodeRecord
-from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS
+from worldvla_sim.libero_env import LOCKSTEP, MSAA_LEVELS, REALTIME, ROBOTS
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
 from worldvla_sim.policies import POLICIES, checkpoint_name, policy_factory
 from worldvla_sim.ray_pool import RayPool
 from worldvla_sim.report import write_report
 from worldvla_sim.results import Results, describe_run, summary_table
 from worldvla_sim.runner import (
-    LOCKSTEP,
     PROCESS,
-    REALTIME,
     ROS,
     EpisodeJob,
     EvaluationSettings,

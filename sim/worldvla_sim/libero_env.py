@@ -33,6 +33,9 @@ NO_OP = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0])
 """Zero motion with the gripper open: what the published protocol settles a scene with."""
 NO_OP.setflags(write=False)
 
+LOCKSTEP, REALTIME = 'lockstep', 'realtime'
+"""Whether the simulator waits for each action, or runs on at the control rate."""
+
 MSAA_LEVELS = (0, 4)
 ROBOTS = ('light', 'full')
 _RESET_ATTEMPTS = 10
@@ -160,11 +163,6 @@ class LiberoEnv:
         return self.task_info.max_steps
 
     @property
-    def num_init_states(self) -> int:
-        """Number of official initial states."""
-        return len(initial_states(self.task_info))
-
-    @property
     def assets(self) -> str:
         """The assets in use: 'builtin' or 'official'."""
         return self._assets.kind
@@ -178,6 +176,15 @@ class LiberoEnv:
     def goal(self) -> list[list[str]]:
         """The predicates that must all hold, e.g. [['on', 'akita_black_bowl_1', 'plate_1']]."""
         return self._libero.parsed_problem['goal_state']
+
+    def holds(self, predicate: list[str]) -> bool:
+        """Whether a predicate, such as one of `goal`, is true now; privileged."""
+        return bool(self._libero._eval_predicate(predicate))
+
+    @property
+    def body_ids(self) -> dict[str, int]:
+        """Index in `model` of the body of each object and fixture, by name; privileged."""
+        return dict(self._libero.obj_body_id)
 
     @property
     def model(self) -> Any:
@@ -334,7 +341,7 @@ class LiberoEnv:
         """Return the true poses of objects, fixtures and goal regions, and fixture joints."""
         libero, data = self._libero, self.data
         bodies = {name: (data.xpos[index].copy(), data.xquat[index].copy())
-                  for name, index in libero.obj_body_id.items()}
+                  for name, index in self.body_ids.items()}
         sites = {name: (data.site(name).xpos.copy(), data.site(name).xmat.reshape(3, 3).copy())
                  for name in libero.object_sites_dict}
         joints = {joint: float(data.joint(joint).qpos[0])

@@ -9,13 +9,12 @@ import numpy as np
 from worldvla_ros.errors import ConfigError
 from worldvla_sim.episodes import EpisodeRecord, run_episode
 from worldvla_sim.kept_environment import KeptEnvironment
-from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.libero_env import LOCKSTEP, REALTIME, LiberoEnv
 from worldvla_sim.policies import CheckpointPolicy, EpisodePolicy, policy_factory
 from worldvla_sim.tasks import initial_states, load_task, suite_tasks
 from worldvla_sim.videos import EpisodeVideos
 
 PROCESS, ROS = 'process', 'ros'
-LOCKSTEP, REALTIME = 'lockstep', 'realtime'
 
 
 @dataclass(frozen=True)

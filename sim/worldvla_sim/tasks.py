@@ -25,7 +25,7 @@ MAX_STEPS = {
     'libero_goal': 300,
     'libero_10': 520,
 }
-"""Published step limit of an episode, settle steps not counted (facts: public evaluation code)."""
+"""Step limit of an episode in public evaluations (OpenVLA's code), settle steps not counted."""
 
 SUITES = tuple(MAX_STEPS)
 

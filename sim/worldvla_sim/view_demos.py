@@ -22,8 +22,8 @@ from worldvla_sim.demonstrations import (
     open_demonstrations,
     read_demonstration,
 )
+from worldvla_sim.libero_env import CONTROL_PERIOD
 
-_FRAME_RATE = 20  # [Hz] of the control loop
 _SHEET_FRAMES, _SHEET_COLUMNS = 24, 6
 
 
@@ -43,7 +43,7 @@ def upright(images: np.ndarray) -> np.ndarray:
 def save_video(demo: Demonstration, path: Path) -> None:
     """Write a demonstration as an H.264 mp4 at the control rate."""
     frames = upright(demo.seen.agentview)
-    with pictures.VideoWriter(path, frames.shape[1:3], _FRAME_RATE) as video:
+    with pictures.VideoWriter(path, frames.shape[1:3], 1 / CONTROL_PERIOD) as video:
         for frame in frames:
             video.add(frame)
 

@@ -14,7 +14,6 @@ from worldvla_sim import collect, view_demos
 from worldvla_sim.demonstrations import (
     DemonstrationRecorder,
     demonstration_names,
-    iterate_demonstrations,
     open_demonstrations,
     read_demonstration,
     whole_file,
@@ -38,8 +37,9 @@ def collected(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def demo(collected):
-    demo, = iterate_demonstrations(collected[1])
-    return demo
+    with open_demonstrations(collected[1]) as data:
+        name, = demonstration_names(data)
+        return read_demonstration(data[name])
 
 
 def test_file_has_liberos_layout(collected, demo):

@@ -16,7 +16,7 @@ from PIL import Image as Picture
 
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import SimulationError
-from worldvla_sim.libero_env import NO_OP, LiberoEnv
+from worldvla_sim.libero_env import NO_OP, ROBOTS, LiberoEnv
 from worldvla_sim.tasks import SUITES, Task, suite_tasks
 
 _SHEET_COLUMNS = 8
@@ -108,7 +108,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, default=Path('out/gallery'))
     parser.add_argument('--assets', default='builtin', choices=('builtin', 'official'))
-    parser.add_argument('--robot', default='light', choices=('light', 'full'))
+    parser.add_argument('--robot', default='light', choices=ROBOTS)
     parser.add_argument('--size', type=positive_int, default=256,
                         help='edge of each picture [px]')
     parser.add_argument('--suite', choices=SUITES, action='append', help='default: all four')

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.grasps import Grasp, aligned
 from worldvla_sim.expert.robot import CLOSED, DOWNWARD, OPEN, Robot
+from worldvla_sim.expert.scene import UP
 from worldvla_sim.expert.skills import (
     Motion,
     approach,
@@ -27,7 +28,6 @@ _HINGE = np.array([-0.1725, -0.088, 0.150])  # [m] of the microwave's hinge, nea
 _DOOR_GRIP = 0.20  # [m] from the hinge where the door is pushed
 KNOB_HEIGHT = 0.034  # [m] z of the middle of the stove's knob in the stove's frame
 KNOB_ON = 0.5  # [rad] of the hinge, from which LIBERO calls a stove on
-_UP = np.array([0.0, 0.0, 1.0])
 
 
 def handle_grasp(robot: Robot, cabinet: str, level: str) -> Grasp:
@@ -35,7 +35,7 @@ def handle_grasp(robot: Robot, cabinet: str, level: str) -> Grasp:
     slide = robot.scene.joint(f'{cabinet}_{level}_level')
     position = robot.scene.in_fixture(
         cabinet, [0.0, HANDLE_DEPTH + slide, HANDLE_HEIGHTS[level]])
-    return Grasp(position, aligned(_UP, robot.scene.axes(cabinet)[:, 1]))
+    return Grasp(position, aligned(UP, robot.scene.axes(cabinet)[:, 1]))
 
 
 def pull_drawer(robot: Robot, cabinet: str, level: str, *, opening: float = 0.165,
@@ -71,10 +71,10 @@ def turn_knob(robot: Robot, stove: str, *, angle: float = 0.9, attempts: int = 3
     for _ in range(attempts):
         robot.gripper = OPEN
         grasp = Grasp(scene.in_fixture(stove, [0.0, 0.0, KNOB_HEIGHT]),
-                      aligned(np.cross(knob_bar(robot, stove), _UP), -_UP))
+                      aligned(np.cross(knob_bar(robot, stove), UP), -UP))
         yield from approach(robot, grasp)
         yield from grip(robot, CLOSED)
-        robot.rotation = Rotation.from_rotvec(angle * _UP).as_matrix() @ robot.axes
+        robot.rotation = Rotation.from_rotvec(angle * UP).as_matrix() @ robot.axes
         yield from reach(robot, robot.position, tolerance=0.01, turn_tolerance=0.1, patience=40)
         yield from grip(robot, OPEN, 6)
         yield from rise(robot, 0.08)
@@ -87,7 +87,7 @@ def push_drawer(robot: Robot, cabinet: str, level: str, *, attempts: int = 4) ->
     """Close a drawer: closed fingers, leaning towards the cabinet, push its handle."""
     scene, slide = robot.scene, f'{cabinet}_{level}_level'
     sideways, inward, _ = scene.axes(cabinet).T
-    leaning = aligned(sideways, np.sin(_PUSH_LEAN) * inward - np.cos(_PUSH_LEAN) * _UP)
+    leaning = aligned(sideways, np.sin(_PUSH_LEAN) * inward - np.cos(_PUSH_LEAN) * UP)
 
     def beside_handle(distance: float) -> np.ndarray:
         return scene.in_fixture(cabinet, [
@@ -96,7 +96,7 @@ def push_drawer(robot: Robot, cabinet: str, level: str, *, attempts: int = 4) ->
     for _ in range(attempts):
         robot.gripper = CLOSED
         robot.turn_to(leaning)
-        yield from travel(robot, beside_handle(-0.10) + 0.12 * _UP)
+        yield from travel(robot, beside_handle(-0.10) + 0.12 * UP)
         yield from reach(robot, beside_handle(-0.06), tolerance=0.015, patience=40)
         for _ in range(60):
             if scene.joint(slide) > CLOSED_POSITION:
@@ -115,20 +115,20 @@ def close_door(robot: Robot, microwave: str, *, attempts: int = 3) -> Motion:
 
     def on_door(ahead: float, outside: float) -> np.ndarray:
         angle = min(0.0, scene.joint(hinge) + ahead)
-        turn = Rotation.from_rotvec(angle * _UP).as_matrix()
+        turn = Rotation.from_rotvec(angle * UP).as_matrix()
         return scene.in_fixture(microwave, _HINGE + turn @ [_DOOR_GRIP, -outside, 0.0])
 
     for _ in range(attempts):
         robot.gripper = CLOSED
         robot.turn_to(DOWNWARD)
         start = on_door(0.0, 0.10)
-        yield from travel(robot, start + 0.10 * _UP)
+        yield from travel(robot, start + 0.10 * UP)
         yield from reach(robot, start, tolerance=0.02, patience=40)
         for _ in range(120):
             if scene.joint(hinge) > SHUT_ANGLE:
                 break
             yield robot.towards(on_door(0.25, 0.0), 0.8)
-        yield from reach(robot, robot.position + 0.10 * _UP, tolerance=0.02, patience=20)
+        yield from reach(robot, robot.position + 0.10 * UP, tolerance=0.02, patience=20)
         if scene.joint(hinge) > SHUT_ANGLE:
             return True
     return False

@@ -14,6 +14,7 @@ import numpy as np
 
 from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp, way_out
 from worldvla_sim.expert.robot import CLOSED, OPEN, Robot, rotation_error
+from worldvla_sim.expert.scene import UP
 from worldvla_sim.expert.skills import (
     HOVER,
     Motion,
@@ -33,8 +34,13 @@ _OPENED = 0.068  # [m] between the pads; fully open is 0.078 to 0.080
 _EMPTY = 0.005  # [m] between the pads that closed on nothing; a bowl's wall keeps 7 mm
 _SQUEEZE = 0.014  # [m] from a finger to where it is sent: 14 N, more than closing freely takes
 _FAST = 0.05  # [m/s] of an object that falls, rolls or is dragged
+_AJAR = 0.06  # [m] between the pads: less is closing, or closed on something
+_AT_GRASP, _BY_GRASP = 0.015, 0.02  # [m] from a grasp: where the fingers close, or stopped there
+_STILL = 0.01  # [m/s] of a finger: slower than that it is at rest, faster it moves
+_FACING, _HALF_FACING = 0.12, 0.2  # [rad] to the wanted axes: before a grasp, and around it
+_BELOW = 0.02  # [m] under the height to go at, from which the gripper first rises
+_LOWERING = 0.7  # of the greatest speed, when what is held comes down
 _PUSHED, _TURNED = 0.015, 0.25  # [m], [rad] that make a planned grasp void
-_UP = np.array([0.0, 0.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +78,7 @@ class Placing:
                  fingers: Sequence[float] | None = None) -> None:
         self._robot, self._scene, self._name, self._target = robot, robot.scene, name, target
         self._offset = np.asarray(offset, dtype=float)
-        self._final = None if fingers is None else aligned(np.asarray(fingers, float), -_UP)
+        self._final = None if fingers is None else aligned(np.asarray(fingers, float), -UP)
         self._plan: _Plan | None = None
 
     @property
@@ -90,7 +96,7 @@ class Placing:
 
     def is_let_go(self) -> bool:
         """Whether the object is near its goal and out of the gripper."""
-        return (self._beside() < 0.15 and self._robot.opening > 0.06
+        return (self._beside() < 0.15 and self._robot.opening > _AJAR
                 and not self._scene.pinched(self._name))
 
     def action(self) -> np.ndarray:
@@ -99,12 +105,12 @@ class Placing:
         if pinched and self._is_at_place():
             return self._go(self._robot.position, OPEN)
         if pinched and self._is_blocked():
-            return self._go(self._place(), OPEN, 0.7)
+            return self._go(self._place(), OPEN, _LOWERING)
         if pinched and self._is_held():
             return self._carry()
         if self._is_released():
             clear = self._robot.opening > _OPENED
-            return self._go(self._robot.position + (0.1 * _UP if clear else 0.0), OPEN)
+            return self._go(self._robot.position + (0.1 * UP if clear else 0.0), OPEN)
         if not self._replan():
             return self._back_off()
         return self._take(pinched)
@@ -116,16 +122,16 @@ class Placing:
     def _is_held(self) -> bool:
         """Whether pinching fingers have come to rest and squeeze."""
         gap = self._robot.finger_gaps()
-        return bool(np.abs(self._robot.finger_speeds()).max() < 0.01
+        return bool(np.abs(self._robot.finger_speeds()).max() < _STILL
                     and (gap.min() > _SQUEEZE or self._robot.finger_targets().max() < 0.001))
 
     def _is_at_place(self) -> bool:
-        lateral, above = _split(self._place() - self._robot.position, -_UP)
+        lateral, above = _split(self._place() - self._robot.position, -UP)
         return lateral < 0.014 and above < 0.008
 
     def _is_blocked(self) -> bool:
         """Whether something below stops the hand or what it holds right above its place."""
-        lateral, above = _split(self._place() - self._robot.position, -_UP)
+        lateral, above = _split(self._place() - self._robot.position, -UP)
         return (lateral < 0.02 and above > 0.0 and self._scene.meets_obstacle(self._name)
                 and (self._robot.speed() < 0.005 or self._robot.finger_gaps().max() < 0.003))
 
@@ -142,17 +148,17 @@ class Placing:
         robot.rotation = self._kept_rotation()
         if (move := self._way_out()) is not None:
             return self._go(position + move, CLOSED)
-        lateral, above = _split(place - position, -_UP)
+        lateral, above = _split(place - position, -UP)
         if lateral > _NEAR:
             lifted = place[2] if self._plan is None else self._plan.grasp.position[2] + LIFT
             height = cruising_height(robot, place, held=[self._name], lowest=lifted)
-            if position[2] < height - 0.02:
+            if position[2] < height - _BELOW:
                 return self._go(np.array([*position[:2], height]), CLOSED)
             self._turn_to_final()
             return self._go(np.array([*place[:2], height]), CLOSED)
         self._turn_to_final()
-        if lateral < 0.006 + 0.08 * np.clip(above, 0.0, 0.1) and robot.turn_error() < 0.12:
-            return self._go(place, CLOSED, 0.7)
+        if lateral < 0.006 + 0.08 * np.clip(above, 0.0, 0.1) and robot.turn_error() < _FACING:
+            return self._go(place, CLOSED, _LOWERING)
         return self._go(np.array([*place[:2], max(position[2], place[2])]), CLOSED)
 
     def _kept_rotation(self) -> np.ndarray:
@@ -178,7 +184,7 @@ class Placing:
             self._plan = _Plan(plan.grasp, plan.position, plan.axes, np.zeros(3))
             return None
         if moved[2] < plan.way_out[2] - 0.007 and np.linalg.norm(moved[:2]) < 0.01:
-            return plan.way_out[2] * _UP
+            return plan.way_out[2] * UP
         return (plan.way_out - moved) * [1.0, 1.0, 0.0]
 
     def _replan(self) -> bool:
@@ -198,9 +204,9 @@ class Placing:
 
     def _is_closing(self, plan: _Plan) -> bool:
         """Whether the fingers are about to close on the object, which may move it."""
-        return bool(self._tracked(plan).distance(self._robot.position) < 0.015
+        return bool(self._tracked(plan).distance(self._robot.position) < _AT_GRASP
                     and _EMPTY < self._robot.opening < _OPENED
-                    and self._robot.finger_speeds().max() < -0.01)
+                    and self._robot.finger_speeds().max() < -_STILL)
 
     def _tracked(self, plan: _Plan) -> Grasp:
         """Return the planned grasp of the object where it is now."""
@@ -211,7 +217,7 @@ class Placing:
         """Wait with open fingers, above what still moves."""
         robot = self._robot
         height = robot.position[2] - self._scene.position(self._name)[2]
-        return self._go(robot.position + (0.05 * _UP if height < 0.15 else 0.0), OPEN)
+        return self._go(robot.position + (0.05 * UP if height < 0.15 else 0.0), OPEN)
 
     def _take(self, pinched: bool) -> np.ndarray:
         """Come above the object, go down around it, close."""
@@ -223,14 +229,15 @@ class Placing:
         lateral, before = _split(grasp.before(0.0) - robot.position, rotation[:, 2])
         distance = grasp.distance(robot.position)
         turned = robot.turn_error()
-        if pinched and (distance < 0.02 or robot.opening < 0.065):
+        if pinched and (distance < _BY_GRASP or robot.opening < 0.065):
             return self._go(robot.position, CLOSED)
-        if turned < 0.2 and self._shall_close(distance):
+        if turned < _HALF_FACING and self._shall_close(distance):
             correction = np.clip(grasp.position - robot.position, -_CORRECTION, _CORRECTION)
             return self._go(robot.position + correction, CLOSED)
-        if robot.opening < 0.06 and self._scene.touching(self._name, 'gripper'):
+        if robot.opening < _AJAR and self._scene.touching(self._name, 'gripper'):
             return self._go(robot.position, OPEN)
-        width, turn = (_FUNNEL, 0.12) if before > _CLEAR else (1.5 * _FUNNEL, 0.2)
+        width, turn = (
+            (_FUNNEL, _FACING) if before > _CLEAR else (1.5 * _FUNNEL, _HALF_FACING))
         if (lateral < width and turned < turn and before < HOVER + 0.015
                 and robot.opening > _OPENED):
             return self._go(grasp.before(max(0.0, before - _AHEAD)), OPEN, 0.8)
@@ -242,7 +249,7 @@ class Placing:
         hover = grasp.before(HOVER)
         height = cruising_height(robot, hover)
         beside = float(np.linalg.norm((hover - robot.position)[:2]))
-        if robot.position[2] < height - 0.02 and (beside > 0.02 or before < _CLEAR):
+        if robot.position[2] < height - _BELOW and (beside > 0.02 or before < _CLEAR):
             return self._go(np.array([*robot.position[:2], height]), OPEN)
         return self._go(np.array([*hover[:2], height if beside > 0.02 else hover[2]]), OPEN)
 
@@ -251,9 +258,9 @@ class Placing:
         robot = self._robot
         if robot.opening < _EMPTY:
             return False  # closed on nothing
-        stopped = robot.opening > _OPENED and robot.speed() < 0.02 and distance < 0.02
-        closing = distance < 0.015 and (robot.opening < 0.07
-                                        or robot.finger_speeds().max() < -0.01)
+        stopped = robot.opening > _OPENED and robot.speed() < 0.02 and distance < _BY_GRASP
+        closing = distance < _AT_GRASP and (robot.opening < 0.07
+                                        or robot.finger_speeds().max() < -_STILL)
         return distance < 0.005 or stopped or closing
 
 

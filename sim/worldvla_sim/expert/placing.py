@@ -6,6 +6,7 @@ from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp, rim_point
 from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
+from worldvla_sim.expert.scene import UP
 from worldvla_sim.expert.skills import (
     Motion,
     approach,
@@ -18,7 +19,6 @@ from worldvla_sim.expert.skills import (
     travel,
 )
 
-_UP = np.array([0.0, 0.0, 1.0])
 _BOTTLE_GRIP = 0.06  # [m] above a bottle's bottom
 _LEAN_TO_TAKE, _LEAN_TO_ENTER = 0.4, 0.85  # [rad] of the hand from straight down
 _MICROWAVE_FLOOR = 0.016  # [m] z of the cavity's floor in the microwave's frame
@@ -53,7 +53,7 @@ def lay_on_rack(robot: Robot, name: str, rack: str, region: str, *, attempts: in
     scene = robot.scene
     up_slope, normal = scene.axes(region)[:, 2], -scene.axes(region)[:, 1]
     uphill = up_slope * [1, 1, 0] / np.linalg.norm(up_slope[:2])
-    laying = Rotation.from_rotvec(np.arccos(up_slope[2]) * np.cross(_UP, uphill)).as_matrix()
+    laying = Rotation.from_rotvec(np.arccos(up_slope[2]) * np.cross(UP, uphill)).as_matrix()
 
     def place(lift: float) -> np.ndarray:
         lip = scene.position(region) + 0.012 * up_slope
@@ -61,7 +61,7 @@ def lay_on_rack(robot: Robot, name: str, rack: str, region: str, *, attempts: in
 
     for _ in range(attempts):
         body = scene.position(name) + _BOTTLE_GRIP * scene.axes(name)[:, 2]
-        grasp = Grasp(body, aligned(scene.axes(rack)[:, 0], uphill - _UP))
+        grasp = Grasp(body, aligned(scene.axes(rack)[:, 0], uphill - UP))
         if (yield from take(robot, name, grasp=grasp, lift=0.10)):
             yield from travel(robot, place(0.09), held=[name])
             robot.rotation = laying @ robot.rotation
@@ -88,10 +88,10 @@ def put_in_microwave(robot: Robot, name: str, microwave: str, region: str, *,
         0, 0, scene.position(microwave)[2] + _MICROWAVE_FLOOR]
 
     def leaning_in(angle: float) -> np.ndarray:
-        return aligned(sideways, np.sin(angle) * inward - np.cos(angle) * _UP)
+        return aligned(sideways, np.sin(angle) * inward - np.cos(angle) * UP)
 
     def place(depth: float, lift: float) -> np.ndarray:
-        return destination(robot, name, floor + depth * inward - 0.03 * sideways + lift * _UP)
+        return destination(robot, name, floor + depth * inward - 0.03 * sideways + lift * UP)
 
     for _ in range(attempts):
         grasp = Grasp(rim_point(scene, name, sideways, depth=0.010), leaning_in(_LEAN_TO_TAKE))
@@ -102,7 +102,7 @@ def put_in_microwave(robot: Robot, name: str, microwave: str, region: str, *,
             yield from reach(robot, lambda: place(-0.034, 0.035), tolerance=0.008, speed=0.6,
                              turn_tolerance=np.inf, patience=60)
             yield from grip(robot, OPEN, 8)
-            yield from reach(robot, robot.position - 0.2 * inward + 0.03 * _UP, tolerance=0.03,
+            yield from reach(robot, robot.position - 0.2 * inward + 0.03 * UP, tolerance=0.03,
                              turn_tolerance=np.inf, patience=30)
         else:
             yield from release(robot)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The expert as a policy: `reset(env)`, then one `act()` per control step."""
+"""The expert as a policy: it reads the true state of the environment, not the observation."""
 
 import numpy as np
 
@@ -25,20 +25,16 @@ class ExpertPolicy:
         self._robot: Robot | None = None
         self._motion: Motion | None = None
 
-    def reset(self, env: LiberoEnv) -> None:
+    def start(self, env: LiberoEnv, observation: SimObservation) -> None:
         """Begin an episode that `env.reset` has just started."""
         self._robot = Robot(Scene(env))
         self._motion = recipe_for(env.suite, env.task)(self._robot)
 
-    def act(self, observation: SimObservation | None = None) -> np.ndarray:
+    def act(self, observation: SimObservation) -> np.ndarray:
         """Return the next action, (7,) controller input; stays in place after the recipe's end."""
-        assert self._robot is not None and self._motion is not None, 'reset comes first'
+        assert self._robot is not None and self._motion is not None, 'start comes first'
         try:
             return next(self._motion)
         except StopIteration:
-            self._motion = stay(self._robot, 1_000_000)
+            self._motion = stay(self._robot)
             return next(self._motion)
-
-    def start(self, env: LiberoEnv, observation: SimObservation) -> None:
-        """Begin an episode, as the runner of policies calls it."""
-        self.reset(env)

@@ -9,6 +9,10 @@ import numpy as np
 
 from worldvla_sim.libero_env import LiberoEnv
 
+UP = np.array([0.0, 0.0, 1.0])
+"""The world's z axis."""
+UP.setflags(write=False)
+
 _POINT_SPACING = 0.012  # [m] between sampled points; finger pads are 16 mm wide
 _MAX_POINTS_PER_AXIS = 24
 _FURNITURE_RADIUS = 0.35  # [m] bounding radius from which a shape is a table, floor or wall
@@ -31,7 +35,7 @@ class Scene:
         self.model: Any = env.model  # mujoco.MjModel
         self.data: Any = env.data  # mujoco.MjData
         self.goal = env.goal
-        self._body_ids = dict(env._libero.obj_body_id)
+        self._body_ids = env.body_ids
         self._body_ids['robot'] = self.model.body('robot0_base').id
         self._owners = [self._owner(geom) for geom in range(self.model.ngeom)]
         self._fingers = [self._shapes_of_bodies(bodies) for bodies in _FINGER_BODIES]
@@ -59,7 +63,7 @@ class Scene:
 
     def holds(self, predicate: list[str]) -> bool:
         """Whether one predicate of the goal is true now."""
-        return bool(self._env._libero._eval_predicate(predicate))
+        return self._env.holds(predicate)
 
     def speed(self, name: str) -> float:
         """Speed of an object's origin [m/s]."""

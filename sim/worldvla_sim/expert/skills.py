@@ -6,11 +6,13 @@ says whether it worked; recipes compose skills with `yield from`.
 """
 
 from collections.abc import Callable, Generator, Sequence
+import itertools
 
 import numpy as np
 
 from worldvla_sim.expert.grasps import Grasp, plan_grasp, way_out
 from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
+from worldvla_sim.expert.scene import UP
 
 Motion = Generator[np.ndarray, None, bool]
 Target = np.ndarray | Callable[[], np.ndarray]
@@ -21,7 +23,6 @@ CLOSING_STEPS = 9  # robosuite's Panda closes in 8 steps from fully open
 # Half widths [m] of what moves along a path: the fingers with what they hold, and the hand, whose
 # underside is 2.6 cm above the grip site.
 _HELD_HALF_WIDTH, _HAND_HALF_WIDTH, _HAND_HEIGHT = 0.07, 0.11, 0.026
-_UP = np.array([0.0, 0.0, 1.0])
 
 
 def reach(robot: Robot, target: Target, *, tolerance: float = 0.01, turn_tolerance: float = 0.12,
@@ -36,10 +37,10 @@ def reach(robot: Robot, target: Target, *, tolerance: float = 0.01, turn_toleran
     return False
 
 
-def stay(robot: Robot, steps: int) -> Motion:
-    """Keep the present place for some steps."""
+def stay(robot: Robot, steps: int | None = None) -> Motion:
+    """Keep the present place for some steps; None: for ever."""
     place = robot.position
-    for _ in range(steps):
+    for _ in itertools.count() if steps is None else range(steps):
         yield robot.towards(place)
     return True
 
@@ -75,7 +76,7 @@ def travel(robot: Robot, target: np.ndarray, *, held: Sequence[str] = (),
 
 def rise(robot: Robot, height: float) -> Motion:
     """Go straight up by `height` [m]."""
-    return (yield from reach(robot, robot.position + height * _UP, tolerance=0.015,
+    return (yield from reach(robot, robot.position + height * UP, tolerance=0.015,
                              turn_tolerance=np.inf))
 
 

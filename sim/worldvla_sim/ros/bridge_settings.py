@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from worldvla_ros.config import bounded, check
 from worldvla_ros.safety.command import ActionScale
-
-LOCKSTEP, REALTIME = 'lockstep', 'realtime'
+from worldvla_sim.libero_env import LOCKSTEP, MSAA_LEVELS, REALTIME, ROBOTS
+from worldvla_sim.libero_setup import ASSET_CHOICES
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,13 @@ class BridgeSettings:
         doc='lockstep: a control step waits for its command, so scores compare with published '
             'tables; realtime: 20 Hz whatever the policy does')
     assets: str = bounded(
-        'auto', choices=('auto', 'builtin', 'official'), read_only=True,
+        'auto', choices=ASSET_CHOICES, read_only=True,
         doc='Meshes and textures: the built-in pack, LIBERO\'s own, or its own where found')
     robot: str = bounded(
-        'light', choices=('light', 'full'), read_only=True,
+        'light', choices=ROBOTS, read_only=True,
         doc='light: simplified visual meshes, two to three times faster; same physics')
-    msaa: int = bounded(0, choices=(0, 4), read_only=True, doc='Samples per pixel; 0 is faster')
+    msaa: int = bounded(
+        0, choices=MSAA_LEVELS, read_only=True, doc='Samples per pixel; 0 is faster')
     image_size: int = bounded(
         256, unit='px', minimum=32, maximum=2048, read_only=True, doc='Side of camera images')
     wrist: bool = bounded(False, read_only=True, doc='Publish the wrist camera, too')

@@ -22,11 +22,12 @@ from worldvla_ros.graph import NodeSpec, demo_graph
 from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.libero_env import LOCKSTEP
 from worldvla_sim.policies import checkpoint_folder
 from worldvla_sim.ros.domains import claimed_domain
 from worldvla_sim.ros.episode_client import PLAYED_TO_THE_END, EpisodeClient
 from worldvla_sim.ros.expert_over_ros import ExpertCommander
-from worldvla_sim.runner import LOCKSTEP, EpisodeJob, EvaluationSettings, RunOptions
+from worldvla_sim.runner import EpisodeJob, EvaluationSettings, RunOptions
 
 _LOAD_TIMEOUT = 600.0  # [s] the largest models on slow disks
 _ANSWER_TIMEOUT = 300.0  # [s] one chunk of the largest models without a GPU

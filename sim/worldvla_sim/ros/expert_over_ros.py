@@ -4,9 +4,9 @@
     python -m worldvla_sim.evaluate --policy expert --over ros --suite libero_object
 
 The expert needs the true state, which no topic carries. It reads it from a mirror: an environment
-of its own that starts as the bridge's does and takes the same actions. Lockstep is deterministic
-(rule j), so both stay equal to the last bit; that is checked at every step, and a difference ends
-the episode as an error.
+of its own that starts as the bridge's does and takes the same actions. The same
+seed and commands give the same trajectory in lockstep, so both stay equal to the last bit; that is
+checked at every step, and a difference ends the episode as an error.
 """
 
 from collections.abc import Callable
@@ -66,10 +66,10 @@ class ExpertCommander(Node):
         self._spin_until(lambda: self._reset.service_is_ready() and self._starting.answered(),
                          'the bridge did not start')
         started = self._wait_for_reset(settings, job)
-        self._expert.reset(mirror)
+        self._expert.start(mirror, observation)
         while not mirror.success and mirror.steps < started.max_steps:
             self._check_mirror(observation, mirror.steps)
-            action = self._expert.act().astype(np.float32)
+            action = self._expert.act(observation).astype(np.float32)
             command = Command.from_controller_input(action, self._scale)
             self._commands.publish(command_to_action(command, self._joints.header))
             observation = mirror.step(action)

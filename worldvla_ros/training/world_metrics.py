@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 import torch
 from tqdm import tqdm
 
+from worldvla_ros.arguments import positive_int
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.policy.pretrained import Pretrained
@@ -209,12 +210,6 @@ def _horizons(text: str) -> tuple[int, ...]:
     return horizons
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'expected a whole number from 1, got {text!r}')
-    return int(text)
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the options of the command; exits with usage on wrong ones."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -225,8 +220,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--out', type=Path, required=True, help='folder of the results')
     parser.add_argument('--horizons', type=_horizons, default=(1, 10, 50), metavar='1,10,50',
                         help='steps to imagine')
-    parser.add_argument('--clips', type=_positive, default=10, help='at most; a clip of 50 steps '
-                        'of a small model takes a core about a minute')
+    parser.add_argument('--clips', type=positive_int, default=10,
+                        help='at most; a clip of 50 steps of a small model takes a core about a '
+                        'minute')
     parser.add_argument('--split', choices=SPLITS,
                         help="data.split of the training run, where the checkpoint's train.yaml "
                         'does not say it')
@@ -239,10 +235,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         'StyleGAN2-ADA metrics); without it LPIPS is skipped')
     parser.add_argument('--i3d-weights', type=Path,
                         help='TorchScript i3d_torchscript.pt; without it FVD is skipped')
-    parser.add_argument('--strips', type=_positive, default=3, help='clips drawn in strip.png')
+    parser.add_argument('--strips', type=positive_int, default=3, help='clips drawn in strip.png')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--dtype', choices=('auto', 'float32', 'bfloat16'), default='auto')
-    parser.add_argument('--threads', type=_positive, default=1, help='of torch on the CPU')
+    parser.add_argument('--threads', type=positive_int, default=1, help='of torch on the CPU')
     return parser.parse_args(arguments)
 
 

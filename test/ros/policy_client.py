@@ -112,6 +112,11 @@ class PolicyClient:
             message = self.shoot(self._shots)
             (self.images if isinstance(message, Image) else self.compressed).publish(message)
 
+    def take_away(self, publisher):
+        """Destroy a publisher in the thread that spins: a wait set may just hold its events."""
+        gone = self.node.executor.create_task(self.node.destroy_publisher, publisher)
+        self.wait_for(gone.done)
+
     def instruct(self, text=TASK):
         """Publish an instruction, once somebody listens."""
         self.wait_for(self.instructions.get_subscription_count)

@@ -263,7 +263,9 @@ def test_an_error_of_the_simulator_is_reported_as_one_and_never_as_a_failure(
 def test_without_an_answer_it_says_what_it_waits_for(robot, expected):
     robot.reset(**TASK)
     wait_until(lambda: any('waiting for a command' in log.msg for log in robot.logs))
-    robot.destroy_publisher(robot.commands)
+    # In the thread that spins: its wait set may just hold the publisher's events.
+    gone = robot.executor.create_task(robot.destroy_publisher, robot.commands)
+    wait_until(gone.done)
     wait_until(lambda: any('nobody publishes /action' in log.msg for log in robot.logs))
     robot.commands = robot.create_publisher(DeltaAction, 'action', 10)
     wait_until(robot.commands.get_subscription_count)

@@ -15,6 +15,8 @@ from worldvla_ros.nodes.policy_node import PolicyNode
 def test_a_publisher_that_repeats_its_instruction_starts_nothing_after_an_estop(running, capfd):
     """Pins a bug: 0.4 s after the reset the robot moved again, unasked."""
     repeating = running.node.create_timer(0.02, running.instruct)
+    for _ in range(2):  # it was heard to repeat
+        running.next(running.followed)
     running.estop(True)
     running.next_halt(DeltaAction.REASON_ESTOP)
     running.estop(False)
@@ -97,7 +99,7 @@ def test_an_estop_that_cannot_be_heard_locks_and_says_why(running):
     running.next_status(lambda status: 'best-effort publisher' in status.halt_text)
     response = running.trigger('estop_reset')
     assert not response.success and 'cannot be heard' in response.message
-    running.node.destroy_publisher(deaf)
+    running.take_away(deaf)
     running.wait_for(lambda: running.trigger('estop_reset').success)
     running.instruct()
     running.next_motion()
@@ -109,7 +111,7 @@ def test_an_estop_that_was_pressed_before_the_node_came_is_heard(
     """Pins a bug: the node started again, and the robot moved while the button was pressed."""
     if graph_is_late:
         monkeypatch.setattr(PolicyNode, 'get_publishers_info_by_topic', lambda *_: [])
-    client.node.destroy_publisher(client.estops)
+    client.take_away(client.estops)
     button = client.node.create_publisher(Bool, f'{NODE}/estop', LATCHED)
     button.publish(Bool(data=True))
     start_policy(autostart=False)
@@ -137,7 +139,7 @@ def test_the_estop_stays_locked_while_its_topic_has_two_publishers(running):
     other.publish(Bool(data=False))
     response = running.trigger('estop_reset')
     assert not response.success and '2 publishers' in response.message
-    running.node.destroy_publisher(other)
+    running.take_away(other)
     running.wait_for(lambda: '2 publishers' not in running.trigger('estop_reset').message)
     running.estop(False)
     running.wait_for(lambda: running.trigger('estop_reset').success)

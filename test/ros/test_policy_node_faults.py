@@ -196,7 +196,7 @@ def test_another_commander_of_the_same_topic_holds_both_off_before_any_report(
     client.next_motion()
     other = client.node.create_publisher(kind, f'{NODE}/{topic}', 10)
     client.next_halt(DeltaAction.REASON_CONFLICT)
-    client.node.destroy_publisher(other)
+    client.take_away(other)
     client.next_motion()
 
 

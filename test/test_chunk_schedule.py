@@ -258,10 +258,3 @@ def test_chunks_are_numbered_from_one_over_all_epochs():
 def test_impossible_settings_are_refused(mode, replan_steps):
     with pytest.raises(ConfigError):
         ChunkSchedule(mode, replan_steps)
-
-
-def test_actions_of_another_dimension_are_refused_and_free_the_schedule():
-    schedule = ChunkSchedule('sync', 5, action_dim=6)
-    with pytest.raises(InferenceError, match='6 values'):
-        schedule.arrived(schedule.submitted(0), chunk())
-    assert schedule.wants_chunk()

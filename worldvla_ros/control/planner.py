@@ -51,7 +51,7 @@ class Planner:
         # In lockstep time stands still while the robot waits, so no chunk is too late.
         self._max_chunk_age_ns = (
             None if settings.lockstep else round(settings.obs.max_chunk_age * 1e9))
-        self.latency = LatencyWindow(_LATENCY_WINDOW, warm_up=0)  # the backend warmed up itself
+        self.latency = LatencyWindow(_LATENCY_WINDOW)  # the backend warmed up itself
         self.requests = ChunkRequests()
         self.failures = 0  # inferences of the schedule that failed, in succession
         self.last_failure = ''  # why; empty without one

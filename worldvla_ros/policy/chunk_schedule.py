@@ -17,7 +17,7 @@ from enum import Enum
 
 import numpy as np
 
-from worldvla_ros.datatypes import ACTION_DIM, ActionChunk
+from worldvla_ros.datatypes import ActionChunk
 from worldvla_ros.errors import ConfigError, InferenceError
 
 MODES = ('sync', 'async')
@@ -73,17 +73,15 @@ class ChunkSchedule:
 
     :param mode: 'sync' or 'async'
     :param replan_steps: steps of a chunk after which the next chunk is asked for
-    :param action_dim: values of one action
     """
 
-    def __init__(self, mode: str, replan_steps: int, action_dim: int = ACTION_DIM) -> None:
+    def __init__(self, mode: str, replan_steps: int) -> None:
         if mode not in MODES:
             raise ConfigError(f'mode must be one of {MODES}, got {mode!r}')
         if replan_steps < 1:
             raise ConfigError(f'replan_steps must be at least 1, got {replan_steps}')
         self._mode = mode
         self._replan_steps = replan_steps
-        self._action_dim = action_dim
         self._chunk: ActionChunk | None = None
         self._step = 0  # next step of the chunk
         self._stop = 0  # first step of the chunk that will not run
@@ -165,9 +163,6 @@ class ChunkSchedule:
         if too_old:
             self.underruns += 1
             return self._drop(Arrival.TOO_OLD)
-        if chunk.actions.shape[1] != self._action_dim:
-            raise InferenceError(f'the actions of a chunk must have {self._action_dim} values, '
-                                 f'got {chunk.actions.shape[1]}')
         elapsed = self._consumed - ticket.consumed
         if elapsed >= chunk.horizon:
             self.dropped_actions += chunk.horizon

@@ -11,6 +11,7 @@ import sys
 from tqdm import tqdm
 
 from worldvla_ros.arguments import positive_int
+from worldvla_ros.config import differences
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.policy.named_checkpoints import NAMES
 from worldvla_sim.commands import (
@@ -99,9 +100,8 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
 def _resumable_records(earlier: Results, settings: EvaluationSettings) -> list[EpisodeRecord]:
     """Return the earlier records that need not be played again."""
     before = {**_DEFAULTS, **earlier.settings}  # the file may be older than a setting
-    different = [f'{key}: {before.get(key)!r} there, {value!r} now'
-                 for key, value in asdict(settings).items() if before.get(key) != value]
-    if different:
+    now = asdict(settings)
+    if different := differences(before, now, before.keys() - now.keys()):
         raise ConfigError(f'cannot resume with other settings ({"; ".join(different)}); '
                           f'name another result file')
     return [record for record in earlier.records if record.error is None]

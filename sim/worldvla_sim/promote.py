@@ -18,6 +18,7 @@ import shutil
 import sys
 import tempfile
 
+from worldvla_ros.config import differences
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_sim.commands import EXIT_OK, EXIT_USAGE
 from worldvla_sim.policies import checkpoint_folder, checkpoint_name
@@ -90,10 +91,7 @@ def require_better(new: Mapping[str, Results], shipped: Mapping[str, Results]) -
 
 def _require_alike(new: Results, shipped: Results) -> None:
     """Raise ConfigError unless the same episodes were played under the same settings."""
-    different = [f'{name}: {shipped.settings.get(name)!r} shipped, {new.settings.get(name)!r} new'
-                 for name in sorted(new.settings.keys() | shipped.settings.keys())
-                 if name not in _OF_THE_POLICY
-                 and new.settings.get(name) != shipped.settings.get(name)]
+    different = differences(shipped.settings, new.settings, _OF_THE_POLICY)
     played, before = ({(record.task, record.init_state) for record in results.records}
                       for results in (new, shipped))
     if played != before:

@@ -143,7 +143,7 @@ def test_a_checkpoint_that_changed_is_not_resumed_but_an_older_file_is():
     del earlier.settings['device']  # written before there was such a setting
     kept = evaluate._resumable_records(earlier, settings)
     assert [one.init_state for one in kept] == [0]
-    with pytest.raises(ConfigError, match=r'sha256:1.* there, .*sha256:2.* now'):
+    with pytest.raises(ConfigError, match=r'sha256:1.* -> .*sha256:2'):
         evaluate._resumable_records(earlier, replace(settings, checkpoint='mini, sha256:2'))
 
 

@@ -22,7 +22,7 @@ import threading
 from tqdm import tqdm
 import yaml
 
-from worldvla_ros.config import flatten, load_yaml
+from worldvla_ros.config import differences, flatten, load_yaml
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.training.run_folder import read_metrics
 from worldvla_ros.training.settings import TrainConfig
@@ -221,9 +221,7 @@ def _changes(stage: TrainConfig, file: Path) -> list[str]:
     """Say how a stage differs from the one that the file holds, if there is one."""
     if not file.exists():
         return []
-    before, now = flatten(load_yaml(file, TrainConfig)), flatten(stage)
-    return [f'{name}: {before[name]!r} -> {now[name]!r}' for name in now
-            if before[name] != now[name]]
+    return differences(flatten(load_yaml(file, TrainConfig)), flatten(stage))
 
 
 def _evaluation_arguments(row: Row, config: AblationConfig, folder: Path) -> list[str]:

@@ -24,7 +24,7 @@ from worldvla_ros.srv import ResetEpisode
 from worldvla_sim.commands import EXIT_ERRORS
 from worldvla_sim.ros import demo, episode_client
 from worldvla_sim.ros.episode_client import EpisodeClient
-from worldvla_sim.ros.recorder import EpisodeRecord, summary_row
+from worldvla_sim.ros.recorder import EpisodeRecording, summary_row
 
 FIRST_NS, LAST_NS = 1_000_000_000, 1_150_000_000
 
@@ -110,7 +110,7 @@ def test_an_episode_without_a_last_picture_is_reported_as_it_ended(play, ends_as
 
 
 def test_the_demo_tells_an_episode_that_ended_as_an_error(monkeypatch, tmp_path, capsys):
-    record = EpisodeRecord(instruction='pick up the milk')
+    record = EpisodeRecording(instruction='pick up the milk')
     record.finish(Episode(state=Episode.STATE_ERROR, task=4, init_state=2, error='on fire'))
     monkeypatch.setattr(demo, 'play_demo',
                         lambda *_: [{**summary_row(record), 'policy': 'worldvla-mini'}])

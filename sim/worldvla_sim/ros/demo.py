@@ -25,13 +25,13 @@ from worldvla_sim.commands import (
 )
 from worldvla_sim.pictures import evenly_spaced, save_contact_sheet
 from worldvla_sim.ros.episode_client import EpisodeClient
-from worldvla_sim.ros.recorder import EpisodeRecord, summary_row
+from worldvla_sim.ros.recorder import EpisodeRecording, summary_row
 
 _SHEET_COLUMNS = 8
 
 
 def play_with_bar(client: EpisodeClient, suite: str, task: int, init_state: int,
-                  title: str) -> EpisodeRecord:
+                  title: str) -> EpisodeRecording:
     """Play one episode behind a progress bar."""
     # A log file gets a line every few seconds, a terminal a smooth bar.
     interval = 0.1 if sys.stderr.isatty() else 5.0

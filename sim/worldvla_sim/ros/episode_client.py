@@ -22,7 +22,7 @@ from worldvla_ros.msg import ActionChunk, DeltaAction, Episode, PolicyStatus
 from worldvla_ros.nodes.conversions import image_to_frame, to_ns
 from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.srv import ResetEpisode
-from worldvla_sim.ros.recorder import EpisodeRecord
+from worldvla_sim.ros.recorder import EpisodeRecording
 from worldvla_sim.ros.repeated_call import RepeatedCall
 
 PLAYED_TO_THE_END = (Episode.STATE_SUCCESS, Episode.STATE_TIMEOUT)
@@ -51,7 +51,7 @@ class EpisodeClient(Node):
         self._stall_timeout = stall_timeout
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self)
-        self._record: EpisodeRecord | None = None
+        self._record: EpisodeRecording | None = None
         self._episode: Episode | None = None
         self.status: PolicyStatus | None = None
         latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -84,7 +84,7 @@ class EpisodeClient(Node):
         return self.status
 
     def play(self, suite: str, task: int, init_state: int, *, seed: int = 0,
-             on_step: Callable[[Episode], None] = lambda episode: None) -> EpisodeRecord:
+             on_step: Callable[[Episode], None] = lambda episode: None) -> EpisodeRecording:
         """
         Play one episode and return its record, also of one that ended as an error.
 
@@ -92,7 +92,7 @@ class EpisodeClient(Node):
 
         :param on_step: called with each control step, and at the end
         """
-        self._record = record = EpisodeRecord()  # now: the first frame precedes the answer
+        self._record = record = EpisodeRecording()  # now: the first frame precedes the answer
         started = self._wait_for(self._reset.call_async(ResetEpisode.Request(
             suite=suite, task=task, init_state=init_state, seed=seed)), _RESET_TIMEOUT,
             'the reset')

@@ -18,7 +18,7 @@ STATE_NAMES = {Episode.STATE_IDLE: 'idle', Episode.STATE_RUNNING: 'running',
 
 
 @dataclass
-class EpisodeRecord:
+class EpisodeRecording:
     """All that is kept of one episode while it runs."""
 
     instruction: str = ''
@@ -82,7 +82,7 @@ class EpisodeRecord:
         np.savez_compressed(path, actions=np.stack(actions))
 
 
-def summary_row(record: EpisodeRecord) -> dict[str, object]:
+def summary_row(record: EpisodeRecording) -> dict[str, object]:
     """Return the numbers of an episode for the table and the JSON file."""
     final, latencies = record.final, record.latencies
     p50, p99 = np.percentile(latencies, [50, 99]) if len(latencies) else (np.nan, np.nan)

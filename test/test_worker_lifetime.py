@@ -47,7 +47,7 @@ from worldvla_ros.inference.worker import load_policy, progress_sent, serve
 # --- started by a thread that has ended -------------------------------------------------------
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture
 def started_by_a_thread():
     """A worker without a restart in its budget, started by a thread that has ended."""
     backend = new_backend(heartbeat_timeout=2.0, max_restarts=0)

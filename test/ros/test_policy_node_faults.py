@@ -72,11 +72,14 @@ def test_black_frames_never_reach_the_model_and_are_named(start_policy, client, 
 @pytest.mark.parametrize('lag, complaint', [(0.0, 'the same stamp'), (0.1, 'older than')])
 def test_frames_that_are_not_newer_are_dropped_with_the_reason(running, capfd, lag, complaint):
     """Pins a bug: they were dropped without a word, and all that was said is "too old"."""
-    last_ns = running.node.get_clock().now().nanoseconds
-    stamps_ns = [last_ns, last_ns - round(lag * 1e9)]  # the second again and again
+    stamps_ns = []
 
     def shoot(number):
+        """Take one picture that is newer than all before, then one stamp again and again."""
         message = picture(running, noise(number))
+        if not stamps_ns:
+            last_ns = running.node.get_clock().now().nanoseconds
+            stamps_ns.extend((last_ns, last_ns - round(lag * 1e9)))
         message.header.stamp = to_time(stamps_ns[0])
         del stamps_ns[:-1]
         return message

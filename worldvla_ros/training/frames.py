@@ -66,8 +66,10 @@ def load_frames(folder: Path, image_size: int, most: int, split: str) -> LoadedF
     :raises DatasetError: too few demonstrations, or their frames do not fit into memory.
     """
     files = demonstration_files(folder)
-    lengths = _lengths(files, folder)
-    sides = split_keys(_draws(files, folder), split)
+    actions = {(task_name(path, folder), name): recorded
+               for path in files for name, recorded in episode_actions(path).items()}
+    lengths = {key: len(labels) for key, (labels, _) in actions.items()}
+    sides = split_keys({key: draw(key[1], *recorded) for key, recorded in actions.items()}, split)
     if not all(sides):
         raise DatasetError(f'{folder}: split {split} leaves {len(sides[0])} episodes to learn '
                            f'from and {len(sides[1])} held out; give more demonstrations, or '
@@ -87,19 +89,10 @@ def load_frames(folder: Path, image_size: int, most: int, split: str) -> LoadedF
 
 def episodes_digest(folder: Path) -> str:
     """Return a short name of the demonstrations below a folder: tasks, names and lengths."""
-    lengths = _lengths(demonstration_files(folder), folder)
-    listed = sorted((*key, length) for key, length in lengths.items())
+    listed = sorted((task_name(path, folder), name, length)
+                    for path in demonstration_files(folder)
+                    for name, length in episode_lengths(path).items())
     return f'sha256:{hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]}'
-
-
-def _lengths(files: Sequence[Path], folder: Path) -> dict[Key, int]:
-    return {(task_name(path, folder), name): length
-            for path in files for name, length in episode_lengths(path).items()}
-
-
-def _draws(files: Sequence[Path], folder: Path) -> dict[Key, float]:
-    return {(task_name(path, folder), name): draw(name, *actions)
-            for path in files for name, actions in episode_actions(path).items()}
 
 
 class _Part:

@@ -101,17 +101,16 @@ def held_out_episodes(episodes: Iterable[Episode], order: str) -> list[Episode]:
     :param episodes: each task's in numeric order, as files are read. They may be a stream: an
         episode is let go once it is known to be for training.
     """
-    draws: dict[Key, float] = {}
+    draws: dict[str, dict[Key, float]] = defaultdict(dict)  # by task
     kept: dict[Key, Episode] = {}
     for episode in episodes:
-        key = (episode.task, episode.name)
-        draws[key] = draw(episode.name, episode.actions, episode.executed)
+        key, of_task = (episode.task, episode.name), draws[episode.task]
+        of_task[key] = draw(episode.name, episode.actions, episode.executed)
         kept[key] = episode
         if order != 'published':  # in the others one that is for training stays so
-            of_task = {other: draws[other] for other in draws if other[0] == episode.task}
             for trained in split(of_task, order)[0]:
                 kept.pop(trained, None)
-    return [kept[key] for key in split(draws, order)[1]]
+    return [kept[key] for of_task in draws.values() for key in split(of_task, order)[1]]
 
 
 def choose_places(episodes: Sequence[Episode], steps: int, most: int

@@ -266,6 +266,16 @@ def test_the_dry_run_counts_down(tmp_path, capsys, fake_processes):
     assert 'about 0 min' in capsys.readouterr().out
 
 
+def test_rows_that_are_not_asked_for_say_how_long_the_others_take(tmp_path):
+    file = plan_file(tmp_path, tokens_per_s=1.0)
+    plan = load_plan(file)
+    play(plan, plan.rows[0], 1)  # 1,000 tokens per second, 8 s per episode
+    training, episodes = run.Estimate(load_plan(file, ['short'])).left(plan.rows[1])
+    store = TokenStore.open(plan.rows[1].final.data.store)
+    assert training == pytest.approx(tokens_per_step(plan.rows[1].final, store) * 4 / 1000)
+    assert episodes == pytest.approx(2 * 8.0)
+
+
 def test_tables_show_intervals_errors_and_where_the_papers_number_is_from(tmp_path):
     plan = load_plan(plan_file(tmp_path))
     play(plan, plan.rows[0], 1, state_of_error=1)

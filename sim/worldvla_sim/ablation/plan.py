@@ -28,6 +28,7 @@ from worldvla_sim.libero_setup import ASSET_CHOICES
 from worldvla_sim.runner import make_jobs
 from worldvla_sim.tasks import SUITES, suite_tasks
 
+ROWS = 'rows'  # folder of the rows in that of the ablation
 _ROW_KEYS = ('title', 'paper', 'pretrain', 'set')
 _PER_SCALED_STEP = ('run.steps', 'run.save_every', 'run.evaluate_every', 'optimizer.warmup_steps')
 _TEXT_TOKENS = 20  # of a prompt, for estimates
@@ -138,7 +139,7 @@ def _row(name: str, entries: Any, base: Mapping[str, Any], config: AblationConfi
         raise ConfigError(f'{where}: paper must be one of {", ".join(PAPER)}, got {paper!r}')
     changes = [_section(entries.get(key) or {}, f'{where}: {key}')
                for key in ('pretrain', 'set') if key == 'set' or key in entries]
-    folder = Path(config.output) / 'rows' / name
+    folder = Path(config.output) / ROWS / name
     stages: list[TrainConfig] = []
     for number, change in enumerate(changes):
         fixed: dict[str, Any] = {'run.output': str(folder / f'stage{number}')}
@@ -181,7 +182,7 @@ def tokens_per_step(config: TrainConfig, store: TokenStore) -> int:
     world = (opening + image + action + separator
              + data.world_rounds * (image + separator)
              + (data.world_rounds - 1) * (action + separator))
-    lengths = {
+    lengths: dict[str, int] = {
         'action': (opening + data.history_length * image + data.state * (STATE_DIM + 2)
                    + separator + data.horizon * action + separator),
         'world': world, 'video': world - data.world_rounds * action}

@@ -27,10 +27,11 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.training.run_folder import read_metrics
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import TokenStore
-from worldvla_sim.ablation.plan import AblationConfig, Plan, Row, tokens_per_step
+from worldvla_sim.ablation.plan import ROWS, AblationConfig, Plan, Row, tokens_per_step
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.results import Results
 
+_EVALUATION = 'evaluation.json'
 _POLL = 1.0  # [s] between looks at the files of running rows
 _PATIENCE = 10.0  # [s] for a stopped process to end
 
@@ -76,7 +77,7 @@ def outcome(row: Row, plan: Plan) -> Outcome:
 
 def _records(row: Row, plan: Plan) -> list[EpisodeRecord]:
     """Return the episodes of a row's checkpoint, none that were played otherwise."""
-    path, episodes = _folder(row, plan) / 'evaluation.json', plan.config.evaluation
+    path, episodes = _folder(row, plan) / _EVALUATION, plan.config.evaluation
     if not path.exists():
         return []
     results = Results.load(path)
@@ -96,9 +97,11 @@ class Estimate:
         stores = {where: TokenStore.open(where) for where in {one.data.store for one in stages}}
         self._tokens = {stage.run.output: tokens_per_step(stage, stores[stage.data.store])
                         for stage in stages}
-        rates = [float(line['tokens_per_s']) for stage in stages
-                 for line in read_metrics(Path(stage.run.output)) if line['split'] == 'train']
-        durations = [record.duration for row in plan.rows for record in _records(row, plan)]
+        folder = plan.output / ROWS  # also of rows that are not in this plan, `--rows`
+        rates = [float(line['tokens_per_s']) for run in sorted(folder.glob('*/stage*/'))
+                 for line in read_metrics(run) if line['split'] == 'train']
+        durations = [record.duration for file in sorted(folder.glob(f'*/{_EVALUATION}'))
+                     for record in Results.load(file).records]
         self._rate = statistics.median(rates or [plan.config.tokens_per_s])
         self._episode = statistics.mean(durations or [plan.config.seconds_per_episode])
 
@@ -230,7 +233,7 @@ def _evaluation_arguments(row: Row, config: AblationConfig, folder: Path) -> lis
             '--tasks', ','.join(map(str, config.tasks)),
             '--init-states', f'0-{episodes.init_states - 1}', '--assets', episodes.assets,
             '--seed', str(episodes.seed), '--workers', '1',
-            '--json', str(folder / 'evaluation.json'), '--resume']
+            '--json', str(folder / _EVALUATION), '--resume']
 
 
 def _show(bar: tqdm, plan: Plan, estimate: Estimate, running: dict[Future[None], Row]) -> None:
@@ -259,4 +262,4 @@ def _result_folder(stage: TrainConfig) -> str:
 
 
 def _folder(row: Row, plan: Plan) -> Path:
-    return plan.output / 'rows' / row.name
+    return plan.output / ROWS / row.name

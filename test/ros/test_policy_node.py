@@ -89,6 +89,15 @@ def test_the_last_command_before_silence_is_zero_motion(running):
     assert len(running.actions) == count and running.followed[-1].data == ''
 
 
+def test_a_transition_of_a_node_that_was_told_to_stop_is_no_fault(start_policy, client, capfd):
+    """Pins a bug: a lifecycle manager that stopped it, too, at Ctrl-C, made it log a traceback."""
+    node = start_policy()
+    client.wait_for(node.executor.create_task(node.close).done)
+    assert client.transition('deactivate') and not client.transition('activate')
+    assert client.transition('cleanup') and client.state() == 'unconfigured'
+    assert 'Traceback' not in capfd.readouterr().err
+
+
 def test_a_recording_that_does_not_exist_is_named_and_the_node_stays_usable(start_policy, client,
                                                                            capfd):
     start_policy(autostart=False, backend='replay', replay_path='/no/such/recording.npz')

@@ -67,7 +67,8 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [B, S, heads, head_dim]
         """Normalize each head."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if self.heads_per_row > 1:
             weight = weight.repeat_interleave(self.heads_per_row, 0)
             bias = bias.repeat_interleave(self.heads_per_row, 0)
@@ -129,7 +130,8 @@ class Attention(nn.Module):
                                              is_causal=asked.bias is None)
         if asked.causal:
             start = F.scaled_dot_product_attention(
-                *(part[:, :, :asked.causal] for part in (q, k, v)), is_causal=True)
+                q[:, :, :asked.causal], k[:, :, :asked.causal], v[:, :, :asked.causal],
+                is_causal=True)
             out = torch.cat((start, out), dim=2)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 

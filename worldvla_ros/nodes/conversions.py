@@ -82,7 +82,7 @@ def frame_to_image(frame: Frame, frame_id: str) -> Image:
     """Convert a frame to an rgb8 message; the inverse of `image_to_frame` for squares."""
     height, width, _ = frame.image.shape
     data = array('B')  # the message setter takes an array as it is, anything else item by item
-    data.frombytes(memoryview(np.ascontiguousarray(frame.image)).cast('B'))
+    data.frombytes(np.ascontiguousarray(frame.image).data.cast('B'))
     return Image(header=Header(stamp=to_time(frame.stamp_ns), frame_id=frame_id), height=height,
                  width=width, encoding='rgb8', is_bigendian=int(sys.byteorder == 'big'),
                  step=3 * width, data=data)

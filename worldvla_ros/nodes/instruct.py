@@ -256,4 +256,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f'instruct: {str(error).splitlines()[0]}', file=sys.stderr)
         return 2
     finally:
-        rclpy.try_shutdown()
+        rclpy.utilities.try_shutdown()

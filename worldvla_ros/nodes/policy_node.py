@@ -9,9 +9,11 @@ loads torch, and all its callbacks run on one thread.
 from collections.abc import Callable
 import functools
 import traceback
+from typing import Any
 
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
@@ -52,7 +54,7 @@ class PolicyNode(LifecycleNode):
     :param executor: that spins the node; results of the backend wake it
     """
 
-    def __init__(self, executor: SingleThreadedExecutor, **kwargs: object) -> None:
+    def __init__(self, executor: SingleThreadedExecutor, **kwargs: Any) -> None:
         super().__init__('worldvla_policy', **kwargs)
         declare(self, PolicyParameters)
         self.add_on_set_parameters_callback(self._check_parameters)
@@ -65,7 +67,7 @@ class PolicyNode(LifecycleNode):
         # They live as long as the node: a call that is being answered survives a cleanup.
         self._requests = PolicyServices(self, lambda: self._loop, self._estop)
         self._tasks = TaskServer(
-            self, lambda: self._loop if self._loop and self._loop.active else None)
+            self, executor, lambda: self._loop if self._loop and self._loop.active else None)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._tried_ns = 0  # simulated time of the last try to activate; 0: there was none
         self._autostart = self.create_timer(0.0, self._start_up, clock=self._steady)
@@ -104,26 +106,31 @@ class PolicyNode(LifecycleNode):
         stage = 'ready' if self._backend.health is Health.READY else self._backend.fault
         self.get_logger().info(f'{stage}: {info.description}; {info.horizon} actions per chunk, '
                                f'{info.history_length} frames of {info.image_size} px'
+                               f'{", each with the wrist camera" if info.reads_wrist else ""}'
                                f'{", and the state of the arm" if info.reads_state else ""}')
         return _SUCCESS
 
     @_logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Start to publish commands."""
+        loop = self._loop
+        if loop is None:  # closed, because the program ends
+            return _FAILURE
         simulated = self.get_parameter(_SIM_TIME).value
-        if simulated and not self._has_clock():
+        if simulated and not self._has_clock(loop.controller.settings.lockstep):
             self.get_logger().error(
                 f'cannot activate: use_sim_time is set and no /clock came within '
                 f'{self.get_parameter("clock_timeout").value:g} s; start the simulator, let it '
                 f'run if it is paused, or unset use_sim_time')
             return _FAILURE
-        self._loop.start(simulated)
+        loop.start(simulated)
         return super().on_activate(state)
 
     @_logged
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Stop: the last command is zero motion."""
-        self._loop.halt(Reason.INACTIVE)
+        if self._loop is not None:  # else it is closed, because the program ends
+            self._loop.halt(Reason.INACTIVE)
         return super().on_deactivate(state)
 
     @_logged
@@ -160,14 +167,13 @@ class PolicyNode(LifecycleNode):
             self._backend.stop()
         self._backend = self._loop = None
 
-    def _has_clock(self) -> bool:
+    def _has_clock(self, lockstep: bool) -> bool:
         """
         Wait a while for simulated time, on an executor of its own since ours is in here.
 
         What the clock says already is no proof: it says so long after the simulator has gone. In
         lockstep it has to do, because there the simulator may wait for us and be silent.
         """
-        lockstep = self._loop.controller.settings.lockstep
         if lockstep and self.get_clock().now().nanoseconds:
             return True
         return wait_for_clock(

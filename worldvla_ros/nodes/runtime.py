@@ -63,7 +63,7 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
         node = make_node(executor)
     except (WorldVLAError, ParameterException) as error:
         get_logger('worldvla_ros').error(f'cannot start: {error}')
-        rclpy.try_shutdown()
+        rclpy.utilities.try_shutdown()
         return 1
     threading.Thread(target=wait_for_signal, daemon=True, name='signals').start()
     executor.add_node(node)
@@ -78,7 +78,7 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
             executor.spin_once(timeout_sec=_LAST_WAIT)
         executor.shutdown(timeout_sec=1.0)
         node.destroy_node()
-        rclpy.try_shutdown()
+        rclpy.utilities.try_shutdown()
     return 0
 
 

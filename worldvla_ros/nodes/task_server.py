@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import math
 from typing import TYPE_CHECKING
 
-from rclpy.action import ActionServer, CancelResponse, GoalResponse
-from rclpy.action.server import ServerGoalHandle
+from rclpy.action.server import ActionServer, CancelResponse, GoalResponse, ServerGoalHandle
+from rclpy.executors import Executor
 from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
 
@@ -54,11 +54,14 @@ class TaskServer:
     """
     Serves one goal at a time; a new goal, or an instruction by topic, takes over from the old.
 
+    :param executor: that spins the node
     :param loop: returns the topics of the policy, or None while the node is not active
     """
 
-    def __init__(self, node: LifecycleNode, loop: 'Callable[[], PolicyLoop | None]') -> None:
+    def __init__(self, node: LifecycleNode, executor: Executor,
+                 loop: 'Callable[[], PolicyLoop | None]') -> None:
         self._node = node
+        self._executor = executor
         self._loop = loop
         self._run: _Run | None = None
         self._server = ActionServer(
@@ -129,7 +132,7 @@ class TaskServer:
         def cancel() -> None:
             if self._run is not None and self._run.goal is goal:
                 self.end(_Result.TERMINATION_CANCELED, 'canceled by the client')
-        self._node.executor.create_task(cancel)
+        self._executor.create_task(cancel)
         return CancelResponse.ACCEPT
 
     async def _execute(self, goal: ServerGoalHandle) -> RunTask.Result:

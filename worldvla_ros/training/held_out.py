@@ -14,7 +14,8 @@ DECODED_SAMPLES = 64
 
 
 @torch.no_grad()
-@torch.compiler.set_stance('force_eager')  # every prompt has another shape
+@torch.compiler.set_stance(  # type: ignore[untyped-decorator]  # lacks annotations
+    'force_eager')  # every prompt has another shape
 def held_out_values(loss: LossOfBatch, experiment: Experiment,
                     collate: Callable[[SampleTable, list[int]], Sequence[Batch]], *,
                     decode: bool) -> dict[str, float]:

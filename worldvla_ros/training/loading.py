@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 import signal
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,7 +14,7 @@ Made = TypeVar('Made')
 AHEAD = 4  # batches that each process may be ahead by
 
 
-class _Steps(Dataset, Generic[Made]):
+class _Steps(Dataset[Made]):
     """What is made for a step, as an item by its number."""
 
     def __init__(self, make: Callable[[int], Made]) -> None:

@@ -32,7 +32,7 @@ def set_up_torch() -> None:
     torch._dynamo.config.recompile_limit = _MOST_SHAPES  # for `compile_layers`
 
 
-def fast_attention(device: str) -> AbstractContextManager:
+def fast_attention(device: str) -> AbstractContextManager[None]:
     """Choose the kernel of attention that trains fastest, for the masks and lengths here.
 
     On the CPU plain matrix products beat the fused kernel, whose backward pass is slow: a step

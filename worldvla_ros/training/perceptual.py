@@ -49,6 +49,9 @@ class LpipsScript(PerceptualLoss):
 class VggFeatures(PerceptualLoss):
     """Distance of the features of torchvision's VGG-16 before each pooling."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, state: dict[str, Tensor]) -> None:
         super().__init__()
         blocks, index, before = [], 0, 3

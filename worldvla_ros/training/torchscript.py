@@ -22,8 +22,7 @@ class ScriptedFeatures:
         self._path, self._device, self._expected = path, device, expected
         self._options: dict[str, Any] = options
         try:
-            self._module = torch.jit.load(  # type: ignore[no-untyped-call]
-                str(path), map_location=device).eval()
+            self._module = torch.jit.load(str(path), map_location=device).eval()
         except (OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(f'{path} is no TorchScript file: {_first_line(error)}; '
                                   f'expected {expected}') from error

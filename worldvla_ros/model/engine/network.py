@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer over a KV cache of fixed size: rows in, hidden states out, nothing decided."""
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from worldvla_ros.model.engine.layers import (
     project,
 )
 from worldvla_ros.model.engine.linear import DenseLinear, Fp8Linear
-from worldvla_ros.model.transformer import Transformer, rotary_table
+from worldvla_ros.model.transformer import Layer, Transformer, rotary_table
 
 Weights = Literal['dense', 'fp8']
+_LINEAR: dict[Weights, type[DenseLinear] | type[Fp8Linear]] = {
+    'dense': DenseLinear, 'fp8': Fp8Linear}
 ROW_MULTIPLE = 16  # rows of a padded pass
 
 
@@ -47,10 +49,10 @@ class StaticNetwork:
         """
         self.vocabulary, self.device, self.dtype = (
             model.config.vocabulary, model.device, model.dtype)
-        linear = {'dense': DenseLinear, 'fp8': Fp8Linear}[weights]
         self._embedding, self._norm, self._logits = (
             model.model.embed_tokens, model.model.norm, model.logits)
-        self._layers = [FusedLayer(layer, linear).eval() for layer in model.model.layers]
+        layers = cast(Iterable[Layer], model.model.layers)  # ModuleList has no type of its items
+        self._layers = [FusedLayer(layer, _LINEAR[weights]).eval() for layer in layers]
         self.padding_column = round_up(capacity)
         shape = (1, model.config.num_heads, self.padding_column + ROW_MULTIPLE,
                  model.config.head_dim)

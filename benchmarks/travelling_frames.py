@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frames of demonstrations as one small video, to train an image tokenizer on a lent machine.
 
-    python benchmarks/travelling_frames.py pack DEMONSTRATIONS VIDEO.mp4
+    python benchmarks/travelling_frames.py pack DEMONSTRATIONS VIDEO.mp4 [--wrist]
     python3 benchmarks/travelling_frames.py unpack VIDEO.mp4 DEMONSTRATIONS
 
 A frame takes 1 to 2 kB instead of 40: H.264 with full colour, at a quality where its error (about
-44 dB) is far below the tokenizer's. What is unpacked has frames alone, no actions to learn from.
+44 dB) is far below the tokenizer's. What is unpacked has frames alone, no actions to learn from;
+those of a wrist camera are episodes of their own.
 """
 
 import argparse
@@ -26,23 +27,24 @@ TASK = 'frames'  # all episodes become those of one task, so that a tenth of the
 SPREAD = 0.618034  # of a turn: puts episodes of every task among those that are held out
 
 
-def pack(folder: Path, video: Path) -> None:
+def pack(folder: Path, video: Path, wrist: bool) -> None:
     """Write the frames of all demonstrations and, beside them, the lengths of the episodes."""
     from imageio_ffmpeg import write_frames
-    episodes = chain.from_iterable(read_episodes(path, folder)
+    episodes = chain.from_iterable(read_episodes(path, folder, wrist=wrist)
                                    for path in demonstration_files(folder))
     lengths: list[int] = []
     writer = None
-    for episode in episodes:
+    for frames in (frames for episode in episodes for frames in (episode.frames, episode.wrist)
+                   if frames is not None):
         if writer is None:
-            height, width = episode.frames.shape[1:3]
+            height, width = frames.shape[1:3]
             writer = write_frames(
                 str(video), (width, height), codec='libx264', pix_fmt_out='yuv444p', quality=None,
                 macro_block_size=1, output_params=['-crf', QUALITY, '-preset', 'fast'])
             writer.send(None)
-        for frame in episode.frames:
+        for frame in frames:
             writer.send(np.ascontiguousarray(frame))
-        lengths.append(len(episode.frames))
+        lengths.append(len(frames))
     if writer is not None:
         writer.close()
     video.with_suffix('.json').write_text(json.dumps(lengths) + '\n')
@@ -80,8 +82,12 @@ def main() -> None:
     parser.add_argument('what', choices=('pack', 'unpack'))
     parser.add_argument('source', type=Path)
     parser.add_argument('target', type=Path)
+    parser.add_argument('--wrist', action='store_true', help='pack: the wrist camera, too')
     options = parser.parse_args()
-    (pack if options.what == 'pack' else unpack)(options.source, options.target)
+    if options.what == 'pack':
+        pack(options.source, options.target, options.wrist)
+    else:
+        unpack(options.source, options.target)
 
 
 if __name__ == '__main__':

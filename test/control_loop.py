@@ -101,21 +101,25 @@ def frame(stamp_ns, value=None):
 class Loop:
     """A controller with a fake backend and a fake clock that advances one period per step."""
 
-    def __init__(self, *, latency=0, limits=None, obs=None, reads_state=False, heartbeat_ns=None,
-                 **control):
+    def __init__(self, *, latency=0, limits=None, obs=None, reads_state=False, reads_wrist=False,
+                 heartbeat_ns=None, **control):
         self.backend = FakeBackend(latency)
         self.arrivals = []
         self.estop = EStop(heartbeat_ns)
         self.controller = PolicyController(
             ControllerSettings(ControlSettings(**control), obs or ObservationSettings(),
                                limits=limits or SafetyLimits()),
-            self.backend, BackendInfo('fake', HORIZON, 2, 4, reads_state), self.estop,
+            self.backend, BackendInfo('fake', HORIZON, 2, 4, reads_state, reads_wrist), self.estop,
             translation_gain=GAIN, on_chunk=self.arrivals.append)
         self.now = 100 * SECOND
         self.outgoing = None
 
     def see(self, **options):
         return self.controller.push_frame(frame(self.now, **options))
+
+    def see_by_wrist(self, ago=0, **options):
+        """Take a picture of the wrist camera as of some time [ns] ago."""
+        return self.controller.push_wrist_frame(frame(self.now - ago, **options))
 
     def feel(self, ago=0, *, pose=True, fingers=True):
         """Take the state of the arm as of some time [ns] ago; its position is its stamp [s]."""

@@ -50,12 +50,15 @@ def test_the_topics_of_camera_and_arm_are_remapped():
     spec, = policy_graph({'image': '/camera/image_raw', 'ee_pose': '/arm/pose'})
     assert spec.remappings == {'image': '/camera/image_raw',
                                'image/compressed': '/camera/image_raw/compressed',
+                               'wrist_image': 'wrist_image',
+                               'wrist_image/compressed': 'wrist_image/compressed',
                                'ee_pose': '/arm/pose', 'joint_states': 'joint_states'}
 
 
 def test_the_demo_wires_camera_commands_time_and_mode():
     policy, bridge = demo_graph({'mode': 'realtime'})
     assert policy.remappings['image'] == 'camera/agentview/image_raw'
+    assert policy.remappings['wrist_image'] == 'camera/wrist/image_raw'
     assert all(policy.remappings[name] == name for name in ('ee_pose', 'joint_states'))
     assert bridge.remappings['action'] == f'{policy.name}/action', 'in whatever namespace'
     assert policy.parameters['use_sim_time'] is True
@@ -72,6 +75,17 @@ def test_the_demo_shows_a_checkpoint_pictures_of_the_size_that_it_sees(tmp_path)
     for unknown in ('someone/on-the-hub', 'random', str(tmp_path / 'missing')):
         _, bridge = demo_graph({'checkpoint': unknown})
         assert 'image_size' not in bridge.parameters, 'left to the bridge'
+
+
+def test_the_demo_shows_the_wrist_camera_to_a_checkpoint_that_reads_it(tmp_path):
+    PolicySettings('other', trained=True, reads_wrist=True).save(tmp_path / POLICY_FILE)
+    for given, shown in (({}, False), ({'checkpoint': str(tmp_path)}, True),
+                         ({'checkpoint': str(tmp_path), 'wrist': 'false'}, False),
+                         ({'checkpoint': 'someone/on-the-hub', 'wrist': 'true'}, True)):
+        _, bridge = demo_graph(given)
+        assert bridge.parameters['wrist'] is shown, given
+    _, bridge = demo_graph({'checkpoint': 'someone/on-the-hub'})
+    assert 'wrist' not in bridge.parameters, 'left to the bridge'
 
 
 @pytest.mark.parametrize('path', ["/it's here", 'true', '7', '0.5', '/a path/with spaces', 'a: b'])

@@ -7,7 +7,7 @@ import json
 import h5py
 import numpy as np
 import pytest
-from training_data import episode, write_hdf5
+from training_data import episode, with_wrist, write_hdf5
 
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import (
@@ -44,6 +44,26 @@ def test_without_the_arms_joints_the_phase_is_what_its_program_makes(tmp_path, l
     back, = read_episodes(path)
     np.testing.assert_array_equal(back.frames, episode().frames)
     np.testing.assert_array_equal(back.actions, episode().actions)
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_the_wrist_camera_is_read_upright_and_in_phase_where_it_is_asked_for(tmp_path, layout):
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [with_wrist(episode())], layout)
+    back, = read_episodes(path, wrist=True)
+    np.testing.assert_array_equal(back.wrist, with_wrist(episode()).wrist)
+    np.testing.assert_array_equal(back.frames, episode().frames)
+    kept = back.kept(np.arange(12) % 2 == 0)
+    np.testing.assert_array_equal(kept.wrist, back.wrist[::2])
+    without, = read_episodes(path)
+    assert without.wrist is None
+
+
+def test_a_wrist_camera_that_was_not_recorded_is_missed(tmp_path):
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [episode()])
+    with pytest.raises(DatasetError, match='no obs/eye_in_hand_rgb in it'):
+        list(read_episodes(path, wrist=True))
 
 
 def test_a_file_with_the_converters_mark_that_was_rendered_again_in_phase_is_read_so(tmp_path):

@@ -10,7 +10,6 @@ import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.torch import load_file
-from state_policies import attentive_policy
 import torch
 import yaml
 
@@ -20,7 +19,6 @@ from worldvla_ros.errors import (
     FrameError,
     InferenceError,
     InstructionError,
-    StateError,
 )
 from worldvla_ros.model.engine.chunk import StaticChunkDecoder
 from worldvla_ros.model.generate import decode_chunk_in_order, generate_chunk
@@ -143,68 +141,6 @@ def test_observations_that_fit_no_prompt_are_refused(policy):
     with pytest.raises(InferenceError, match='shorter instruction'):
         policy.predict_chunk(Observation((frame(1), frame(2)), 'xyz ' * 400))
     assert policy.predict_chunk(Observation((frame(1),), TASK)).horizon == 5, 'it recovers'
-
-
-# --- the state of the arm ---------------------------------------------------------------------
-
-
-@pytest.fixture(scope='module')
-def feeling_policy():
-    return WorldVLAPolicy(attentive_policy())
-
-
-def feel(policy, state, frames=(1, 2)):
-    observation = Observation(tuple(frame(one, 64) for one in frames), TASK, state)
-    return policy.predict_chunk(observation).token_ids
-
-
-def test_a_chunk_depends_on_the_state_of_the_arm(feeling_policy):
-    low, high = np.full(7, -0.5), np.full(7, 0.5)
-    assert feeling_policy.reads_state
-    assert (feel(feeling_policy, low) != feel(feeling_policy, high)).any()
-    np.testing.assert_array_equal(feel(feeling_policy, low), feel(feeling_policy, low.copy()))
-    np.testing.assert_array_equal(feel(feeling_policy, 9 * high), feel(feeling_policy, 8 * high))
-
-
-def test_the_state_is_that_of_the_published_prompt(feeling_policy):
-    pretrained, state = feeling_policy.pretrained, np.linspace(-1, 1, 7)
-    prompt = pretrained.prompts.action(
-        TASK, [pretrained.encode(frame(one, 64).image) for one in (1, 2)],
-        pretrained.state_tokenizer.encode(state))
-    np.testing.assert_array_equal(feel(feeling_policy, state),
-                                  generate_chunk(pretrained.model, prompt, 5).numpy())
-
-
-def test_a_state_that_changed_since_the_preparation_counts(feeling_policy):
-    for step, state in enumerate(np.linspace(-1, 1, 4 * 7).reshape(4, 7)):
-        feeling_policy.prepare(frame(step, 64), TASK)
-        other = WorldVLAPolicy(feeling_policy.pretrained)
-        frames = (step, step + 1)
-        np.testing.assert_array_equal(feel(feeling_policy, state, frames),
-                                      feel(other, state, frames))
-
-
-def test_a_missing_state_is_refused_and_a_needless_one_changes_nothing(policy, feeling_policy):
-    with pytest.raises(StateError, match=r'Observation\.state'):
-        feel(feeling_policy, None)
-    assert feel(feeling_policy, np.zeros(7)).shape == (5, 7), 'it recovers'
-    assert not policy.reads_state
-    np.testing.assert_array_equal(feel(policy, np.ones(7)), feel(policy, None))
-
-
-def test_a_policy_that_reads_the_state_warms_up(feeling_policy):
-    before = feel(feeling_policy, np.zeros(7))
-    feeling_policy.warm_up()
-    np.testing.assert_array_equal(feel(feeling_policy, np.zeros(7)), before)
-
-
-def test_a_state_without_tokens_for_it_is_refused():
-    blind = attentive_policy(reads_state=False)
-    settings = replace(blind.settings, state_minimum=(0.0,) * 7, state_maximum=(1.0,) * 7)
-    with pytest.raises(CheckpointError, match='no tokens'):
-        replace(blind, settings=settings)
-    with pytest.raises(CheckpointError, match='go together'):
-        replace(blind.settings, state_minimum=(0.0,) * 7)
 
 
 def test_warm_up_changes_no_result(policy):

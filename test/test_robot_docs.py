@@ -29,9 +29,10 @@ def test_training_reads_a_demonstration_that_was_written_as_documented(tmp_path)
     path = tmp_path / 'put_the_cup_on_the_shelf_demo.hdf5'
     for number in range(2):
         written['add_demonstration'](path, number, pictures, actions, positions, quaternions,
-                                     fingers)
+                                     fingers, wrist=255 - pictures)
 
-    first, second = read_episodes(path)
+    first, second = read_episodes(path, wrist=True)
+    np.testing.assert_array_equal(first.wrist, 255 - pictures)
     assert (first.name, second.name) == ('demo_0', 'demo_1')
     assert first.instruction == 'put the cup on the shelf' and first.success
     np.testing.assert_array_equal(first.frames, pictures)

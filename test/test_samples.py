@@ -55,6 +55,18 @@ def test_the_state_of_the_newest_frame_stands_behind_the_images():
                                      vocabulary.separator]
 
 
+@pytest.mark.parametrize('start', [0, 3])
+def test_the_wrist_camera_follows_each_frame_of_the_action_branch_alone(start):
+    wrist = CODES[::-1]
+    one = builder()
+    sample = one.build('action', 'pick', CODES, ACTIONS, start, wrist_codes=wrist)
+    seen = range(max(0, start - 1), start + 1)
+    images = [camera[step] for step in seen for camera in (CODES, wrist)]
+    np.testing.assert_array_equal(sample.ids[~sample.labelled], PROMPTS.action('pick', images))
+    world = one.build('world', 'pick', CODES, ACTIONS, start, wrist_codes=wrist)
+    np.testing.assert_array_equal(world.ids, build(one, 'world', start).ids)
+
+
 @pytest.mark.parametrize('horizon', [1, 5, 9])
 def test_only_the_action_blocks_and_the_last_separator_are_learned(horizon):
     sample = build(builder(horizon=horizon), 'action', 0)

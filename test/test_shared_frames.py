@@ -53,6 +53,20 @@ def test_a_frame_of_any_memory_layout_arrives_unchanged(both_ends, layout):
     assert frame.stamp_ns == 123
 
 
+def test_a_picture_of_the_wrist_camera_travels_with_its_frame(both_ends):
+    writer, reader = both_ends
+    frames = (Frame(noise(8, 6), 1, noise(4, 10, seed=1)), Frame(noise(5, 7, seed=2), 2),
+              Frame(noise(3, 3, seed=3), 3, noise(9, 2, seed=4)[::-1]))
+    for there, sent in zip(reader.read(writer.write(frames)), frames, strict=True):
+        np.testing.assert_array_equal(there.image, sent.image)
+        assert there.stamp_ns == sent.stamp_ns and (there.wrist is None) == (sent.wrist is None)
+        if sent.wrist is not None:
+            np.testing.assert_array_equal(there.wrist, sent.wrist)
+    side = 150
+    with pytest.raises(FrameError, match=r'\(150, 150, 3\), \(150, 150, 3\) need 135000 bytes'):
+        writer.write((Frame(noise(side, side), 1, noise(side, side)),))
+
+
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 40),
                           st.integers(-2**62, 2**62)), max_size=6))
 def test_several_frames_of_several_sizes_do_not_touch_each_other(both_ends, shapes):

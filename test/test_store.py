@@ -12,6 +12,7 @@ from training_data import (
     episode,
     small_store,
     tiny_tokenizer,
+    with_wrist,
     write_hdf5,
 )
 
@@ -76,6 +77,52 @@ def test_demonstrations_without_states_give_no_range_of_them(tmp_path):
     store = write_store(tmp_path / 'store', episodes, tiny_tokenizer(), IMAGE_SIZE)
     with pytest.raises(DatasetError, match='12 of 24 frames have no state'):
         store.state_range(store.episodes)
+
+
+def test_a_store_keeps_the_wrist_camera_apart(tmp_path):
+    episodes = [with_wrist(episode(number)) for number in range(2)]
+    store = write_store(tmp_path / 'store', episodes, tiny_tokenizer(), IMAGE_SIZE)
+    plain = write_store(tmp_path / 'plain', [episode(0), episode(1)], tiny_tokenizer(), IMAGE_SIZE)
+    pictures = np.concatenate([one.wrist for one in episodes])
+    np.testing.assert_array_equal(store.wrist_codes, tiny_tokenizer().encode(pictures))
+    np.testing.assert_array_equal(store.codes, plain.codes)
+    assert plain.wrist_codes is None and plain.header.data != store.header.data
+    (tmp_path / 'store' / 'wrist_codes.npy').unlink()
+    with pytest.raises(DatasetError, match=r'wrist_codes\.npy is missing'):
+        TokenStore.open(tmp_path / 'store')
+
+
+def test_a_wrist_camera_that_some_demonstrations_lack_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match='1 of 2 demonstrations lack the wrist camera'):
+        write_store(tmp_path / 'store', [with_wrist(episode(0)), episode(1)], tiny_tokenizer(),
+                    IMAGE_SIZE)
+
+
+@pytest.mark.parametrize(('before', 'encoded'), [(False, 1 + 12), (True, 2)])
+def test_of_a_reused_store_only_what_it_lacks_is_encoded(tmp_path, monkeypatch, before, encoded):
+    one = with_wrist(episode(0))
+    reuse = write_store(tmp_path / 'old', [one if before else episode(0)], tiny_tokenizer(),
+                        IMAGE_SIZE)
+    counted, encode = [], store_module._encode
+    monkeypatch.setattr(store_module, '_encode', lambda frames, *rest: (
+        counted.append(len(frames)), encode(frames, *rest))[1])
+    store = write_store(tmp_path / 'new', [one], tiny_tokenizer(), IMAGE_SIZE, reuse)
+    assert sum(counted) == encoded
+    np.testing.assert_array_equal(store.wrist_codes, tiny_tokenizer().encode(one.wrist))
+
+
+def test_the_command_reads_the_wrist_camera_where_it_is_asked_to(tmp_path, capsys):
+    write_hdf5(tmp_path / 'demos' / 'pick_demo.hdf5', [with_wrist(episode(0))])
+    write_hdf5(tmp_path / 'without' / 'pick_demo.hdf5', [episode(0)])
+    save_image_tokenizer(tiny_tokenizer(), tmp_path / 'tokenizer')
+    common = ['--tokenizer', str(tmp_path / 'tokenizer'), '--image-size', str(IMAGE_SIZE)]
+    for name, flags in (('both', ['--wrist']), ('one', [])):
+        assert main([str(tmp_path / 'demos'), '--out', str(tmp_path / name), *common, *flags]) == 0
+    assert TokenStore.open(tmp_path / 'both').wrist_codes is not None
+    assert TokenStore.open(tmp_path / 'one').wrist_codes is None
+    assert main([str(tmp_path / 'without'), '--out', str(tmp_path / 'none'), *common,
+                 '--wrist']) == 1
+    assert 'no obs/eye_in_hand_rgb in it' in capsys.readouterr().err
 
 
 def test_the_split_is_made_within_each_task(tmp_path):
@@ -300,7 +347,7 @@ def test_a_store_takes_over_no_codes_of_other_pictures(tmp_path):
     size, tokenizer = first.header.image_size, tiny_tokenizer()
     before = episode(0, 12, INSTRUCTIONS[0], 'task0')
     again = replace(before, frames=255 - before.frames)
-    assert np.array_equal(first.codes_of(again), tokenizer.encode(before.frames).numpy())
+    assert np.array_equal(first.codes_of(again)['codes'], tokenizer.encode(before.frames).numpy())
     second = write_store(tmp_path / 'second', [again], tokenizer, size, reuse=first)
     np.testing.assert_array_equal(second.codes, tokenizer.encode(again.frames).numpy())
     with pytest.raises(DatasetError, match=rf'{size} px, 32 px are asked.*--image-size {size}'):

@@ -7,13 +7,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from training_data import INSTRUCTIONS, episode, small_store
+from training_data import INSTRUCTIONS, episode, small_store, with_wrist
 from training_runs import TINY, columns, memorised, tiny_config, weights
 
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.training.experiment import build_experiment
-from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.losses import WEIGHTINGS
 from worldvla_ros.training.run_folder import RunFolder, read_metrics
 from worldvla_ros.training.settings import OptimizerConfig
@@ -44,6 +44,25 @@ def test_a_policy_that_reads_the_state_learns_from_it(tmp_path):
     policy = memorised(tmp_path, demos, state=True, history_length=1)
     assert policy.reads_state
     assert float(read_metrics(tmp_path / 'run')[-1]['action_accuracy']) == 1.0
+
+
+def test_a_policy_that_reads_the_wrist_camera_learns_from_it(tmp_path):
+    """Frames and text are the same everywhere, so that only the wrist camera tells the actions."""
+    demos = [replace(with_wrist(episode(number, 10)),
+                     frames=episode(0, 10).frames[:1].repeat(10, 0)) for number in range(2)]
+    policy = memorised(tmp_path, demos, wrist=True, history_length=1)
+    assert policy.reads_wrist
+    assert float(read_metrics(tmp_path / 'run')[-1]['action_accuracy']) > 0.99
+    frame = Frame(demos[0].frames[3], 3, demos[0].wrist[3])
+    chunk = policy.predict_chunk(Observation((frame,), demos[0].instruction))
+    error = np.abs(chunk.actions - demos[0].actions[3:8])
+    assert (error <= policy.pretrained.action_tokenizer.bin_width).all()
+
+
+def test_a_store_without_the_wrist_camera_is_refused_where_it_is_asked_for(tmp_path):
+    small_store(tmp_path)
+    with pytest.raises(DatasetError, match='tokenise --wrist'):
+        train(tiny_config(tmp_path, steps=2, wrist=True))
 
 
 def test_a_checkpoint_without_the_state_begins_to_read_it(tmp_path):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
-from training_data import episode, write_hdf5
+from training_data import episode, with_wrist, write_hdf5
 
 from worldvla_ros.training.frames import load_frames
 from worldvla_ros.training.libero_hdf5 import read_episodes
@@ -45,3 +45,16 @@ def test_frames_survive_the_journey(tmp_path):
         assert np.abs(difference).mean() < 2
     loaded = load_frames(tmp_path / 'arrived', 64, 1000, 'numeric')
     assert len(loaded.train) + len(loaded.held_out) == 102 and len(loaded.held_out) > 0
+
+
+def test_the_wrist_camera_travels_as_episodes_of_its_own(tmp_path):
+    write_hdf5(tmp_path / 'demos' / 'task_demo.hdf5', [with_wrist(smooth(1, 3))])
+    assert '1 episodes, 3 frames' in run('pack', tmp_path / 'demos', tmp_path / 'one.mp4')
+    said = run('pack', tmp_path / 'demos', tmp_path / 'both.mp4', '--wrist')
+    assert '2 episodes, 6 frames' in said
+    run('unpack', tmp_path / 'both.mp4', tmp_path / 'arrived')
+    arrived = list(read_episodes(tmp_path / 'arrived' / 'frames_demo.hdf5'))
+    dark, bright = sorted((one.frames for one in arrived), key=np.mean)
+    wrist = with_wrist(smooth(1, 3)).wrist
+    assert np.abs(dark.astype(int) - smooth(1, 3).frames).mean() < 2
+    assert np.abs(bright.astype(int) - wrist).mean() < 2

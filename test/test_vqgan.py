@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 import torch
-from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
+from training_data import IMAGE_SIZE, episode, tiny_tokenizer, with_wrist, write_hdf5
 
 from worldvla_ros.errors import CheckpointError, ConfigError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer, save_image_tokenizer
@@ -62,6 +62,19 @@ def test_training_makes_held_out_frames_survive_better(demos):
     assert trained.psnr > before.psnr + 3
     saved = load_image_tokenizer(demos / 'tokenizer')
     assert reconstruction_quality(saved, held_out) == trained
+
+
+def test_the_wrist_camera_is_learned_from_where_it_is_asked_for(tmp_path):
+    written = [with_wrist(moving_square(i)) for i in range(10)]
+    write_hdf5(tmp_path / 'demos' / 'push_demo.hdf5', written)
+    both = load_frames(tmp_path / 'demos', IMAGE_SIZE, 100, 'numeric', wrist=True)
+    assert [len(both.train), len(both.held_out)] == [2 * 9 * 4, 2 * 4]
+    np.testing.assert_array_equal(
+        both.held_out.frames, np.concatenate([written[9].frames, written[9].wrist]))
+    few = load_frames(tmp_path / 'demos', IMAGE_SIZE, 40, 'numeric', wrist=True)
+    assert len(few.train) + len(few.held_out) == 40
+    assert train_vqgan(config(tmp_path, steps=2, wrist=True)) == reconstruction_quality(
+        load_image_tokenizer(tmp_path / 'tokenizer'), both.held_out)
 
 
 def test_a_result_that_is_rounded_is_the_one_that_is_measured(demos):

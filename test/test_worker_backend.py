@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from state_policies import state_checkpoint
+from state_policies import attentive_policy, state_checkpoint
 from worker_processes import (
     FOREVER,
     PERIOD,
@@ -31,6 +31,7 @@ from worldvla_ros.errors import FrameError, InferenceError
 from worldvla_ros.inference.backend import Health
 from worldvla_ros.inference.inproc_backend import InprocBackend
 from worldvla_ros.inference.messages import TERMINAL_SIGNALS
+from worldvla_ros.training.run_folder import save_pretrained
 
 
 @pytest.fixture(scope='module')
@@ -83,6 +84,28 @@ def test_a_worker_answers_with_exactly_the_chunk_that_this_process_computes(back
     finally:
         inproc.stop()
     assert not [one for one in threading.enumerate() if one.name.startswith('policy')]
+
+
+def test_the_wrist_camera_reaches_a_policy_that_reads_it(tmp_path):
+    folder = tmp_path / 'tiny'
+    save_pretrained(attentive_policy(reads_state=False, reads_wrist=True), folder)
+    settings = replace(SETTINGS, checkpoint=str(folder))
+    seeing, inproc = new_backend(settings), InprocBackend(settings)
+    try:
+        assert seeing.start() == inproc.start() and seeing._info.reads_wrist
+        answers = []
+        for number, wrist in enumerate((None, noise(7)[:64, :64], noise(8)[:64, :64])):
+            asked = Observation((Frame(noise(1)[:64, :64], PERIOD, wrist),), 'go')
+            inproc.submit(number, asked)
+            answers.append((ask(seeing, number, asked), result_of(inproc, number)))
+    finally:
+        seeing.stop()
+        inproc.stop()
+    missing, *chunks = answers
+    assert all(one.chunk is None and 'wrist camera' in one.error for one in missing)
+    for one, other in chunks:
+        np.testing.assert_array_equal(one.chunk.token_ids, other.chunk.token_ids)
+    assert (chunks[0][0].chunk.token_ids != chunks[1][0].chunk.token_ids).any()
 
 
 def test_the_state_of_the_arm_reaches_a_policy_that_reads_it(backend, tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small demonstrations, an image tokenizer and a store for the tests of training."""
 
+from dataclasses import replace
 import json
 
 import h5py
@@ -42,6 +43,11 @@ def episode(number=0, steps=12, instruction=INSTRUCTIONS[0], task='pick', succes
                    states)
 
 
+def with_wrist(one):
+    """Return an episode with pictures of a wrist camera, which are others than its frames."""
+    return replace(one, wrist=np.ascontiguousarray(255 - one.frames[:, ::-1]))
+
+
 def write_hdf5(path, episodes, layout='ours'):
     """Write episodes as our recorder does, as LIBERO's converter does, or as replayed files are.
 
@@ -53,7 +59,7 @@ def write_hdf5(path, episodes, layout='ours'):
         data = file.create_group('data')
         for one in episodes:
             group, steps, base = data.create_group(one.name), len(one.actions), (-0.66, 0.0, 0.912)
-            actions, frames = one.actions, one.frames
+            actions, frames, wrist = one.actions, one.frames, one.wrist
             hands = np.tile((0.04, -0.04, *base, 1.0, 0.0, 0.0, 0.0), (steps, 1))
             joints = np.cumsum(np.full((steps + 2, 7), 0.01), 0)
             before = seen = joints[1:-1]
@@ -61,6 +67,7 @@ def write_hdf5(path, episodes, layout='ours'):
             if layout == 'converter':
                 actions = np.concatenate([-actions[:1], actions])
                 frames = np.concatenate([frames, 255 - frames[-1:]])
+                wrist = wrist if wrist is None else np.concatenate([wrist, 255 - wrist[-1:]])
                 hands = np.concatenate([hands, hands[:1] + 1])
                 before, seen = joints[:-1], joints[1:]
                 info['problem_name'] = 'libero_tabletop_manipulation'
@@ -74,14 +81,17 @@ def write_hdf5(path, episodes, layout='ours'):
             group['actions'], group['robot_states'] = actions, hands
             group['dones'] = np.r_[np.zeros(len(actions) - 1), one.success].astype(np.uint8)
             group['obs/agentview_rgb'], group['obs/joint_states'] = frames[:, ::-1, ::-1], seen
+            if wrist is not None:
+                group['obs/eye_in_hand_rgb'] = wrist[:, ::-1, ::-1]
             group['states'] = np.hstack([np.arange(len(before))[:, None], before, before])
 
 
-def small_store(folder, num_episodes=4, steps=12):
+def small_store(folder, num_episodes=4, steps=12, wrist=False):
     """Write a tokenizer and a store of two tasks; return both folders."""
     tokenizer = tiny_tokenizer()
     save_image_tokenizer(tokenizer, folder / 'tokenizer')
     episodes = [episode(i, steps, INSTRUCTIONS[i % 2], f'task{i % 2}')
                 for i in range(num_episodes)]
+    episodes = [with_wrist(one) for one in episodes] if wrist else episodes
     write_store(folder / 'store', episodes, tokenizer, IMAGE_SIZE)
     return folder / 'store', folder / 'tokenizer'

@@ -23,7 +23,7 @@ TINY = ModelConfig(hidden_size=32, intermediate_size=64, num_layers=2, num_heads
 def tiny_config(folder, steps=6, output='run', **data):
     store, tokenizer = folder / 'store', folder / 'tokenizer'
     if not store.exists():
-        small_store(folder)
+        small_store(folder, wrist=data.get('wrist', False))
     data = {'split': 'numeric', **data}  # of few episodes a hash may hold out any, or none
     return TrainConfig(
         data=DataConfig(str(store), str(tokenizer), batch_size=4, **data), model=TINY,

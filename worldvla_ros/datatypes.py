@@ -28,14 +28,19 @@ class Frame:
 
     image: np.ndarray  # (H, W, 3) uint8 RGB
     stamp_ns: int  # [ns] on the clock of the camera's header
+    wrist: np.ndarray | None = None  # (H, W, 3) uint8 RGB, what the wrist camera saw then
 
     def __post_init__(self) -> None:
-        """Refuse anything that is not an RGB image; freeze the array."""
-        image = self.image
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-            raise FrameError(
-                f'a frame must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}')
-        object.__setattr__(self, 'image', _frozen(image))
+        """Refuse anything that is not an RGB image; freeze the arrays."""
+        for name in ('image', 'wrist'):
+            image = getattr(self, name)
+            if image is None and name == 'wrist':
+                continue
+            if (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3
+                    or image.size == 0):
+                raise FrameError(
+                    f'a frame must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}')
+            object.__setattr__(self, name, _frozen(image))
 
 
 @dataclass(frozen=True, eq=False)

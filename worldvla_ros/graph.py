@@ -45,6 +45,8 @@ POLICY_ARGUMENTS = {
                       ('', 'auto', 'float32', 'bfloat16', 'float16')),
     'weights': Argument('fp8 for speed on a GPU that has it', '', ('', 'dense', 'fp8')),
     'image': Argument('Topic of the third-person camera', 'image'),
+    'wrist_image': Argument('Topic of the wrist camera, for checkpoints that read it',
+                            'wrist_image'),
     'ee_pose': Argument('Topic of the end effector\'s pose in the frame of the base', 'ee_pose'),
     'joint_states': Argument('Topic of the joints, among them the gripper\'s', 'joint_states'),
     'mode': Argument('realtime for robots, lockstep for a simulator that waits', '',
@@ -72,6 +74,8 @@ DEMO_ARGUMENTS = {
     'assets': Argument('Meshes and textures', 'builtin', ('auto', 'builtin', 'official')),
     'image_size': Argument('Side of the camera images [px]; default: what the checkpoint was '
                            'trained on, where it is a folder or ships with the package'),
+    'wrist': Argument('Publish the wrist camera, too; default: if such a checkpoint reads it', '',
+                      _FLAG),
 }
 """Arguments of demo.launch.py: the policy and the simulator, wired to each other."""
 
@@ -108,8 +112,9 @@ def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
                 'checkpoint', 'subfolder', 'settings', 'device', 'dtype', 'weights')},
             'mode': ('control.mode', str), 'use_sim_time': ('use_sim_time', _flag)}),
         parameter_files=_files(arguments),
-        remappings={'image': arguments['image'],
-                    'image/compressed': f'{arguments["image"]}/compressed',
+        remappings={**{camera + transport: arguments[camera] + transport
+                       for camera in ('image', 'wrist_image')
+                       for transport in ('', '/compressed')},
                     'ee_pose': arguments['ee_pose'],
                     'joint_states': arguments['joint_states']})]
 
@@ -130,20 +135,24 @@ def demo_graph(given: Mapping[str, str]) -> list[NodeSpec]:
     """Return policy and bridge, wired, for some or all of DEMO_ARGUMENTS."""
     arguments = {**defaults(DEMO_ARGUMENTS), **given}
     policy, = policy_graph({**_only(arguments, 'checkpoint', 'device', 'mode'),
-                            'use_sim_time': 'true', 'image': 'camera/agentview/image_raw'})
+                            'use_sim_time': 'true', 'image': 'camera/agentview/image_raw',
+                            'wrist_image': 'camera/wrist/image_raw'})
     # A simulated camera has no noise, so a still picture does not mean a frozen camera.
     policy.parameters['obs.frozen_after'] = -1
-    arguments['image_size'] = arguments['image_size'] or _seen_size(arguments['checkpoint'])
-    return [policy, *sim_graph(_only(arguments, 'mode', 'assets', 'image_size'))]
+    seen = _settings_of(arguments['checkpoint'])
+    if seen is not None:
+        arguments['image_size'] = arguments['image_size'] or str(seen.image_size)
+        arguments['wrist'] = arguments['wrist'] or str(seen.reads_wrist).lower()
+    return [policy, *sim_graph(_only(arguments, 'mode', 'assets', 'image_size', 'wrist'))]
 
 
-def _seen_size(checkpoint: str) -> str:
-    """Return the side [px] of the pictures that a checkpoint sees; '' where no file here tells."""
+def _settings_of(checkpoint: str) -> PolicySettings | None:
+    """Return what a checkpoint says of itself; None where no file here tells."""
     checkpoint = checkpoint or SHIPPED[0]
     if checkpoint == RANDOM:  # made by the node, on first use
-        return ''
+        return None
     settings = Path(locate_checkpoint(checkpoint), POLICY_FILE)
-    return str(PolicySettings.load(settings).image_size) if settings.is_file() else ''
+    return PolicySettings.load(settings) if settings.is_file() else None
 
 
 def defaults(arguments: Mapping[str, Argument]) -> dict[str, str]:

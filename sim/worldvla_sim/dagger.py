@@ -79,13 +79,17 @@ def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
     """Play a random reset in turns; None when it did not succeed in time.
 
     :param noise: standard deviation of what is added to the expert's own motion.
-    :raises ConfigError: the policy needs images of another size than the environment renders.
+    :raises ConfigError: the policy needs images of another size than the environment renders, or
+        the wrist camera, which it does not.
     """
     observation = env.reset(None, seed=seed)
     size = len(observation.agentview) if observation.agentview is not None else None
     if learner.image_size not in (None, size):
         raise ConfigError(f'{settings.name} needs images of {learner.image_size} px, but {size} '
                           f'are recorded; give --image-size {learner.image_size}')
+    if learner.needs_wrist and observation.wrist is None:
+        raise ConfigError(f'{settings.name} needs the wrist camera, which is not recorded; give '
+                          f'--wrist')
     recorder, disturbance = DemonstrationRecorder(env), ActionNoise(noise, seed)
     turns = Turns(settings, env.max_steps, seed)
     expert.start(env, observation)

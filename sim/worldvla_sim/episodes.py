@@ -7,7 +7,8 @@ import time
 
 import numpy as np
 
-from worldvla_sim.libero_env import LOCKSTEP, LiberoEnv, SimObservation
+from worldvla_sim.libero_env import LOCKSTEP, LiberoEnv
+from worldvla_sim.observation import SimObservation, rendered
 from worldvla_sim.policies import EpisodePolicy
 
 
@@ -59,8 +60,9 @@ def run_episode(env: LiberoEnv, policy: EpisodePolicy, init_state: int, *, seed:
     began = time.perf_counter()
     observation = env.reset(init_state, seed=seed)
     if frames is not None:
-        frames.append(observation.agentview)
+        frames.append(rendered(observation.agentview))
     success = play(env, policy, observation, max_steps or env.max_steps,
-                   None if frames is None else lambda _, seen: frames.append(seen.agentview))
+                   None if frames is None else
+                   lambda _, seen: frames.append(rendered(seen.agentview)))
     return EpisodeRecord(env.suite, env.task, env.instruction, init_state, success, env.steps,
                          None, env.assets, round(time.perf_counter() - began, 3))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from worldvla_ros.errors import SimulationError
+
 
 @dataclass(frozen=True, eq=False)
 class SimObservation:
@@ -23,6 +25,14 @@ class SimObservation:
         for value in vars(self).values():
             if isinstance(value, np.ndarray):
                 value.setflags(write=False)
+
+
+def rendered(image: np.ndarray | None) -> np.ndarray:
+    """Return an image of an observation; SimulationError if the environment renders none."""
+    if image is None:
+        raise SimulationError('there is no such picture: make the environment with render=True, '
+                              'and with wrist=True for the wrist camera')
+    return image
 
 
 @dataclass(frozen=True, eq=False)

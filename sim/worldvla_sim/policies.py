@@ -15,13 +15,15 @@ from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.policy.named_checkpoints import NAMES, locate_checkpoint
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
-from worldvla_sim.libero_env import NO_OP, LiberoEnv, SimObservation
+from worldvla_sim.libero_env import NO_OP, LiberoEnv
+from worldvla_sim.observation import SimObservation, rendered
 
 
 class EpisodePolicy(Protocol):
     """Anything that plays episodes in process: one action per control step."""
 
     needs_images: bool  # False lets the runner skip rendering
+    needs_wrist: bool  # whether those of the wrist camera are among them
     image_size: int | None  # [px] that it must see; None takes any
 
     def start(self, env: LiberoEnv, observation: SimObservation) -> None:
@@ -35,7 +37,8 @@ class HoldPolicy:
     """Never moves: the baseline that must fail, and a way to look at settled scenes."""
 
     needs_images = False
-    image_size = None
+    needs_wrist = False
+    image_size: int | None = None
 
     def start(self, env: LiberoEnv, observation: SimObservation) -> None:
         """Nothing to prepare."""
@@ -53,7 +56,8 @@ class DriftPolicy:
     """
 
     needs_images = False
-    image_size = None
+    needs_wrist = False
+    image_size: int | None = None
     _TRANSLATION, _ROTATION = 0.35, 0.1  # standard deviations, controller input
     _GRIPPER_TURNS = 0.3  # share of the mistakes that open or close the gripper, too
 
@@ -99,6 +103,7 @@ class CheckpointPolicy:
         self.description = self._policy.description
         self._execute = execute
         self.image_size: int | None = self._policy.image_size
+        self.needs_wrist = self._policy.reads_wrist
         self._frames: deque[Frame] = deque(maxlen=self._policy.history_length)
         self._actions: deque[np.ndarray] = deque()
         self._instruction = ''
@@ -113,7 +118,9 @@ class CheckpointPolicy:
 
     def act(self, observation: SimObservation) -> np.ndarray:
         """Return the next action of the chunk; infer a new chunk when it is used up."""
-        self._frames.append(Frame(observation.agentview, round(observation.time * 1e9)))
+        self._frames.append(Frame(
+            rendered(observation.agentview), round(observation.time * 1e9),
+            rendered(observation.wrist) if self.needs_wrist else None))
         if not self._actions:
             state = arm_state(observation.ee_position - self._base,
                               Rotation.from_quat(observation.ee_quaternion),

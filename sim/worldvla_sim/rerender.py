@@ -51,6 +51,7 @@ class Pictures:
     assets: str | None = None  # None: as the file says, or else what is found
     robot: str | None = None  # None: as the file says, or else 'light'
     msaa: int = 0
+    wrist: bool = False  # the wrist camera, too; False: where it was recorded
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class RenderRunner:
             recorded = data[job.name]
             env = self._kept.get(**asdict(job.simulation), image_size=job.pictures.image_size,
                                  msaa=job.pictures.msaa,
-                                 wrist=f'obs/{WRIST_IMAGES}' in recorded)
+                                 wrist=(job.pictures.wrist
+                                        or f'obs/{WRIST_IMAGES}' in recorded))
             reset_as_recorded(env, recorded)
             observations = []
             for state in _states(recorded, job):
@@ -102,7 +104,7 @@ def _states(recorded: h5py.Group, job: RenderJob) -> np.ndarray:
         raise SimulationError(
             f'{job.path}, {job.name}: {0 if states is None else len(states)} states of the '
             f'simulator for {len(actions)} actions, so it cannot be rendered again')
-    return states[:]
+    return np.asarray(states)
 
 
 class RenderedFile:
@@ -205,7 +207,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m worldvla_sim.rerender',
         description='Render demonstrations again from their recorded states, at another size or '
-                    'with other assets; run again to go on. Both cameras, where there were two.')
+                    'with other assets; run again to go on.')
     parser.add_argument('demonstrations', type=Path, help='folder with LIBERO-format HDF5 files')
     parser.add_argument('--image-size', type=positive_int, required=True, help='[px]')
     parser.add_argument('--out', type=Path, required=True, help='folder of the copies')
@@ -216,6 +218,8 @@ def _parser() -> argparse.ArgumentParser:
                         help='(default: those of the file, auto where it does not say)')
     parser.add_argument('--robot', choices=ROBOTS, help='(default: likewise, light)')
     parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=0)
+    parser.add_argument('--wrist', action='store_true',
+                        help='the wrist camera, too (default: where it was recorded)')
     return parser
 
 
@@ -225,7 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     files = files_to_render(
         options.demonstrations, options.out,
-        Pictures(options.image_size, options.assets, options.robot, options.msaa), options.suite)
+        Pictures(options.image_size, options.assets, options.robot, options.msaa, options.wrist),
+        options.suite)
     rerender(files, workers=options.workers)
     print(f'{sum(map(len, files))} demonstrations in {len(files)} files: {options.out}')
     return EXIT_OK

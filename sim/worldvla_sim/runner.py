@@ -108,7 +108,7 @@ class EpisodeRunner:
         settings = self._settings
         return self._kept.get(
             settings.suite, task, assets=settings.assets, robot=settings.robot,
-            msaa=settings.msaa, image_size=self._size,
+            msaa=settings.msaa, image_size=self._size, wrist=self._policy.needs_wrist,
             render=self._policy.needs_images or self._videos is not None)
 
     def close(self) -> None:

@@ -6,16 +6,17 @@ import numpy as np
 from processes import children_of, is_alive
 import pytest
 import rclpy
-from sensor_msgs.msg import JointState
-from state_policies import state_checkpoint
+from sensor_msgs.msg import Image, JointState
+from state_policies import attentive_policy, state_checkpoint
 
 from worldvla_ros.arm_state import arm_state
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE, demo_graph
 from worldvla_ros.msg import Episode
-from worldvla_ros.nodes.conversions import message_to_pose, to_ns
+from worldvla_ros.nodes.conversions import image_to_frame, message_to_pose, to_ns
 from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.policy.policy import WorldVLAPolicy
+from worldvla_ros.training.run_folder import save_pretrained
 from worldvla_sim.ros.episode_client import EpisodeClient
 
 STEPS = 40
@@ -24,13 +25,14 @@ STEPS = 40
 class Played:
     """One episode as the client saw it."""
 
-    def __init__(self, client, joints, poses):
+    def __init__(self, client, joints, poses, wrist):
         joints.clear()
         self.record = client.play('libero_object', 4, 2)
         self.arm = {stamp: (poses[stamp], joints[stamp][-2:]) for stamp in joints}
         self.joints = np.array([joints[stamp] for stamp in sorted(joints)])
         self.chunks = np.array([chunk.actions for chunk in self.record.chunks])
         self.frames = np.stack(self.record.ordered_frames)
+        self.wrist = dict(wrist)
 
 
 def play(log_folder, episodes, dtype='auto', **given):
@@ -38,7 +40,7 @@ def play(log_folder, episodes, dtype='auto', **given):
     policy, bridge = demo_graph(given)
     policy.parameters['dtype'] = dtype
     bridge.parameters['max_steps'] = STEPS
-    joints, poses = {}, {}
+    joints, poses, wrist = {}, {}, {}
     rclpy.init()
     try:
         with ProcessGroup([policy, bridge], log_folder) as processes:
@@ -47,8 +49,11 @@ def play(log_folder, episodes, dtype='auto', **given):
                 {to_ns(message.header.stamp): message.position}), 100)
             client.create_subscription(PoseStamped, 'ee_pose', lambda message: poses.update(
                 {to_ns(message.header.stamp): message}), 100)
+            client.create_subscription(
+                Image, 'camera/wrist/image_raw', lambda message: wrist.update(
+                    {to_ns(message.header.stamp): image_to_frame(message).image}), 100)
             client.wait_until_ready()
-            played = [Played(client, joints, poses) for _ in range(episodes)]
+            played = [Played(client, joints, poses, wrist) for _ in range(episodes)]
             pids = [*processes.process_ids.values()]
             pids += [child for pid in pids for child in children_of(pid)]
     finally:
@@ -95,6 +100,23 @@ def test_a_policy_that_reads_the_state_of_the_arm_gets_that_of_its_newest_frame(
         assert list(chunk.token_ids) == expected.token_ids.reshape(-1).tolist()
     assert len(states) == STEPS / policy.horizon, 'none was void because its state came later'
     assert np.ptp(states, axis=0)[:3].max() > 0.01, 'the arm moves'
+
+
+def test_a_policy_that_reads_the_wrist_camera_gets_its_picture_of_each_frame(domain_id, tmp_path):
+    pretrained = attentive_policy(reads_state=False, reads_wrist=True)
+    save_pretrained(pretrained, tmp_path / 'tiny')
+    checkpoint = str(tmp_path / 'tiny')
+    (played,), _ = play(tmp_path, 1, 'float32', checkpoint=checkpoint)
+    policy = WorldVLAPolicy.from_pretrained(checkpoint, dtype='float32')
+    record = played.record
+    for chunk in record.chunks:
+        frames = tuple(Frame(record.frames[stamp], stamp, played.wrist[stamp])
+                       for stamp in map(to_ns, chunk.frame_stamps))
+        expected = policy.predict_chunk(Observation(frames, record.instruction))
+        assert list(chunk.token_ids) == expected.token_ids.reshape(-1).tolist()
+    assert len(record.chunks) == STEPS / policy.horizon, 'none was void for want of a picture'
+    assert [len(chunk.frame_stamps) for chunk in record.chunks[:2]] == [1, 2]
+    assert np.std([picture.mean() for picture in played.wrist.values()]) > 0, 'the arm moves'
 
 
 @pytest.mark.slow

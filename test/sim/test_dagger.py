@@ -20,7 +20,7 @@ TASK = 1
 class WanderingPolicy:
     """Drifts about and opens and closes at random: wrong in every way."""
 
-    needs_images, image_size = False, None
+    needs_images, needs_wrist, image_size = False, False, None
 
     def start(self, env, observation):
         self._random, self._motion, self._gripper = np.random.default_rng(0), np.zeros(6), 1.0
@@ -101,6 +101,13 @@ def test_a_policy_that_is_not_there_or_is_the_expert_is_refused(tmp_path):
     with pytest.raises(ConfigError, match='itself'):
         learner_settings('expert')
     assert learner_settings('hold') == SETTINGS
+
+
+def test_a_wrist_camera_that_is_not_recorded_is_missed_by_a_policy_that_reads_it(env):
+    policy = HoldPolicy()
+    policy.needs_wrist = True
+    with pytest.raises(ConfigError, match=r'needs the wrist camera.*--wrist'):
+        record_turns(env, ExpertPolicy(), policy, SETTINGS, seed=0, noise=0.0)
 
 
 def test_images_of_another_size_are_refused(env):

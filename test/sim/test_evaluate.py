@@ -22,7 +22,13 @@ from worldvla_sim import collect, evaluate, policies
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.results import Results, describe_run, summary_table, wilson_interval
-from worldvla_sim.runner import EvaluationSettings, make_jobs
+from worldvla_sim.runner import (
+    EpisodeJob,
+    EpisodeRunner,
+    EvaluationSettings,
+    RunOptions,
+    make_jobs,
+)
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -268,13 +274,14 @@ def test_interruption_leaves_valid_results_and_no_process(number, tmp_path):
 class StubPolicy:
     """Stands for a checkpoint: chunks of three, numbered by their inference."""
 
-    history_length, image_size, horizon = 2, 32, 3
+    history_length, image_size, horizon, reads_wrist = 2, 32, 3, False
     description = 'stub, sha256:0'
 
     def __init__(self):
-        self.seen = []
+        self.seen, self.wrist = [], []
 
     def predict_chunk(self, observation):
+        self.wrist.append([frame.wrist for frame in observation.frames])
         self.seen.append([frame.stamp_ns for frame in observation.frames])
         actions = np.zeros((self.horizon, 7), np.float32)
         actions[:, 0] = len(self.seen) / 10
@@ -346,6 +353,20 @@ def test_checkpoint_executes_whole_chunks_and_sees_frames_one_period_apart(stub)
     assert taken == [0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 0.3]
     assert stub.seen[:3] == [[0], [100_000_000, 150_000_000], [250_000_000, 300_000_000]]
     assert len(stub.seen[3]) == 1, 'a new episode must not see frames of the last one'
+
+
+def test_a_checkpoint_that_reads_the_wrist_camera_is_shown_it(stub, checkpoint):
+    stub.reads_wrist = True
+    settings = EvaluationSettings(checkpoint, 'libero_object', 'builtin', max_steps=5)
+    runner = EpisodeRunner(settings, RunOptions())
+    try:
+        assert runner(EpisodeJob(0, 0)).steps == 5
+    finally:
+        runner.close()
+    assert [len(pictures) for pictures in stub.wrist] == [1, 2]
+    pictures = [picture for seen in stub.wrist for picture in seen]
+    assert all(picture.shape == (32, 32, 3) and picture.std() > 10 for picture in pictures)
+    assert not np.array_equal(pictures[0], pictures[2])
 
 
 def test_jobs_cover_tasks_times_states_in_order():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from worldvla_ros.errors import SimulationError
+from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import observation_lag, read_episodes
 from worldvla_sim import rerender
 from worldvla_sim.demonstrations import DemonstrationRecorder, whole_file, write_demonstration
@@ -85,6 +86,19 @@ def test_at_the_same_size_nothing_changes(ours, tmp_path, capsys):
         assert new['data/demo_1/obs/eye_in_hand_rgb'].shape == (STEPS, 32, 32, 3)
         assert new['data/demo_1'].attrs['seed'] == SEED
     assert [path.name for path in out.iterdir() if path.name.startswith('.')] == []
+
+
+def test_a_wrist_camera_that_was_not_recorded_is_rendered_where_it_is_asked_for(
+        ours, recording, tmp_path):
+    with h5py.File(ours / FILE, 'r+') as file:
+        for name in file['data']:
+            del file[f'data/{name}/obs/eye_in_hand_rgb']
+    assert rerender.main(arguments(ours, tmp_path / 'one')) == 0
+    assert rerender.main([*arguments(ours, tmp_path / 'both'), '--wrist']) == 0
+    with pytest.raises(DatasetError, match='eye_in_hand_rgb'):
+        list(read_episodes(tmp_path / 'one' / FILE, wrist=True))
+    first, _ = read_episodes(tmp_path / 'both' / FILE, wrist=True)
+    assert same_pictures(first.wrist, recording[0].seen.wrist)
 
 
 def test_larger_pictures_show_the_same(ours, tmp_path):

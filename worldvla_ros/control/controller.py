@@ -96,6 +96,12 @@ class PolicyController:
             self._asked = True
         return result
 
+    def push_wrist_frame(self, frame: Frame) -> PushResult:
+        """Take a frame of the wrist camera, for policies that read it; then as `push_ee_pose`."""
+        if self._sensing.wrist is None:
+            return PushResult.ACCEPTED
+        return self._sensing.wrist.push(frame, moving=not self._previous.is_zero_motion)
+
     def push_ee_pose(self, stamp_ns: int, position: NDArray[np.float64],
                      rotation: Rotation) -> None:
         """
@@ -289,17 +295,24 @@ class PolicyController:
         return -1.0 if age_ns is None else age_ns * 1e-9
 
     def camera_fault(self, now_ns: int) -> Reason:
-        """Say for what the robot had to hold if only the camera counted; NONE if all is well."""
-        # In lockstep a frame may come before its time.
-        now_ns = max(now_ns, self.newest_ns) if self._settings.lockstep else now_ns
-        return self._sensing.camera_fault(now_ns)
+        """Say for what the robot had to hold if only the third-person camera counted."""
+        return self._sensing.camera_fault(self._time_of_frames(now_ns))
+
+    def wrist_fault(self, now_ns: int) -> Reason:
+        """Say for what the robot had to hold if only the wrist camera counted, as far as known."""
+        return self._sensing.wrist_fault(self._time_of_frames(now_ns))
 
     # --- inside --------------------------------------------------------------------------------
+
+    def _time_of_frames(self, now_ns: int) -> int:
+        """Return now; in lockstep a frame may come before its time."""
+        return max(now_ns, self.newest_ns) if self._settings.lockstep else now_ns
 
     def _face_obstacle(self, now_ns: int, steady_ns: int) -> Reason:
         """Drop what may not go on under what forbids motion now, and say what that is."""
         obstacle = self._find_obstacle(now_ns, steady_ns)
-        if obstacle is Reason.NO_STATE and self._settings.lockstep:
+        if (obstacle in (Reason.NO_STATE, Reason.NO_WRIST_FRAME)
+                and self._settings.lockstep):
             return obstacle  # it is on its way, and time stands still: the plan stays good
         if obstacle is Reason.ESTOP and self._instruction:
             self._topic.estop_dropped(self._instruction)
@@ -339,7 +352,7 @@ class PolicyController:
 
     def _hint_next_frame(self) -> None:
         """Before the last action of a chunk runs, its frame is known to be the next but newest."""
-        newest = self._sensing.frames.newest
+        newest = self._sensing.newest
         prepare = self._settings.control.prepare
         if prepare and newest is not None and not self.schedule.queue_depth:
             self.backend.prepare(newest, self._instruction)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the robot sees and feels: frames, the state of the arm, the place of its end effector."""
+"""What the robot sees and feels: cameras, the state of the arm, the place of its end effector."""
 
 from dataclasses import replace
 import sys
@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from worldvla_ros.control.position_estimate import PositionEstimate
 from worldvla_ros.control.settings import ControllerSettings
-from worldvla_ros.datatypes import Observation
+from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.inference.backend import BackendInfo
 from worldvla_ros.policy.frame_history import FrameHistory, Stale, StaleReason
 from worldvla_ros.policy.state_history import ArmHistory
@@ -19,7 +19,8 @@ from worldvla_ros.safety.limits import Reason
 _REASON_OF_STALE = {StaleReason.NO_FRAME: Reason.NO_OBSERVATION,
                     StaleReason.TOO_OLD: Reason.STALE_OBSERVATION,
                     StaleReason.CLOCK: Reason.CLOCK,
-                    StaleReason.NO_STATE: Reason.NO_STATE}
+                    StaleReason.NO_STATE: Reason.NO_STATE,
+                    StaleReason.NO_WRIST_FRAME: Reason.NO_WRIST_FRAME}
 
 
 class Sensing:
@@ -31,11 +32,12 @@ class Sensing:
 
     def __init__(self, settings: ControllerSettings, info: BackendInfo,
                  translation_gain: float) -> None:
-        obs = settings.obs
-        self.frames = FrameHistory(
-            info.history_length, period_ns=settings.period_ns,
-            tolerance_ns=round(obs.tolerance * 1e9), max_age_ns=round(obs.max_age * 1e9),
-            frozen_after=sys.maxsize if obs.frozen_after < 0 else obs.frozen_after or None)
+        self._max_age_ns = round(settings.obs.max_age * 1e9)
+        self._wrist_tolerance_ns = settings.wrist_tolerance_ns
+        self.frames = _history(settings, info.history_length)
+        # None: the policy does not read the wrist camera. It may be ahead of the other by max_age.
+        ahead = -(-self._max_age_ns // settings.period_ns)
+        self.wrist = _history(settings, info.history_length + ahead) if info.reads_wrist else None
         self.position = PositionEstimate(translation_gain, settings.period_ns)
         # None: the policy does not read the state of the arm.
         self._arm = ArmHistory(settings.state_tolerance_ns) if info.reads_state else None
@@ -44,6 +46,15 @@ class Sensing:
     def newest_ns(self) -> int:
         """Stamp of the newest frame [ns]; 0 without one."""
         return self.frames.newest.stamp_ns if self.frames.newest else 0
+
+    @property
+    def newest(self) -> Frame | None:
+        """The newest frame as the policy may see it; None without one."""
+        frame = self.frames.newest
+        if frame is None or self.wrist is None:
+            return frame
+        there = self.wrist.nearest(frame.stamp_ns, self._wrist_tolerance_ns)
+        return None if there is None else replace(frame, wrist=there.image)
 
     @property
     def lacks_state(self) -> bool:
@@ -64,7 +75,7 @@ class Sensing:
 
     def observe(self, now_ns: int, instruction: str) -> Observation | Stale:
         """Return what the policy may see now, with the state of the arm if it reads it."""
-        observation = self.frames.observation(now_ns, instruction)
+        observation = self._see(now_ns, instruction)
         if self._arm is None or isinstance(observation, Stale):
             return observation
         state = self._arm.state(observation.stamp_ns)
@@ -74,20 +85,61 @@ class Sensing:
 
     def fault(self, now_ns: int) -> Reason:
         """Say for what of camera and arm the robot has to hold; NONE if all is well."""
-        return self._fault(self.observe(now_ns, ''))
+        observation = self.observe(now_ns, '')
+        if isinstance(observation, Stale):
+            return _REASON_OF_STALE[observation.reason]
+        cameras = [self.frames] if self.wrist is None else [self.frames, self.wrist]
+        return Reason.FROZEN_CAMERA if any(one.frozen for one in cameras) else Reason.NONE
 
     def camera_fault(self, now_ns: int) -> Reason:
-        """Say for what the robot had to hold if only the camera counted."""
-        return self._fault(self.frames.observation(now_ns, ''))
+        """Say for what the robot had to hold if only the third-person camera counted."""
+        observation = self.frames.observation(now_ns, '')
+        if isinstance(observation, Stale):
+            return _REASON_OF_STALE[observation.reason]
+        return Reason.FROZEN_CAMERA if self.frames.frozen else Reason.NONE
+
+    def wrist_fault(self, now_ns: int) -> Reason:
+        """Say for what the robot had to hold if only the wrist camera counted, as far as known."""
+        seen = self._see(now_ns, '')
+        if isinstance(seen, Stale) and seen.reason is StaleReason.NO_WRIST_FRAME:
+            return Reason.NO_WRIST_FRAME
+        frozen = self.wrist is not None and self.wrist.frozen
+        return Reason.FROZEN_CAMERA if frozen else Reason.NONE
 
     def clear(self) -> None:
         """Forget all."""
         self.frames.clear()
+        if self.wrist is not None:
+            self.wrist.clear()
         self.position.clear()
         if self._arm is not None:
             self._arm.clear()
 
-    def _fault(self, observation: Observation | Stale) -> Reason:
-        if isinstance(observation, Stale):
-            return _REASON_OF_STALE[observation.reason]
-        return Reason.FROZEN_CAMERA if self.frames.frozen else Reason.NONE
+    def _see(self, now_ns: int, instruction: str) -> Observation | Stale:
+        """Return the frames, each with what the wrist camera saw then if the policy reads it.
+
+        A gap of the wrist camera ends the history, as one of the other does: no picture of either
+        is shown twice.
+        """
+        observation = self.frames.observation(now_ns, instruction)
+        if self.wrist is None or isinstance(observation, Stale):
+            return observation
+        pairs: list[tuple[Frame, Frame]] = []  # a frame and that of the wrist, newest first
+        for frame in reversed(observation.frames):
+            there = self.wrist.nearest(frame.stamp_ns, self._wrist_tolerance_ns)
+            if there is None or (pairs and there is pairs[-1][1]):
+                break
+            pairs.append((frame, there))
+        if not pairs or now_ns - pairs[0][1].stamp_ns > self._max_age_ns:
+            return Stale(StaleReason.NO_WRIST_FRAME, now_ns - observation.stamp_ns)
+        return replace(observation, frames=tuple(
+            replace(frame, wrist=there.image) for frame, there in reversed(pairs)))
+
+
+def _history(settings: ControllerSettings, length: int) -> FrameHistory:
+    """Return the history of one camera."""
+    obs = settings.obs
+    return FrameHistory(
+        length, period_ns=settings.period_ns, tolerance_ns=round(obs.tolerance * 1e9),
+        max_age_ns=round(obs.max_age * 1e9),
+        frozen_after=sys.maxsize if obs.frozen_after < 0 else obs.frozen_after or None)

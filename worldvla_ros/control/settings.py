@@ -65,6 +65,11 @@ class ObservationSettings:
             'be in time from the newest frame. Longer than the period of the slower of them, '
             'because a frame may come just before its state; in lockstep at most half a period, '
             'because there each frame waits for its own state')
+    wrist_tolerance: float = bounded(
+        0.05, unit='s', minimum=0.0, maximum=1.0, read_only=True,
+        doc='For checkpoints that read the wrist camera: how far its picture may be in time from '
+            'the frame that it belongs to. Longer than its period; in lockstep at most half a '
+            'period of control')
     frozen_after: int = bounded(
         0, unit='frames', minimum=-1, maximum=10000, read_only=True,
         doc='Identical frames in succession, while moving, that mean a frozen camera; '
@@ -101,8 +106,16 @@ class ControllerSettings:
     @property
     def state_tolerance_ns(self) -> int:
         """How far the state of the arm may be from its frame [ns]."""
-        tolerance_ns = round(self.obs.state_tolerance * 1e9)
-        # A state that fits two frames would make commands depend on what arrives first.
+        return self._tolerance_ns(self.obs.state_tolerance)
+
+    @property
+    def wrist_tolerance_ns(self) -> int:
+        """How far the picture of the wrist camera may be from its frame [ns]."""
+        return self._tolerance_ns(self.obs.wrist_tolerance)
+
+    def _tolerance_ns(self, tolerance: float) -> int:
+        tolerance_ns = round(tolerance * 1e9)
+        # What fits two frames would make commands depend on what arrives first.
         return min(tolerance_ns, (self.period_ns - 1) // 2) if self.lockstep else tolerance_ns
 
     @property

@@ -36,6 +36,7 @@ class BackendInfo:
     history_length: int  # frames in a full observation
     image_size: int  # [px] side of the square the model sees
     reads_state: bool = False  # observations must have the state of the arm
+    reads_wrist: bool = False  # frames must have the picture of the wrist camera
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,7 @@ class FrameSlot:
     height: int  # [px]
     width: int  # [px]
     stamp_ns: int
+    wrist: tuple[int, int] | None = None  # [px] height, width of its wrist picture, behind it
 
 
 class SharedFrames:
@@ -44,24 +45,28 @@ class SharedFrames:
 
     def write(self, frames: tuple[Frame, ...]) -> tuple[FrameSlot, ...]:
         """Copy frames in, from any memory layout; FrameError if they do not fit."""
-        needed = sum(frame.image.size for frame in frames)
+        pictures = [picture for frame in frames for picture in (frame.image, frame.wrist)
+                    if picture is not None]
+        needed = sum(picture.size for picture in pictures)
         if needed > self.capacity:
-            shapes = ', '.join(str(frame.image.shape) for frame in frames)
+            shapes = ', '.join(str(picture.shape) for picture in pictures)
             raise FrameError(f'frames of {shapes} need {needed} bytes of shared memory, there are '
                              f'{self.capacity}: lower the resolution of the camera or raise '
                              f'worker.frame_memory_mb')
         slots, offset = [], 0
         for frame in frames:
             height, width, _ = frame.image.shape
-            self._image(offset, height, width)[...] = frame.image
-            slots.append(FrameSlot(offset, height, width, frame.stamp_ns))
-            offset += frame.image.size
+            wrist = None if frame.wrist is None else frame.wrist.shape[:2]
+            slots.append(FrameSlot(offset, height, width, frame.stamp_ns, wrist))
+            for picture in (frame.image, frame.wrist):
+                if picture is not None:
+                    self._image(offset, *picture.shape[:2])[...] = picture
+                    offset += picture.size
         return tuple(slots)
 
     def read(self, slots: tuple[FrameSlot, ...]) -> tuple[Frame, ...]:
         """Return copies, which stay valid while the writer writes the next request."""
-        return tuple(Frame(self._image(slot.offset, slot.height, slot.width).copy(), slot.stamp_ns)
-                     for slot in slots)
+        return tuple(self._frame(slot) for slot in slots)
 
     def close(self) -> None:
         """Give the memory back. Safe to repeat."""
@@ -70,6 +75,12 @@ class SharedFrames:
         del self._bytes
         self._memory.close()
         os.close(self.descriptor)
+
+    def _frame(self, slot: FrameSlot) -> Frame:
+        image = self._image(slot.offset, slot.height, slot.width).copy()
+        wrist = (None if slot.wrist is None
+                 else self._image(slot.offset + image.size, *slot.wrist).copy())
+        return Frame(image, slot.stamp_ns, wrist)
 
     def _image(self, offset: int, height: int, width: int) -> np.ndarray:
         return self._bytes[offset:offset + 3 * height * width].reshape(height, width, 3)

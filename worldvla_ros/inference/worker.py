@@ -82,7 +82,7 @@ def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
 def describe_policy(policy: 'WorldVLAPolicy') -> BackendInfo:
     """Say what a loaded policy is and needs."""
     return BackendInfo(policy.description, policy.horizon, policy.history_length,
-                       policy.image_size, policy.reads_state)
+                       policy.image_size, policy.reads_state, policy.reads_wrist)
 
 
 class _ProgressSender(logging.Handler):

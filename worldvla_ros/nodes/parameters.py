@@ -53,7 +53,8 @@ class CameraParameters:
 
     transport: str = bounded(
         'raw', choices=('raw', 'compressed'), read_only=True,
-        doc='raw: topic image; compressed: topic image/compressed')
+        doc='Of both cameras. raw: topics image and wrist_image; compressed: image/compressed and '
+            'wrist_image/compressed')
     crop: str = bounded(
         'center', choices=('center', 'none'), read_only=True,
         doc='center: cut the largest centred square, because training saw squares; '
@@ -191,15 +192,15 @@ def _descriptor(info: FieldInfo) -> ParameterDescriptor:
     descriptor = ParameterDescriptor(
         name=info.name, description=f'{info.doc} ({info.allowed()})', read_only=info.read_only,
         dynamic_typing=True)
-    bounds = (info.minimum, info.maximum)
-    if None in bounds or not all(map(math.isfinite, bounds)):  # type: ignore[arg-type]
+    low, high = info.minimum, info.maximum
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
         return descriptor
     if info.type is float:
         descriptor.floating_point_range = [
-            FloatingPointRange(from_value=float(bounds[0]), to_value=float(bounds[1]))]
+            FloatingPointRange(from_value=float(low), to_value=float(high))]
     elif info.type is int:
         descriptor.integer_range = [
-            IntegerRange(from_value=int(bounds[0]), to_value=int(bounds[1]), step=1)]
+            IntegerRange(from_value=int(low), to_value=int(high), step=1)]
     return descriptor
 
 

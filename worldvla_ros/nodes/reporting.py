@@ -46,17 +46,25 @@ class RateMeter:
         return 0.0 if since_ns is None or now_ns <= since_ns else count / (now_ns - since_ns) * 1e9
 
 
+class CameraReport:
+    """What is to be said of one camera."""
+
+    def __init__(self) -> None:
+        self.frames = RateMeter()
+        self.refusal = ''  # why the last image was refused; empty if it was not
+
+
 class Reporter:
     """Makes reports about one controller; every rate is per second of the steady clock."""
 
     def __init__(self, controller: PolicyController) -> None:
         self._controller = controller
         self.commands = RateMeter()
-        self.frames = RateMeter()
+        self.camera = CameraReport()
+        self.wrist = CameraReport()
         self.chunks = RateMeter()
-        self._camera_rate = 0.0
+        self._camera_rate = self._wrist_rate = 0.0
         self.clock_stands_still = False  # why the last command is a halt, if for Reason.CLOCK
-        self.frame_error = ''  # why the last image was refused; empty if it was not
         self.state_errors: dict[str, str] = {}  # by topic; what is wrong with its last message
         self.ignored = ''  # why the last instruction changed nothing; empty if it did
 
@@ -78,18 +86,17 @@ class Reporter:
     def _input_text(self, reason: Reason) -> str:
         """Say what is wrong, with what was refused of the inputs that it is about."""
         text = REASON_TEXT[reason]
-        if self.frame_error and reason is Reason.NO_OBSERVATION:
-            return f'no image could be used; {self._refused_image()}'
-        if self.frame_error and reason is Reason.STALE_OBSERVATION:
-            return f'{text}; {self._refused_image()}'
+        if self.camera.refusal and reason is Reason.NO_OBSERVATION:
+            return f'no image could be used; {_refused_image(self.camera)}'
+        if self.camera.refusal and reason is Reason.STALE_OBSERVATION:
+            return f'{text}; {_refused_image(self.camera)}'
+        if self.wrist.refusal and reason is Reason.NO_WRIST_FRAME:
+            return f'{text}; {_refused_image(self.wrist)}'
         if self.state_errors and reason in (Reason.NO_STATE, Reason.WORKSPACE):
             return f'{text}; refused: {"; ".join(self.state_errors.values())}'
         if self.ignored and reason is Reason.NO_INSTRUCTION:
             return f'the last instruction was ignored: {self.ignored}'
         return text
-
-    def _refused_image(self) -> str:
-        return f'the last image was refused: {self.frame_error}'
 
     def status(self, header: Header, now_ns: int, steady_ns: int) -> PolicyStatus:
         """Describe the active controller."""
@@ -98,7 +105,8 @@ class Reporter:
         state = _STATE_OF_REASON.get(controller.halt, PolicyStatus.STATE_HOLDING)
         if controller.backend.health is Health.FAILED:
             state = PolicyStatus.STATE_ERROR
-        self._camera_rate = self.frames.read(steady_ns)
+        self._camera_rate = self.camera.frames.read(steady_ns)
+        self._wrist_rate = self.wrist.frames.read(steady_ns)
         return PolicyStatus(
             header=header, state=state, halt_reason=int(controller.halt),
             halt_text=self.halt_text(), instruction=controller.instruction,
@@ -124,7 +132,7 @@ class Reporter:
 
     def diagnostics(self, now_ns: int, status: PolicyStatus, name: str) -> DiagnosticArray:
         """
-        Describe camera, worker, control loop and, if it is read, the arm, for an aggregator.
+        Describe cameras, worker, control loop and, if it is read, the arm, for an aggregator.
 
         Each by what it delivers itself, and not by why the robot halts: that is one reason only,
         and while there is no instruction it is that.
@@ -137,10 +145,15 @@ class Reporter:
         arm = [] if not controller.info.reads_state else [_diagnostic(
             f'{name}: arm', *self._judge_arm(camera),
             last_refused='; '.join(self.state_errors.values()) or 'none')]
+        wrist = [] if not controller.info.reads_wrist else [_diagnostic(
+            f'{name}: wrist camera',
+            *self._judge_camera(controller.wrist_fault(now_ns), self.wrist),
+            rate_hz=self._wrist_rate, last_refused=self.wrist.refusal or 'none')]
         return DiagnosticArray(header=status.header, status=[
-            _diagnostic(f'{name}: camera', *self._judge_camera(camera),
+            _diagnostic(f'{name}: camera', *self._judge_camera(camera, self.camera),
                         rate_hz=self._camera_rate, age_s=status.observation_age,
-                        last_refused=self.frame_error or 'none'),
+                        last_refused=self.camera.refusal or 'none'),
+            *wrist,
             self._worker(status, name),
             _diagnostic(f'{name}: control', *_judge_control(status),
                         rate_hz=status.control_rate, instruction=status.instruction or 'none',
@@ -161,12 +174,12 @@ class Reporter:
             restarts=backend.restarts, memory_mb=backend.memory_bytes / 1e6,
             latency_p50_ms=1e3 * status.latency_p50, latency_p99_ms=1e3 * status.latency_p99)
 
-    def _judge_camera(self, fault: Reason) -> tuple[bytes, str]:
+    def _judge_camera(self, fault: Reason, report: CameraReport) -> tuple[bytes, str]:
         """Return a level and why."""
         if fault is not Reason.NONE:
             return DiagnosticStatus.ERROR, self._input_text(fault)
-        if self.frame_error:
-            return DiagnosticStatus.WARN, self._refused_image()
+        if report.refusal:
+            return DiagnosticStatus.WARN, _refused_image(report)
         return DiagnosticStatus.OK, ''
 
     def _judge_arm(self, camera_fault: Reason) -> tuple[bytes, str]:
@@ -176,6 +189,10 @@ class Reporter:
         if self._controller.lacks_state:
             return DiagnosticStatus.ERROR, self._input_text(Reason.NO_STATE)
         return DiagnosticStatus.OK, ''
+
+
+def _refused_image(report: CameraReport) -> str:
+    return f'the last image was refused: {report.refusal}'
 
 
 def _judge_control(status: PolicyStatus) -> tuple[bytes, str]:

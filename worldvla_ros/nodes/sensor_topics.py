@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The topics of camera and arm: convert what comes, or say why it cannot be used."""
+"""The topics of cameras and arm: convert what comes, or say why it cannot be used."""
 
 from collections.abc import Callable
 import functools
+from typing import Any
 
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
@@ -15,7 +16,7 @@ from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import FrameError, StateError
 from worldvla_ros.nodes import conversions
 from worldvla_ros.nodes.parameters import PolicyParameters
-from worldvla_ros.nodes.reporting import Reporter
+from worldvla_ros.nodes.reporting import CameraReport, Reporter
 from worldvla_ros.policy.frame_history import PushResult
 
 _CAMERA = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # only the newest
@@ -49,25 +50,35 @@ class SensorTopics:
             self._node.destroy_subscription(subscription)
 
     def _listen(self) -> list[Subscription]:
-        message_type, topic, convert = (
-            (Image, 'image', conversions.image_to_frame)
-            if self._config.camera.transport == 'raw' else
-            (CompressedImage, 'image/compressed', conversions.compressed_to_frame))
-        create = self._node.create_subscription
-        return [  # of what waits, the executor takes the first first: arm, frame
+        create, info = self._node.create_subscription, self._controller.info
+        return [  # of what waits, the executor takes the first first: arm, wrist, frame
             create(PoseStamped, 'ee_pose', self._on_ee_pose, qos_profile_sensor_data),
             *([create(JointState, 'joint_states', self._on_joint_states, qos_profile_sensor_data)]
-              if self._controller.info.reads_state else []),
-            create(message_type, topic, functools.partial(self._on_image, convert), _CAMERA)]
+              if info.reads_state else []),
+            *([self._listen_to_camera('wrist_image', self._controller.push_wrist_frame,
+                                      self._reporter.wrist)] if info.reads_wrist else []),
+            self._listen_to_camera('image', self._controller.push_frame, self._reporter.camera)]
 
-    def _on_image(self, convert, message: Image | CompressedImage) -> None:
+    def _listen_to_camera(self, topic: str, push: Callable[[Frame], PushResult],
+                          report: CameraReport) -> Subscription:
+        message_type, name, convert = (
+            (Image, topic, conversions.image_to_frame)
+            if self._config.camera.transport == 'raw' else
+            (CompressedImage, f'{topic}/compressed', conversions.compressed_to_frame))
+        return self._node.create_subscription(
+            message_type, name,
+            functools.partial(self._on_image, topic, convert, push, report), _CAMERA)
+
+    def _on_image(self, topic: str, convert: Callable[[Any, str], Frame],
+                  push: Callable[[Frame], PushResult], report: CameraReport,
+                  message: Image | CompressedImage) -> None:
         try:
-            frame: Frame = convert(message, self._config.camera.crop)
+            frame = convert(message, self._config.camera.crop)
         except FrameError as error:
-            self._judge_image(str(error))
+            self._judge_image(topic, report, str(error))
             return
-        self._reporter.frames.add()
-        self._judge_image(self._why_dropped(self._controller.push_frame(frame)))
+        report.frames.add()
+        self._judge_image(topic, report, self._why_dropped(push(frame)))
         self._on_input()
 
     def _why_dropped(self, result: PushResult) -> str:
@@ -78,11 +89,11 @@ class SensorTopics:
             return ''
         return f'{result.value.removeprefix("dropped: ")}; {_AGAINST_DROPPED[result]}'
 
-    def _judge_image(self, refusal: str) -> None:
+    def _judge_image(self, topic: str, report: CameraReport, refusal: str) -> None:
         """Remember why the last image was refused, empty if it was not, for reports; log it."""
-        self._reporter.frame_error = refusal
+        report.refusal = refusal
         if refusal:
-            self._node.get_logger().error(f'image refused: {refusal}',
+            self._node.get_logger().error(f'{topic} refused: {refusal}',
                                           throttle_duration_sec=_LOG_PERIOD)
 
     def _on_ee_pose(self, message: PoseStamped) -> None:

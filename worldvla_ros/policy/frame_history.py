@@ -39,6 +39,7 @@ class StaleReason(Enum):
     TOO_OLD = 'the newest frame is older than max_age'
     CLOCK = 'the newest frame is stamped further ahead of now than max_age: clocks disagree'
     NO_STATE = 'no state of the arm has come for the newest frame'
+    NO_WRIST_FRAME = 'no picture of the wrist camera has come for the newest frame'
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,11 @@ class FrameHistory:
             return Stale(StaleReason.CLOCK, age_ns)
         return Observation(self._aligned_frames(), instruction)
 
+    def nearest(self, stamp_ns: int, tolerance_ns: int) -> Frame | None:
+        """Return the frame nearest to a stamp; None if there is none within the tolerance [ns]."""
+        best = min(self._frames, key=lambda frame: abs(frame.stamp_ns - stamp_ns), default=None)
+        return best if best and abs(best.stamp_ns - stamp_ns) <= tolerance_ns else None
+
     def clear(self) -> None:
         """Forget all frames and a frozen camera; the counts stay."""
         self._frames.clear()
@@ -154,8 +160,8 @@ class FrameHistory:
         chosen = [self._frames[-1]]
         for periods_back in range(1, self._length):
             target_ns = chosen[0].stamp_ns - periods_back * self._period_ns
-            nearest = min(self._frames, key=lambda frame: abs(frame.stamp_ns - target_ns))
-            if abs(nearest.stamp_ns - target_ns) > self._tolerance_ns:
+            nearest = self.nearest(target_ns, self._tolerance_ns)
+            if nearest is None:
                 break
             chosen.append(nearest)
         return tuple(reversed(chosen))

@@ -4,11 +4,13 @@
     frames --image tokenizer--> code indices --prompt builder--> prompt ids
            --chunk decoder--> action tokens --action tokenizer--> ActionChunk
 
-Checkpoints that read the arm's state have its tokens in the prompt, too.
+Checkpoints that read the arm's state have its tokens in the prompt, too, and those that read the
+wrist camera have its picture after each frame.
 
 The robot's limits are not known here: what a chunk may do is the safety stage's decision.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 import time
 
@@ -70,7 +72,7 @@ class WorldVLAPolicy:
         """
         started = time.perf_counter()
         self._check_number_of_frames(observation)
-        images = [self._codes(frame) for frame in observation.frames]
+        images = self._codes(observation.frames)
         encoded = time.perf_counter()
         prompt_ids = self._prompts.action(observation.instruction, images,
                                           self._state_ids(observation.state))
@@ -100,14 +102,15 @@ class WorldVLAPolicy:
         """
         frames = (*older, frame)
         first = max(0, len(frames) - (self.history_length - 1))  # the newest is yet to come
-        images = [self._codes(frame) for frame in frames[first:]]
-        self._decoder.prefill(self._prompts.action_prefix(instruction, images))
+        self._decoder.prefill(
+            self._prompts.action_prefix(instruction, self._codes(frames[first:])))
 
     def warm_up(self) -> None:
         """Run every prompt shape once, so that the first real chunk is not slower."""
         self._decoder.warm_up()
         blank = np.zeros((self.image_size, self.image_size, 3), np.uint8)
-        frames = [Frame(blank + np.uint8(i), i) for i in range(self.history_length)]
+        frames = [Frame(blank + np.uint8(i), i, blank if self.reads_wrist else None)
+                  for i in range(self.history_length)]
         state = np.zeros(STATE_DIM)
         for seen in (frames[-1:], frames):
             self.predict_chunk(Observation(tuple(seen), 'warm up', state))
@@ -135,6 +138,11 @@ class WorldVLAPolicy:
         return self.pretrained.settings.reads_state
 
     @property
+    def reads_wrist(self) -> bool:
+        """Whether frames must have the picture of the wrist camera."""
+        return self.pretrained.settings.reads_wrist
+
+    @property
     def description(self) -> str:
         """One line for logs: name, size, state of training, number format, fingerprint."""
         coarse = '' if self._weights == 'dense' else f', {self._weights} weights'
@@ -143,8 +151,9 @@ class WorldVLAPolicy:
     def _new_decoder(self) -> ChunkDecoder:
         """Return a decoder for all prompts up to a full history and the longest instruction."""
         blank = np.zeros([2 * side for side in self.pretrained.grid_hw], dtype=np.int64)
-        history = [blank] * self.history_length
-        older = len(self._prompts.action_prefix('?', history[:-1]))
+        newest = [blank] * (1 + self.reads_wrist)
+        history = newest * self.history_length
+        older = len(self._prompts.action_prefix('?', history[len(newest):]))
         full = len(self._prompts.action('?', history, self._state_ids(np.zeros(STATE_DIM))))
         return chunk_decoder(
             self.pretrained.model, self.horizon, newest_rows=full - older,
@@ -167,12 +176,25 @@ class WorldVLAPolicy:
                              'has none; give Observation.state, see worldvla_ros.arm_state')
         return self._state_tokenizer.encode(state)
 
-    def _codes(self, frame: Frame) -> NDArray[np.int64]:
-        """Return the code indices of a frame; one seen a moment ago is not encoded again."""
+    def _codes(self, frames: Sequence[Frame]) -> list[NDArray[np.int64]]:
+        """Return the code indices of the pictures of some frames, in the order of the prompt."""
+        pictures = []
+        for frame in frames:
+            pictures.append(frame.image)
+            if self.reads_wrist:
+                if frame.wrist is None:
+                    raise FrameError('this checkpoint reads the wrist camera, and a frame has no '
+                                     'picture of it; give Frame.wrist')
+                pictures.append(frame.wrist)
+        return [self._codes_of_picture(picture) for picture in pictures]
+
+    def _codes_of_picture(self, picture: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Return the code indices of a picture; one seen a moment ago is not encoded again."""
         for seen, codes in self._recent_codes:
-            if np.array_equal(seen, frame.image):
+            if np.array_equal(seen, picture):
                 return codes
-        image = frame.image.copy()  # the caller may reuse its buffer
+        image = picture.copy()  # the caller may reuse its buffer
         codes = self.pretrained.encode(image)
-        self._recent_codes = [(image, codes), *self._recent_codes[:self.history_length]]
+        kept = (1 + self.reads_wrist) * (self.history_length + 1)
+        self._recent_codes = [(image, codes), *self._recent_codes[:kept - 1]]
         return codes

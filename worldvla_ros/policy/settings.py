@@ -22,7 +22,7 @@ RELEASED = {file.stem: file for file in sorted(RELEASED_FOLDER.glob('*.json'))}
 IMAGE_BLOCK = 32  # [px] that a prompt counts the sides of an image in
 
 _NEWER = {'chunk_mask': True, 'bin_choice': 'greedy', 'state_minimum': None,
-          'state_maximum': None}
+          'state_maximum': None, 'reads_wrist': False}
 """Settings that older files lack, as their checkpoints were trained."""
 
 
@@ -39,6 +39,7 @@ class PolicySettings:
     action_maximum: tuple[float, ...] = LIBERO_MAXIMUM  # (7,) controller input
     state_minimum: tuple[float, ...] | None = None  # (7,) of `arm_state`; None: not read
     state_maximum: tuple[float, ...] | None = None
+    reads_wrist: bool = False  # each frame is followed by one of the wrist camera
     action_prompt: str = ACTION_PROMPT
     world_prompt: str = WORLD_PROMPT
     chunk_mask: bool = True  # trained so that no action sees an earlier one of its chunk

@@ -51,6 +51,7 @@ class Reason(IntEnum):
     CONFLICT = 17
     NO_STATE = 18
     INFERENCE_FAILED = 19
+    NO_WRIST_FRAME = 20
 
 
 REASON_TEXT = {
@@ -71,12 +72,15 @@ REASON_TEXT = {
     Reason.WORKER_DOWN: 'the inference worker is down',
     Reason.INACTIVE: 'the node is not active',
     Reason.SHUTDOWN: 'the node is shutting down',
-    Reason.FROZEN_CAMERA: 'the camera repeats one picture while the robot moves; restart it',
+    Reason.FROZEN_CAMERA: 'a camera repeats one picture while the robot moves; restart it',
     Reason.CLOCK: 'frame stamps and the node clock disagree; check use_sim_time and /clock',
     Reason.CONFLICT: 'another publisher commands the same topic; stop one of them',
     Reason.NO_STATE: 'no state of the arm for the newest frame; publish ee_pose and joint_states, '
                      'stamped and in time with the camera',
     Reason.INFERENCE_FAILED: 'inference failed; it is tried again every second',
+    Reason.NO_WRIST_FRAME: 'no picture of the wrist camera for the newest frame; check that it '
+                           'works, the wrist_image topic, and that both cameras are stamped in '
+                           'time',
 }
 """What is wrong and what to do, for people."""
 

@@ -2,6 +2,7 @@
 """Layout of the token sequence: image blocks, action blocks and the prompts of both branches.
 
     action:  BOS text(t) IMAGE(t-1) IMAGE(t) [STATE] SEP  -> (BOA a1..a7 EOA) x K, SEP
+             each IMAGE followed by that of the wrist camera, of checkpoints that read it
     world:   BOS text IMAGE(t) BOA a1..a7 EOA SEP         -> IMAGE(t+1), SEP
     IMAGE:   BOI grid(h) grid(w), 2h rows of (2w codes, NEW_LINE), EOI      h, w in 32 px blocks
     STATE:   state_begin, s1..s7, state_end; only of checkpoints that read the arm's state
@@ -138,6 +139,8 @@ class PromptBuilder:
     def action(self, instruction: str, images: Sequence[ArrayLike],
                state_ids: ArrayLike | None = None) -> TokenIds:
         """Return the action prompt for image codes [2h, 2w], oldest first.
+
+        Those of a wrist camera come each after the frame of their time (RynnVLA-002).
 
         :param state_ids: tokens (7,) of the arm's state, for models that were trained with it.
         """

@@ -47,7 +47,15 @@ class SampleTable:
     def __init__(self, store: TokenStore, episodes: Sequence[StoredEpisode],
                  branches: Sequence[str], builder: SampleBuilder,
                  action_tokenizer: ActionTokenizer,
-                 state_tokenizer: StateTokenizer | None = None) -> None:
+                 state_tokenizer: StateTokenizer | None = None, wrist: bool = False) -> None:
+        """Take what the samples are built from.
+
+        :param wrist: show the wrist camera, too.
+        :raises DatasetError: no sample in these episodes, or no wrist camera in the store.
+        """
+        if wrist and store.wrist_codes is None:
+            raise DatasetError('data.wrist is true, and the store lacks the wrist camera; make it '
+                               'with `python -m worldvla_ros.training.tokenise --wrist`')
         self._store, self._episodes = store, tuple(episodes)
         self._branches, self._builder = tuple(branches), builder
         # The action branch learns the expert's label; the next frame follows from what was done.
@@ -55,6 +63,7 @@ class SampleTable:
         self._executed_ids = action_tokenizer.encode(store.executed).astype(np.int32)
         self._states = (None if state_tokenizer is None
                         else state_tokenizer.encode(store.states).astype(np.int32))
+        self._wrist_codes = store.wrist_codes if wrist else None
         self._rows = np.array(
             [(b, e, start) for b, branch in enumerate(self._branches)
              for e, episode in enumerate(self._episodes)
@@ -95,8 +104,9 @@ class SampleTable:
         branch, episode = self._branches[branch_index], self._episodes[episode_index]
         action_ids = self._expert_ids if branch == 'action' else self._executed_ids
         states = None if self._states is None else self._states[episode.steps]
+        wrist = None if self._wrist_codes is None else self._wrist_codes[episode.steps]
         return self._builder.build(branch, episode.instruction, self._store.codes[episode.steps],
-                                   action_ids[episode.steps], int(start), states)
+                                   action_ids[episode.steps], int(start), states, wrist)
 
 
 def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:

@@ -74,7 +74,8 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
 
     def table(episodes: list[StoredEpisode]) -> SampleTable:
         return SampleTable(store, episodes, config.data.branches, samples,
-                           pretrained.action_tokenizer, pretrained.state_tokenizer)
+                           pretrained.action_tokenizer, pretrained.state_tokenizer,
+                           config.data.wrist)
     try:
         held_out_table = table(held_out)
     except DatasetError:
@@ -215,21 +216,22 @@ def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[Sto
         given.settings, name=config.run.name, trained=True, notes=_notes(store),
         state_minimum=low, state_maximum=high,
         history_length=config.data.history_length, horizon=config.data.horizon,
-        bin_choice=config.model.bin_choice, chunk_mask=config.data.chunk_mask))
+        reads_wrist=config.data.wrist, bin_choice=config.model.bin_choice,
+        chunk_mask=config.data.chunk_mask))
 
 
 def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
               ) -> PolicySettings:
-    low, high = LIBERO_MINIMUM, LIBERO_MAXIMUM
-    if config.data.action_range == 'data':
-        low, high = _as_tuples(store.action_range(train))
+    low, high = (_as_tuples(store.action_range(train)) if config.data.action_range == 'data'
+                 else (LIBERO_MINIMUM, LIBERO_MAXIMUM))
     state_low, state_high = (_as_tuples(store.state_range(train)) if config.data.state
                              else (None, None))
     return PolicySettings(
         name=config.run.name, trained=True, image_size=store.header.image_size,
         state_minimum=state_low, state_maximum=state_high,
         history_length=config.data.history_length, horizon=config.data.horizon,
-        chunk_mask=config.data.chunk_mask, bin_choice=config.model.bin_choice,
+        reads_wrist=config.data.wrist, chunk_mask=config.data.chunk_mask,
+        bin_choice=config.model.bin_choice,
         action_minimum=low, action_maximum=high, notes=_notes(store))
 
 

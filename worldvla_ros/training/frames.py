@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import (
+    FRAMES,
+    WRIST_FRAMES,
     demonstration_files,
     episode_actions,
     episode_lengths,
@@ -27,6 +29,7 @@ MOVING_DIFFERENCE = 12  # of 255 in any channel: above what shading flickers by
 MEMORY_SHARE = 0.8  # of what is available that frames may fill; training needs some, too
 
 Span = tuple[int, int]  # frames [start, stop) of an episode
+_View = tuple[Key, str]  # an episode, and the camera that saw it
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +58,8 @@ class LoadedFrames:
     counts: SplitCounts  # of their episodes
 
 
-def load_frames(folder: Path, image_size: int, most: int, split: str) -> LoadedFrames:
+def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: bool = False
+                ) -> LoadedFrames:
     """Return the frames for training and the held-out ones, 90 to 10 episodes.
 
     All are held in memory: 49 kB each at 128 px, 197 kB at 256 px. Where there are more than
@@ -63,6 +67,7 @@ def load_frames(folder: Path, image_size: int, most: int, split: str) -> LoadedF
 
     :param split: see `splits`; that of the policy, or the tokenizer has seen what that is
         measured on.
+    :param wrist: those of the wrist camera, too.
     :raises DatasetError: too few demonstrations, or their frames do not fit into memory.
     """
     files = demonstration_files(folder)
@@ -74,15 +79,19 @@ def load_frames(folder: Path, image_size: int, most: int, split: str) -> LoadedF
         raise DatasetError(f'{folder}: split {split} leaves {len(sides[0])} episodes to learn '
                            f'from and {len(sides[1])} held out; give more demonstrations, or '
                            'split: numeric and a task with ten or more')
-    share = min(1.0, most / sum(lengths.values()))
-    parts = [_Part({key: lengths[key] for key in keys}, share) for keys in sides]
+    cameras = (FRAMES, WRIST_FRAMES) if wrist else (FRAMES,)
+    share = min(1.0, most / (len(cameras) * sum(lengths.values())))
+    parts = [_Part({(key, camera): lengths[key] for key in keys for camera in cameras}, share)
+             for keys in sides]
     _require_memory(sum(part.num_frames for part in parts), image_size, folder)
     for part in parts:
         part.allocate(image_size)
     for path in files:
-        for episode in read_episodes(path, folder):
-            for part in parts:
-                part.take((episode.task, episode.name), episode.frames)
+        for episode in read_episodes(path, folder, wrist=wrist):
+            for camera, frames in ((FRAMES, episode.frames), (WRIST_FRAMES, episode.wrist)):
+                for part in parts:
+                    if frames is not None:
+                        part.take(((episode.task, episode.name), camera), frames)
     return LoadedFrames(parts[0].frame_set, parts[1].frame_set, SplitCounts.of(
         split, *([Path(task).name for task, _ in keys] for keys in sides)))
 
@@ -101,7 +110,7 @@ class _Part:
     Joined in the end, they would take twice the memory.
     """
 
-    def __init__(self, lengths: dict[Key, int], share: float) -> None:
+    def __init__(self, lengths: dict[_View, int], share: float) -> None:
         spans = choose_spans(list(lengths.values()), share)
         self._spans = dict(zip(lengths, spans, strict=True))
         self._lengths = [stop - start for kept in spans for start, stop in kept]
@@ -113,15 +122,15 @@ class _Part:
             np.empty((self.num_frames, image_size, image_size, 3), np.uint8),
             neighbours(self._lengths))
         self._offsets, offset = {}, 0
-        for key, kept in self._spans.items():
-            self._offsets[key] = offset
+        for view, kept in self._spans.items():
+            self._offsets[view] = offset
             offset += sum(stop - start for start, stop in kept)
 
-    def take(self, key: Key, frames: NDArray[np.uint8]) -> None:
-        """Keep what is chosen of the frames (T, H, W, 3) of an episode, if it is of this part."""
+    def take(self, view: _View, frames: NDArray[np.uint8]) -> None:
+        """Keep what is chosen of the frames (T, H, W, 3) of a camera, if it is of this part."""
         size = self.frame_set.frames.shape[1]
-        kept = (frame for start, stop in self._spans.get(key, ()) for frame in frames[start:stop])
-        for index, frame in enumerate(kept, self._offsets.get(key, 0)):
+        kept = (frame for start, stop in self._spans.get(view, ()) for frame in frames[start:stop])
+        for index, frame in enumerate(kept, self._offsets.get(view, 0)):
             self.frame_set.frames[index] = square_frame(frame, size)
 
 

@@ -34,6 +34,7 @@ from worldvla_ros.training.failures import DatasetError
 
 FILE_ENDING = '_demo.hdf5'  # of LIBERO's files; parts of a recording under way end otherwise
 
+FRAMES, WRIST_FRAMES = 'obs/agentview_rgb', 'obs/eye_in_hand_rgb'
 ROBOT_STATE_DIM = 9  # two fingers, position, quaternion; of `robot_states`
 _ARM_JOINTS = slice(1, 8)  # of `states`: the time, then the positions, the robot's first
 
@@ -58,11 +59,14 @@ class Episode:
     executed: NDArray[np.float64]  # (T, 7) controller input: what moved the robot
     success: bool
     states: NDArray[np.float64] | None = None  # (T, 7) of `arm_state`; None: not recorded
+    wrist: NDArray[np.uint8] | None = None  # (T, H, W, 3) RGB of the wrist camera; None: not read
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
         steps = len(self.actions)
+        wrist = () if self.wrist is None else (*self.wrist.shape[1:3], 3)
         for what, array, tail in (('frames', self.frames, (*self.frames.shape[1:3], 3)),
+                                  ('wrist frames', self.wrist, wrist),
                                   ('actions', self.actions, (ACTION_DIM,)),
                                   ('executed actions', self.executed, (ACTION_DIM,)),
                                   ('states', self.states, (STATE_DIM,))):
@@ -77,7 +81,8 @@ class Episode:
         """Return the episode without the steps that a filter drops."""
         return Episode(self.name, self.task, self.instruction, self.frames[steps],
                        self.actions[steps], self.executed[steps], self.success,
-                       None if self.states is None else self.states[steps])
+                       None if self.states is None else self.states[steps],
+                       None if self.wrist is None else self.wrist[steps])
 
 
 def demonstration_files(folder: Path, task: str = '*') -> list[Path]:
@@ -92,16 +97,18 @@ def demonstration_files(folder: Path, task: str = '*') -> list[Path]:
     return files
 
 
-def read_episodes(path: Path, folder: Path | None = None) -> Iterator[Episode]:
+def read_episodes(path: Path, folder: Path | None = None, *, wrist: bool = False
+                  ) -> Iterator[Episode]:
     """Yield the demonstrations of one file in numeric order; DatasetError where it is damaged.
 
     :param folder: see `task_name`.
+    :param wrist: read the wrist camera, too; DatasetError where it was not recorded.
     """
     task = task_name(path, folder)
     with _opened(path) as data:
         for name in _names(data, path):
             with _named(path, name):
-                episode = _read_episode(data[name], name, task)
+                episode = _read_episode(data[name], name, task, wrist)
             yield episode
 
 
@@ -181,17 +188,21 @@ class _Unreadable(Exception):
     """Says what is wrong within a demonstration; `_named` adds which one."""
 
 
-def _read_episode(group: h5py.Group, name: str, task: str) -> Episode:
+def _read_episode(group: h5py.Group, name: str, task: str, wrist: bool) -> Episode:
     problem = _problem_info(group)
     actions, executed = recorded_actions(group)
     steps = len(actions)
     stored = len(group['actions'])
-    images = _array(group, 'obs/agentview_rgb', (stored, None, None, 3))[:steps]
+
+    def images(key: str) -> NDArray[np.uint8]:
+        shape = stored, None, None, 3
+        return np.ascontiguousarray(_array(group, key, shape)[:steps, ::-1, ::-1])
     states = _states(group, problem, stored)
     return Episode(name, task, _instruction(problem, task),
-                   frames=np.ascontiguousarray(images[:, ::-1, ::-1]), actions=actions,
+                   frames=images(FRAMES), actions=actions,
                    executed=executed, success=bool(_array(group, 'dones', (stored,))[-1]),
-                   states=None if states is None else states[:steps])
+                   states=None if states is None else states[:steps],
+                   wrist=images(WRIST_FRAMES) if wrist else None)
 
 
 def _array(group: h5py.Group, key: str, shape: tuple[int | None, ...]) -> NDArray[Any]:

@@ -2,6 +2,7 @@
 """From episodes to training sequences: which steps make a sample, and which tokens are learned.
 
     action:  BOS text IMAGE(t-M+1)..IMAGE(t) [STATE(t)] SEP | (BOA a EOA)(t) .. (t+K-1) SEP
+             each IMAGE followed by that of the wrist camera, for models that read it
     world:   BOS text IMAGE(t) BOA a(t) EOA SEP | IMAGE(t+1) SEP, and for each further round
              BOA a EOA SEP | IMAGE SEP
     video:   like world without the actions, for the ablation
@@ -40,7 +41,7 @@ class SampleBuilder:
     """Builds samples from the tokens of an episode.
 
     These are code indices [T, 2h, 2w], action tokens [T, 7] and, for models that read the arm's
-    state, state tokens [T, 7].
+    state, state tokens [T, 7]; for those that read the wrist camera, its code indices [T, 2h, 2w].
     """
 
     prompts: PromptBuilder
@@ -55,23 +56,27 @@ class SampleBuilder:
 
     def build(self, branch: str, instruction: str, codes: NDArray[np.integer],
               action_ids: NDArray[np.integer], start: int,
-              state_ids: NDArray[np.integer] | None = None) -> Sample:
+              state_ids: NDArray[np.integer] | None = None,
+              wrist_codes: NDArray[np.integer] | None = None) -> Sample:
         """Return the sample of one branch that starts at this step."""
         if branch == 'action':
-            return self.action(instruction, codes, action_ids, start, state_ids)
+            return self.action(instruction, codes, action_ids, start, state_ids, wrist_codes)
         actions = None if branch == 'video' else action_ids
         return self._rounds(branch, codes, actions, start)
 
     def action(self, instruction: str, codes: NDArray[np.integer],
                action_ids: NDArray[np.integer], start: int,
-               state_ids: NDArray[np.integer] | None = None) -> Sample:
+               state_ids: NDArray[np.integer] | None = None,
+               wrist_codes: NDArray[np.integer] | None = None) -> Sample:
         """Return the sample whose newest frame is `start`, with the actions from there on."""
-        images = codes[max(0, start - self.history_length + 1):start + 1]
+        cameras = [codes] if wrist_codes is None else [codes, wrist_codes]
+        seen = range(max(0, start - self.history_length + 1), start + 1)
+        images = [camera[step] for step in seen for camera in cameras]
         vocabulary = self.prompts.vocabulary
         blocks = [action_block(ids, vocabulary)
                   for ids in action_ids[start:start + self.horizon]]
         state = None if state_ids is None else state_ids[start]
-        prompt = self.prompts.action(instruction, list(images), state)
+        prompt = self.prompts.action(instruction, images, state)
         target = _concatenate([*blocks, [vocabulary.separator]])
         return _joined('action', [(prompt, target)])
 

@@ -23,6 +23,7 @@ class DataConfig:
     horizon: int = bounded(5, minimum=1, unit='action', doc='of the action branch')
     world_rounds: int = bounded(1, minimum=1, unit='frame', doc='predicted in one world sample')
     state: bool = bounded(False, doc='the state of the arm in the prompt of the action branch')
+    wrist: bool = bounded(False, doc='the wrist camera in the prompt of the action branch')
     split: str = bounded('hashed', choices=SPLITS, doc='which episodes are held out: see splits')
     action_range: str = bounded('data', choices=('data', 'libero', 'checkpoint'),
                                 doc='extremes of the training episodes, the published ones, or '

@@ -7,6 +7,7 @@ A store is a folder that is written whole or not at all:
     actions.npy    float32 [F, 7]       labels, controller input
     executed.npy   float32 [F, 7]       what moved the robot; differs where noise was injected
     states.npy     float32 [F, 7]       of the arm, see `arm_state`; NaN where not recorded
+    wrist_codes.npy  as codes.npy       of the wrist camera; only where it was asked for
     store.json     episodes (task, name, instruction, start, length) and fingerprints
 
 212 bytes per frame at 128 px, 596 at 256 px: 200,000 frames are 42 or 119 MB.
@@ -39,6 +40,7 @@ FORMAT = 2
 """Raised whenever what is written changes, so that an old store is not misread."""
 HEADER_FILE = 'store.json'
 ARRAYS = ('codes', 'actions', 'executed', 'states')
+WRIST = 'wrist_codes'  # one more, in stores that have it
 _SMALLEST_RANGE = 1e-3  # of a value of the state that never changes [m] or [rad]
 FRAMES_PER_PASS = 32  # through the tokenizer at once: bounds the memory
 
@@ -68,6 +70,12 @@ class StoreHeader:
     data: str  # fingerprint of arrays and episodes
     image_size: int  # [px]
     num_codes: int
+    wrist: bool = False  # whether the wrist camera is in it
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of its arrays."""
+        return (*ARRAYS, WRIST) if self.wrist else ARRAYS
 
 
 class TokenStore:
@@ -81,6 +89,7 @@ class TokenStore:
         self.actions: NDArray[np.float32] = arrays['actions']
         self.executed: NDArray[np.float32] = arrays['executed']
         self.states: NDArray[np.float32] = arrays['states']
+        self.wrist_codes: NDArray[np.uint16] | None = arrays.get(WRIST)
 
     @classmethod
     def open(cls, folder: str | Path, tokenizer: str | None = None) -> 'TokenStore':
@@ -98,7 +107,7 @@ class TokenStore:
                 f'store, or make the store again with `python -m worldvla_ros.training.tokenise`')
         frames = sum(episode.length for episode in episodes)
         arrays = {}
-        for name in ARRAYS:
+        for name in header.arrays:
             path = folder / f'{name}.npy'
             try:
                 arrays[name] = np.load(path, mmap_mode='r')
@@ -124,14 +133,17 @@ class TokenStore:
                                'record more demonstrations, or give data.split numeric')
         return [episodes[key] for key in train], [episodes[key] for key in held_out]
 
-    def codes_of(self, episode: Episode) -> NDArray[np.uint16] | None:
-        """Return the codes of an episode; None if it is not here with the same actions."""
+    def codes_of(self, episode: Episode) -> dict[str, NDArray[np.uint16]]:
+        """Return the codes of an episode by array; none if it is not here with equal actions."""
         for stored in self.episodes:
             if (stored.task, stored.name) == (episode.task, episode.name):
-                same = np.array_equal(self.executed[stored.steps],
-                                      episode.executed.astype(np.float32))
-                return self.codes[stored.steps] if same else None
-        return None
+                if not np.array_equal(self.executed[stored.steps],
+                                      episode.executed.astype(np.float32)):
+                    break
+                cameras = {'codes': self.codes, WRIST: self.wrist_codes}
+                return {name: codes[stored.steps] for name, codes in cameras.items()
+                        if codes is not None}
+        return {}
 
     def action_range(self, episodes: Iterable[StoredEpisode]
                      ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -164,8 +176,10 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
                 image_size: int, reuse: TokenStore | None = None) -> TokenStore:
     """Tokenise episodes into a new folder, which appears complete or not at all.
 
-    :param reuse: earlier store of the same tokenizer and image size; episodes that it has with
-        the same actions and the same first picture are copied, not encoded again.
+    It has the wrist camera if the episodes have it: all of them, or none.
+
+    :param reuse: earlier store of the same tokenizer and image size; what it has of an episode
+        with the same actions and the same first picture is copied, not encoded again.
     Raises DatasetError when there is no episode, two have the same task and name, the folder
     exists or `reuse` is of another image size, ConfigError for a size that no prompt takes,
     TrainingError when the disk is full.
@@ -178,19 +192,18 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
                            f'{image_size} px are asked for; give --image-size '
                            f'{reuse.header.image_size}, or leave out --reuse')
     stored: list[StoredEpisode] = []
-    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in ARRAYS}
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (*ARRAYS, WRIST)}
     start, known = 0, set[tuple[str, str]]()
     for episode in episodes:
         if (episode.task, episode.name) in known:
             raise DatasetError(f'two demonstrations are called {episode.task}, {episode.name}, so '
                                'they cannot be told apart; keep their files in separate folders')
         known.add((episode.task, episode.name))
-        codes = None if reuse is None else reuse.codes_of(episode)
-        if codes is not None and not np.array_equal(
-                codes[:1], _encode(episode.frames[:1], tokenizer, image_size)):
-            codes = None  # recorded again, with other assets or another camera
-        parts['codes'].append(_encode(episode.frames, tokenizer, image_size)
-                              if codes is None else codes)
+        known_codes = {} if reuse is None else reuse.codes_of(episode)
+        for array, frames in (('codes', episode.frames), (WRIST, episode.wrist)):
+            if frames is not None:
+                parts[array].append(_encode_or_copy(frames, known_codes.get(array), tokenizer,
+                                                    image_size))
         parts['actions'].append(episode.actions.astype(np.float32))
         parts['executed'].append(episode.executed.astype(np.float32))
         states = episode.states
@@ -202,9 +215,12 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
     if not stored:
         raise DatasetError('no episode is left to store: the demonstrations are empty, or the '
                            'filters drop them all')
-    arrays = {name: np.concatenate(part) for name, part in parts.items()}
+    if 0 < len(parts[WRIST]) < len(stored):
+        raise DatasetError(f'{len(stored) - len(parts[WRIST])} of {len(stored)} demonstrations '
+                           'lack the wrist camera; record it in all of them, or leave it out')
+    arrays = {name: np.concatenate(part) for name, part in parts.items() if part}
     header = StoreHeader(FORMAT, tokenizer_fingerprint(tokenizer), _fingerprint(arrays, stored),
-                         image_size, tokenizer.config.n_embed)
+                         image_size, tokenizer.config.n_embed, WRIST in arrays)
     try:
         _write(folder, header, stored, arrays)
     except OSError as error:
@@ -234,6 +250,17 @@ def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
     return f'sha256:{digest.hexdigest()[:12]}'
 
 
+def _encode_or_copy(frames: NDArray[np.uint8], known: NDArray[np.uint16] | None,
+                    tokenizer: ImageTokenizer, image_size: int) -> NDArray[np.uint16]:
+    """Return the known codes of frames if their first has them still.
+
+    Else they were recorded again, with other assets or another camera.
+    """
+    if known is not None and np.array_equal(known[:1], _encode(frames[:1], tokenizer, image_size)):
+        return known
+    return _encode(frames, tokenizer, image_size)
+
+
 def _encode(frames: NDArray[np.uint8], tokenizer: ImageTokenizer, image_size: int
             ) -> NDArray[np.uint16]:
     codes = []
@@ -245,8 +272,8 @@ def _encode(frames: NDArray[np.uint8], tokenizer: ImageTokenizer, image_size: in
 
 def _fingerprint(arrays: dict[str, NDArray[Any]], episodes: list[StoredEpisode]) -> str:
     digest = hashlib.sha256(json.dumps([asdict(episode) for episode in episodes]).encode())
-    for name in ARRAYS:
-        digest.update(arrays[name].tobytes())
+    for array in arrays.values():
+        digest.update(array.tobytes())
     return f'sha256:{digest.hexdigest()[:12]}'
 
 

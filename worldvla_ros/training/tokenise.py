@@ -18,17 +18,18 @@ from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write
 
 
 def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None = None,
-                      task: str = '*') -> Iterator[Episode]:
+                      task: str = '*', wrist: bool = False) -> Iterator[Episode]:
     """Yield the successful episodes below a folder.
 
     :param drop_no_ops: apply the published filter, as far as neither the label nor the executed
         action moves anything.
     :param only: keep what succeeded in these replays, of the same kind; None keeps all.
     :param task: pattern of the tasks to read.
+    :param wrist: read the wrist camera, too.
     Raises DatasetError for an episode that is not among the replays.
     """
     for path in demonstration_files(folder, task):
-        for episode in read_episodes(path, folder):
+        for episode in read_episodes(path, folder, wrist=wrist):
             digest = actions_digest(episode.actions, episode.executed)
             if not episode.success or (only is not None and not only.succeeded(
                     episode.task, episode.name, digest)):
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--image-size', type=int, default=128, help='side of the frames [px]')
     parser.add_argument('--task', default='*', metavar='PATTERN',
                         help="read these tasks alone, such as 'pick_up_the_milk*'")
+    parser.add_argument('--wrist', action='store_true',
+                        help='the wrist camera, too (`collect --wrist` records it)')
     parser.add_argument('--drop-no-ops', action='store_true',
                         help='apply the published filter; needs --only')
     parser.add_argument('--only', type=Path, metavar='FILE',
@@ -78,7 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         tokenizer = load_image_tokenizer(options.tokenizer)
         only = checked_replays(options.demonstrations, options.drop_no_ops, options.only)
-        chosen = filtered_episodes(options.demonstrations, options.drop_no_ops, only, options.task)
+        chosen = filtered_episodes(options.demonstrations, options.drop_no_ops, only, options.task,
+                                   options.wrist)
         episodes = tqdm(chosen, unit='episode', mininterval=1.0 if sys.stderr.isatty() else 30.0)
         reuse = None if options.reuse is None else TokenStore.open(
             options.reuse, tokenizer_fingerprint(tokenizer))
@@ -86,7 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
     except WorldVLAError as error:
         print(f'tokenise: {error}', file=sys.stderr)
         return 1
-    used = len(np.unique(store.codes))
+    cameras = [store.codes] if store.wrist_codes is None else [store.codes, store.wrist_codes]
+    used = len(np.unique(np.concatenate(cameras)))
     print(f'{len(store.episodes)} episodes, {len(store.codes)} frames, {used} of '
           f'{store.header.num_codes} codes used, tokenizer {store.header.tokenizer}')
     return 0

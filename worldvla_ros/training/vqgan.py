@@ -128,7 +128,7 @@ def train_vqgan(config: VqganRunConfig) -> ReconstructionQuality:
 def _train_run(config: VqganRunConfig, run: VqganRun) -> ReconstructionQuality:
     state = run.load()
     frames = load_frames(Path(config.demonstrations), config.image_size, config.most_frames,
-                         config.split)
+                         config.split, wrist=config.wrist)
     print(frames.counts.in_words(), file=sys.stderr)
     trainer = VqganTrainer(config)
     if not config.perceptual_weights:

@@ -51,6 +51,7 @@ class VqganRunConfig:
     steps: int = bounded(REQUIRED, minimum=1)
     init_from: str = bounded('', doc='tokenizer to start from; empty: random weights')
     image_size: int = bounded(128, minimum=32, unit='px')
+    wrist: bool = bounded(False, doc='the frames of the wrist camera, too')
     split: str = bounded('hashed', choices=SPLITS, doc='which episodes are held out: see splits; '
                                                        "that of the policy's data.split")
     most_frames: int = bounded(40_000, minimum=20, unit='frame',

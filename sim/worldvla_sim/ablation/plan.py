@@ -183,7 +183,8 @@ def tokens_per_step(config: TrainConfig, store: TokenStore) -> int:
              + data.world_rounds * (image + separator)
              + (data.world_rounds - 1) * (action + separator))
     lengths: dict[str, int] = {
-        'action': (opening + data.history_length * image + data.state * (STATE_DIM + 2)
+        'action': (opening + data.history_length * (1 + data.wrist) * image
+                   + data.state * (STATE_DIM + 2)
                    + separator + data.horizon * action + separator),
         'world': world, 'video': world - data.world_rounds * action}
     first, *others = (lengths[branch] for branch in data.branches)

@@ -19,7 +19,8 @@ class ExpertPolicy:
     """
 
     needs_images = False
-    image_size = None
+    needs_wrist = False
+    image_size: int | None = None
 
     def __init__(self) -> None:
         self._robot: Robot | None = None

@@ -96,7 +96,8 @@ def run(todo: list[Job], bench: Bench, path: Path) -> list[Row]:
     notes: dict[str, object] = {}
     for job in todo:
         print(f'--- {job}', flush=True)
-        started, new = time.perf_counter(), []
+        started = time.perf_counter()
+        new: list[Row] = []
         with Clocks(bench.device) as clocks, recorded(new, str(job)):
             new += job.rows(bench)
         new = [line | {'part': job.part, 'size': job.size, 'K': job.K} for line in new]

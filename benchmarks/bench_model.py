@@ -110,8 +110,9 @@ def rounding(prompts: int = 20, num_actions: int = 10) -> list[Row]:
     """
     exact, coarse = (random_model(SMALL, dtype) for dtype in (torch.float32, torch.bfloat16))
     ids = [prompt_of(SMALL.vocabulary, 256, 2, seed) for seed in range(prompts)]
-    chunks = ([decode_chunk(model, one, num_actions) for one in ids] for model in (exact, coarse))
-    return flips('bfloat16 against float32', *chunks, FLIP_MARGIN)
+    return flips('bfloat16 against float32',
+                 [decode_chunk(exact, one, num_actions) for one in ids],
+                 [decode_chunk(coarse, one, num_actions) for one in ids], FLIP_MARGIN)
 
 
 def ratios(repeats: int) -> list[Row]:

@@ -149,9 +149,11 @@ def main() -> None:
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix='worldvla_bench_') as folder:
         logs = Path(folder)
-        for bench in (lambda node: bench_bridge(node, logs, options.steps),
-                      lambda node: bench_camera(node, options.seconds),
-                      lambda node: bench_publisher(node, logs, options.seconds)):
+        benches: tuple[Callable[[Node], dict[str, float]], ...] = (
+            lambda node: bench_bridge(node, logs, options.steps),
+            lambda node: bench_camera(node, options.seconds),
+            lambda node: bench_publisher(node, logs, options.seconds))
+        for bench in benches:
             rclpy.init()  # each afresh: a second publisher of commands would stop the policy
             results.update(bench(rclpy.create_node('bench')))
             rclpy.shutdown()

@@ -50,8 +50,8 @@ def recorded(rows: list[Row], name: str) -> Iterator[None]:
     except Exception as error:
         traceback.print_exc()
         what = str(error).strip().partition('\n')[0]
-        rows.append(row(f'{name}: failed: {type(error).__name__}: {what}', None, '',
-                        **{FAILED: traceback.format_exc()}))
+        rows.append(row(f'{name}: failed: {type(error).__name__}: {what}', None, '')
+                    | {FAILED: traceback.format_exc()})
 
 
 def exit_status(rows: list[Row]) -> int:

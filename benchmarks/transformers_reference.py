@@ -6,22 +6,25 @@ pass the action-chunk mask of the whole sequence is made anew, and its last row 
 public class does.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import ChameleonConfig, ChameleonForConditionalGeneration
+from transformers import Cache, ChameleonConfig, ChameleonForConditionalGeneration
 
 from worldvla_ros.model.attention_mask import action_chunk_mask
 from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.tokens.vocab import Vocabulary
 
 
 class MaskedChameleon(ChameleonForConditionalGeneration):
     """transformers' Chameleon under the action-chunk mask."""
 
-    vocabulary = None  # of the model whose weights these are
-    _seen = None  # int64 [S], all tokens of the sequence so far
+    vocabulary: Vocabulary  # of the model whose weights these are
+    _seen: Tensor  # int64 [S], all tokens of the sequence so far
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None,
-                past_key_values=None, **options):
+                past_key_values: Cache | None = None, **options: Any) -> Any:
         """Run one pass under the last row of the published mask."""
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         self._seen = input_ids[0] if cached == 0 else torch.cat((self._seen, input_ids[0]))
@@ -62,7 +65,7 @@ def reference_chunk(reference: MaskedChameleon, prompt_ids: list[int], max_new_t
     """Return the greedy tokens after a prompt, the stop token included."""
     ids = torch.tensor([prompt_ids], device=reference.lm_head.weight.device)
     separator = reference.vocabulary.separator
-    out = reference.generate(
+    out = reference.generate(  # type: ignore[misc]  # its self is annotated as another class
         input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, use_cache=True,
         max_new_tokens=max_new_tokens, eos_token_id=separator, pad_token_id=separator)
     return out[0, len(prompt_ids):].cpu()

@@ -14,16 +14,20 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_ros.errors import ConfigError, SimulationError
-from worldvla_sim.libero_env import LiberoEnv, SimObservation
+from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.observation import SimObservation, rendered
 
-Settings = TypeVar('Settings')
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar('Settings', bound='DataclassInstance')
 WRIST_IMAGES = 'eye_in_hand_rgb'  # below `obs`
 
 
@@ -42,9 +46,9 @@ class Seen:
     def stack(cls, observations: Sequence[SimObservation]) -> 'Seen':
         """Put observations one after the other."""
         return cls(
-            agentview=np.stack([one.agentview for one in observations]),
+            agentview=np.stack([rendered(one.agentview) for one in observations]),
             wrist=(None if observations[0].wrist is None
-                   else np.stack([one.wrist for one in observations])),
+                   else np.stack([rendered(one.wrist) for one in observations])),
             joint_positions=np.stack([one.joint_positions for one in observations]),
             gripper_positions=np.stack([one.gripper_positions for one in observations]),
             ee_positions=np.stack([one.ee_position for one in observations]),
@@ -104,7 +108,6 @@ def keep_to_settings(path: Path, settings: Settings, read: Callable[[dict[str, A
                      how: str) -> None:
     """Note in a file what its folder is made with, or compare, so that a resumed run mixes none.
 
-    :param settings: a dataclass.
     :param read: undoes `asdict`.
     :param how: 'made' or 'rendered'.
     :raises ConfigError: the folder is of other settings, or cannot be used.
@@ -185,8 +188,9 @@ def read_demonstration(group: h5py.Group) -> Demonstration:
     obs, info = group['obs'], json.loads(group.attrs.get('problem_info', '{}'))
     actions = group['actions'][:]
 
-    def images(key: str) -> np.ndarray | None:
-        return obs[key][:][:, ::-1, ::-1] if key in obs else None
+    def images(key: str) -> np.ndarray:
+        upside_down: np.ndarray = obs[key][:]
+        return upside_down[:, ::-1, ::-1]
     states = group['robot_states'][:]
     return Demonstration(
         suite=info.get('suite', ''), task=info.get('task', -1),
@@ -195,8 +199,8 @@ def read_demonstration(group: h5py.Group) -> Demonstration:
         expert_acted=(group['expert_acted'][:].astype(bool) if 'expert_acted' in group
                       else np.ones(len(actions), dtype=bool)),
         states=group['states'][:], attributes=dict(group.attrs),
-        seen=Seen(images('agentview_rgb'), images(WRIST_IMAGES), obs['joint_states'][:],
-                  states[:, :2], states[:, 2:5], states[:, 5:9]))
+        seen=Seen(images('agentview_rgb'), images(WRIST_IMAGES) if WRIST_IMAGES in obs else None,
+                  obs['joint_states'][:], states[:, :2], states[:, 2:5], states[:, 5:9]))
 
 
 @contextlib.contextmanager

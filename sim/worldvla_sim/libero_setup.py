@@ -133,7 +133,7 @@ def _log_mujoco_warnings() -> None:
 
 
 @functools.cache
-def import_libero() -> types.ModuleType:
+def import_libero() -> Any:
     """Import LIBERO's environments quietly and return the module `libero.libero`.
 
     :raises SimulationError: LIBERO or robosuite cannot be imported; the cause is attached.

@@ -47,7 +47,7 @@ def evidence(files: Iterable[Path], folder: Path) -> dict[str, Results]:
     there, by_suite = checkpoint_name(str(folder)), dict[str, Results]()
     for file in files:
         results = Results.load(file)
-        suite, evaluated = results.settings.get('suite'), results.settings.get('checkpoint')
+        suite, evaluated = results.settings.get('suite', ''), results.settings.get('checkpoint')
         episodes = [(record.task, record.init_state) for record in results.records]
         errors = sum(record.error is not None for record in results.records)
         if evaluated != there:

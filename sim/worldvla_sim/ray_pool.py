@@ -6,7 +6,7 @@ machine needs this package, and its files (checkpoints, videos) under the same p
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 import contextlib
 import logging
 import os
@@ -55,7 +55,7 @@ class RayPool(Generic[Job, Result]):
         self._address = address
         self._ray = import_ray()
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | JobFailure]]:
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Result | JobFailure], None, None]:
         """Yield each job with its result, in the order of completion.
 
         Closing the iterator ends all actors.

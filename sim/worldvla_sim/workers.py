@@ -6,7 +6,7 @@ driver can die. Here the job is reported as failed, the worker is replaced, and 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 import contextlib
 from dataclasses import dataclass, field
 import multiprocessing
@@ -48,7 +48,7 @@ class JobFailure:
 class _Worker(Generic[Job]):
     process: BaseProcess
     connection: Connection
-    folder: tempfile.TemporaryDirectory
+    folder: tempfile.TemporaryDirectory[str]
     job: Job | None = field(default=None)
 
     def stop(self) -> None:
@@ -104,7 +104,7 @@ class Answerer(Generic[Job, Result]):
     def close(self) -> None:
         """Close the handler, if it can be; safe to repeat."""
         handler, self._handler = self._handler, None
-        if hasattr(handler, 'close'):
+        if handler is not None and hasattr(handler, 'close'):
             handler.close()
 
 
@@ -133,7 +133,7 @@ class WorkerPool(Generic[Job, Result]):
         theirs.close()
         return _Worker(process, ours, folder)
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Result | JobFailure]]:
+    def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Result | JobFailure], None, None]:
         """Yield each job with its result, in the order of completion.
 
         Closing the iterator (or an exception in the consumer, Ctrl-C included) ends all workers.
@@ -143,10 +143,12 @@ class WorkerPool(Generic[Job, Result]):
         try:
             for worker in self._workers:
                 self._send_next(worker, queue)
-            while busy := {w.connection: w for w in self._workers if w.job is not None}:
-                for connection in wait(list(busy)):
-                    worker = busy[connection]
-                    job, answer = worker.job, self._receive(worker)
+            while busy := [(w, w.job) for w in self._workers if w.job is not None]:
+                ready = wait([worker.connection for worker, _ in busy])
+                for worker, job in busy:
+                    if worker.connection not in ready:
+                        continue
+                    answer = self._receive(worker)
                     if not worker.process.is_alive() and queue:
                         worker = self._replace(worker)
                     worker.job = None
@@ -165,11 +167,12 @@ class WorkerPool(Generic[Job, Result]):
 
     def _receive(self, worker: _Worker[Job]) -> Result | JobFailure:
         try:
-            return worker.connection.recv()
+            answer: Result | JobFailure = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join(STOP_TIMEOUT)
             return JobFailure(f'the worker process died with exit code {worker.process.exitcode} '
                               f'(negative: signal; -9 is often the out-of-memory killer)')
+        return answer
 
     def _replace(self, worker: _Worker[Job]) -> _Worker[Job]:
         worker.stop()

@@ -3,6 +3,7 @@
 
 import errno
 import json
+import shutil
 
 import h5py
 import numpy as np
@@ -182,6 +183,16 @@ def test_unreadable_files_are_named(tmp_path, content, capsys):
     path.write_bytes(content)
     assert view_demos.main([str(path)]) == 2
     assert 'not a readable demonstration file' in capsys.readouterr().err
+
+
+def test_a_demonstration_without_pictures_is_refused_as_it_is_read(collected, tmp_path, capsys):
+    """It was read as one whose pictures are None, which crashed whoever looked at them."""
+    path = tmp_path / 'blind.hdf5'
+    shutil.copyfile(collected[1], path)
+    with h5py.File(path, 'r+') as file:
+        del file['data/demo_0/obs/agentview_rgb']
+    assert view_demos.main([str(path)]) == 2
+    assert 'agentview_rgb' in capsys.readouterr().err
 
 
 def test_viewer_makes_table_sheet_video_and_histogram(collected, tmp_path, capsys):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from worldvla_ros.errors import AssetError, SimulationError
+from worldvla_sim.demonstrations import Seen
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (15, 7))
@@ -133,6 +134,12 @@ def test_two_environments_render_side_by_side(env):
         again = env.observe().agentview
     np.testing.assert_array_equal(alone, again)
     np.testing.assert_array_equal(alone, env.observe().agentview)
+
+
+def test_pictures_that_were_not_rendered_are_refused(drawer_env):
+    """Stacked they were an array of None, which only the HDF5 writer refused."""
+    with pytest.raises(SimulationError, match='render=True'):
+        Seen.stack([drawer_env.reset(0, settle_steps=0)])
 
 
 def test_privileged_state_names_objects_goal_regions_and_fixture_joints(drawer_env):

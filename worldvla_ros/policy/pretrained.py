@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from worldvla_ros.errors import CheckpointError
 from worldvla_ros.model.checkpoint import (
     CONFIG_FILE,
-    fingerprint,
     load_model,
     pick_dtype,
     resolve_folder,
+)
+from worldvla_ros.model.checkpoint import (
+    fingerprint as fingerprint,  # for the simulator, which may not import the model
 )
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.model.image_tokenizer import (

@@ -45,11 +45,12 @@ def load_expectations(path: Path = EXPECTED_FILE) -> dict[str, Any]:
     :raises AssetError: the file is not there: it belongs to a checkout, not to an installation.
     """
     try:
-        return json.loads(path.read_text())
+        expected: dict[str, Any] = json.loads(path.read_text())
     except OSError as error:
         raise AssetError(
             f'cannot read the expectations {path}: {error.strerror}; run this from a checkout of '
             'the repository or name the file with --expected') from error
+    return expected
 
 
 def layout_misfits(env: LiberoEnv, expected: Mapping[str, Any]) -> list[str]:
@@ -149,7 +150,7 @@ def _obstacle(
         for pair in data.contact.geom:
             touching = {int(model.geom_bodyid[geom]) for geom in pair}
             if body in touching and (others := touching - {body} - supports):
-                return model.body(others.pop()).name
+                return str(model.body(others.pop()).name)
     return None
 
 

@@ -5,18 +5,19 @@ The heights of the table tops are LIBERO's interface; the furniture behind the r
 is only seen, so it costs triangles but no physics.
 """
 
+from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
 import numpy as np
 
 from worldvla_sim.assets.mjcf import Vector, turn
 from worldvla_sim.assets.rooms import Room
-from worldvla_sim.assets.textures import Label, plaster, tiles, to_png, wood
+from worldvla_sim.assets.textures import Image, Label, plaster, tiles, to_png, wood
 
 LIVING_ROOM_TABLE = 0.4368  # height of the table top [m]
 STUDY_TABLE = 0.885
 
-_TEXTURES = {
+_TEXTURES: dict[str, Callable[[], Image]] = {
     'light-gray-floor-tile': lambda: tiles((178, 178, 176), (150, 150, 148), 2, 1),
     'gray_ceramic_tile': lambda: tiles((150, 152, 156), (120, 122, 126), 4, 2),
     'seamless_wood_planks_floor': lambda: wood((150, 112, 76), 3, 256, planks=8),

@@ -6,9 +6,11 @@ anything does not fit and nothing explains it.
 """
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 import sys
 import time
+from typing import Any
 
 from worldvla_ros.errors import SimulationError
 from worldvla_sim.assets.acceptance import (
@@ -25,7 +27,7 @@ from worldvla_sim.tasks import SUITES, suite_tasks
 
 
 def check_task(
-    suite: str, task: int, *, assets: str, init_states: list[int], expected: dict,
+    suite: str, task: int, *, assets: str, init_states: list[int], expected: Mapping[str, Any],
 ) -> list[Finding]:
     """Return what does not fit in one task, and what moves but is explained."""
     with LiberoEnv(suite, task, assets=assets, render=False) as env:

@@ -7,7 +7,7 @@ that sinks into a ramekin, so the ramekin is solid up to just below its rim.
 
 import math
 
-from worldvla_sim.assets.mjcf import Body, ObjectAsset, product, turn
+from worldvla_sim.assets.mjcf import Body, ObjectAsset, Vector, product, turn
 from worldvla_sim.assets.shapes import Point, arc, lathe
 from worldvla_sim.assets.textures import wicker
 
@@ -95,7 +95,7 @@ def _basket() -> ObjectAsset:
     low, high, wall = 0.0045, 0.1455, 0.005
     half_x, half_y = 0.084, 0.078
     middle, half_z = (low + high) / 2, (high - low) / 2
-    boards = [((half_x, half_y, wall), (0, 0, low + wall))]
+    boards: list[tuple[Vector, Vector]] = [((half_x, half_y, wall), (0, 0, low + wall))]
     for sign in (-1, 1):
         boards.append(((wall, half_y, half_z), (sign * (half_x - wall), 0, middle)))
         boards.append(((half_x, wall, half_z), (0, sign * (half_y - wall), middle)))

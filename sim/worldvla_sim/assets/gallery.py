@@ -9,6 +9,7 @@ import argparse
 from html import escape
 from pathlib import Path
 import sys
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image as Picture
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import SimulationError
 from worldvla_sim.libero_env import NO_OP, ROBOTS, LiberoEnv
+from worldvla_sim.observation import rendered
 from worldvla_sim.tasks import SUITES, Task, suite_tasks
 
 _SHEET_COLUMNS = 8
@@ -46,7 +48,7 @@ that policies are trained with. <a href="contact_sheet.png">All on one sheet</a>
 def photograph_task(task: Task, *, assets: str, robot: str, size: int) -> np.ndarray:
     """Return agentview at the first official initial state, (size, size, 3) uint8."""
     with LiberoEnv(task.suite, task.index, assets=assets, robot=robot, image_size=size) as env:
-        return np.ascontiguousarray(env.reset(0).agentview[:, ::-1])
+        return np.ascontiguousarray(rendered(env.reset(0).agentview)[:, ::-1])
 
 
 def photograph_room(name: str, *, assets: str, robot: str, size: int) -> np.ndarray:
@@ -60,7 +62,7 @@ def photograph_room(name: str, *, assets: str, robot: str, size: int) -> np.ndar
         camera = env.model.camera('agentview')
         camera.pos[:] = look_at + _VIEW_DISTANCE * back
         mujoco.mju_mat2Quat(camera.quat, axes.ravel())
-        return np.ascontiguousarray(env.step(NO_OP).agentview[:, ::-1])
+        return np.ascontiguousarray(rendered(env.step(NO_OP).agentview)[:, ::-1])
 
 
 def contact_sheet(pictures: list[np.ndarray], columns: int = _SHEET_COLUMNS) -> np.ndarray:
@@ -91,7 +93,7 @@ def write_gallery(
                            f'<figcaption>{escape(caption)}</figcaption></figure>')
         sections.append(f'<h2>{title}</h2>\n' + '\n'.join(figures))
 
-    options = {'assets': assets, 'robot': robot, 'size': size}
+    options: dict[str, Any] = {'assets': assets, 'robot': robot, 'size': size}
     section('Rooms', [(f'room-{name}', name.replace('_', ' '), photograph_room(name, **options))
                       for name in _ROOMS])
     for suite in suites:

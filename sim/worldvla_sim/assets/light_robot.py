@@ -7,7 +7,6 @@ use and kept in the cache; nothing is redistributed.  Select it with `robots=['L
 `register_light_robot()`.
 """
 
-from collections.abc import Callable
 import functools
 import hashlib
 from pathlib import Path
@@ -44,12 +43,10 @@ def register_light_robot() -> None:
     from robosuite.robots import ROBOT_CLASS_MAPPING
     from robosuite.robots.single_arm import SingleArm
 
-    def lighter(name: str, base: type, cell: float, **properties: str) -> type:
+    def lighter(name: str, base: Any, cell: float, **constants: str) -> Any:
         def build(self: Any, idn: int = 0) -> None:
             base.__init__(self, idn=idn)
             lighten(self, cell)
-        constants: dict[str, Callable | property] = {
-            key: property(lambda self, value=value: value) for key, value in properties.items()}
         return type(base)(name, (base,), {'__init__': build, **constants})
 
     MOUNT_MAPPING['LightRethinkMount'] = lighter('LightRethinkMount', RethinkMount, MOUNT_CELL)
@@ -164,7 +161,7 @@ def _is_whole(path: Path) -> bool:
     try:
         size = path.stat().st_size
         with path.open('rb') as file:
-            count = struct.unpack('<I', file.read(_STL_HEADER)[80:])[0]
+            count: int = struct.unpack('<I', file.read(_STL_HEADER)[80:])[0]
     except (OSError, struct.error):
         return False
     return size == _STL_HEADER + count * _STL_RECORD.itemsize

@@ -10,6 +10,7 @@ import contextlib
 import errno
 from functools import cache
 import hashlib
+import inspect
 import json
 from pathlib import Path
 import shutil
@@ -159,4 +160,5 @@ def _digest(content: bytes) -> str:
 @cache
 def _generator_digest() -> str:
     """Return eight digits that change with the generating code: no stale pack is ever used."""
-    return _digest(b''.join(Path(module.__file__).read_bytes() for module in _GENERATORS))[:8]
+    return _digest(b''.join(Path(inspect.getfile(module)).read_bytes()
+                            for module in _GENERATORS))[:8]

@@ -8,6 +8,7 @@ is reported, beside the processor time of all threads, which other load disturbs
 import argparse
 import sys
 import time
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ _TASKS = {  # suite -> tasks whose rooms or number of objects differ
 }
 _WARM_UP = 10  # steps that fill caches and are not counted
 # Name -> options of the environment.
-_SETTINGS = {
+_SETTINGS: dict[str, dict[str, Any]] = {
     'full robot, msaa 4': {'robot': 'full', 'msaa': 4},
     'light robot, msaa 4': {'robot': 'light', 'msaa': 4},
     'light robot, msaa 0': {'robot': 'light', 'msaa': 0},

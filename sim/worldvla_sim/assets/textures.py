@@ -139,4 +139,4 @@ def wicker(color: Rgb, seed: int, strands: int = 12, size: int = 128) -> Image:
 
 
 def _to_image(values: np.ndarray) -> Image:
-    return np.clip(values, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(values, 0, 255), np.uint8)

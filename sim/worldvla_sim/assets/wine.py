@@ -59,9 +59,9 @@ def _wine_rack() -> ObjectAsset:
     foot = np.array(_REGION_POS) + (_LIFT - _BOTTLE_RADIUS) * normal  # upper surface, front edge
     for drop in (np.zeros(3), np.array([0, -0.030, -0.125])):
         shelf = foot + drop
-        body.solid('box', (0.120, 0.080, 0.004), shelf + 0.072 * along - 0.004 * normal,
+        body.solid('box', (0.120, 0.080, 0.004), tuple(shelf + 0.072 * along - 0.004 * normal),
                    turn('x', _SLOPE), material=light, mass=0.02)
-        body.solid('box', (0.120, 0.003, 0.010), shelf - 0.007 * along + 0.002 * normal,
+        body.solid('box', (0.120, 0.003, 0.010), tuple(shelf - 0.007 * along + 0.002 * normal),
                    turn('x', _SLOPE), material=dark, mass=0.005)
     for side in (-1, 1):
         x = side * 0.127

@@ -96,7 +96,7 @@ def _touched(local: np.ndarray, boxes: np.ndarray) -> int:
     """Count the points (n, 3) inside any of the boxes (m, 2, 3), all in the gripper's frame."""
     local = local[np.abs(local).max(axis=1) < 0.3]
     in_box = (local[:, None] > boxes[:, 0]) & (local[:, None] < boxes[:, 1])
-    return int(in_box.all(axis=2).any(axis=1).sum())
+    return int(np.all(in_box, axis=2).any(axis=1).sum())
 
 
 def _beside_wall(grasp: Grasp, radial: np.ndarray, obstacles: np.ndarray) -> Grasp:

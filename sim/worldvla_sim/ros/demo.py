@@ -55,12 +55,13 @@ def play_demo(options: argparse.Namespace, out: Path) -> list[dict[str, object]]
         try:
             client = EpisodeClient(processes)
             print('starting the policy and the simulator ...', flush=True)
-            print(f'policy: {client.wait_until_ready().policy}', flush=True)
+            client.wait_until_ready()
+            print(f'policy: {client.policy}', flush=True)
             for number, (task, state) in enumerate(episodes, 1):
                 record = play_with_bar(client, options.suite, task, state,
                                        f'{number}/{len(episodes)}')
                 row = summary_row(record)
-                rows.append({**row, 'policy': client.status.policy})
+                rows.append({**row, 'policy': client.policy})
                 stem = f'{options.suite}_task{task}_init{state}'
                 if record.frames:  # an episode that ended as an error may have shown none
                     record.save_video(out / f'{stem}.mp4')
@@ -70,7 +71,7 @@ def play_demo(options: argparse.Namespace, out: Path) -> list[dict[str, object]]
                               f'{record.state}',
                               evenly_spaced(record.ordered_frames, _SHEET_COLUMNS)))
         finally:
-            rclpy.try_shutdown()
+            rclpy.utilities.try_shutdown()
     if any(frames for _, frames in sheet):
         save_contact_sheet(out / 'contact_sheet.png', sheet)
     (out / 'episodes.json').write_text(json.dumps(rows, indent=1) + '\n')

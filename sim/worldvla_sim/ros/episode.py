@@ -8,7 +8,8 @@ import numpy as np
 
 from worldvla_ros.errors import SimulationError
 from worldvla_sim.kept_environment import KeptEnvironment
-from worldvla_sim.libero_env import LiberoEnv, SimObservation
+from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.observation import SimObservation
 from worldvla_sim.ros.bridge_settings import BridgeSettings
 
 

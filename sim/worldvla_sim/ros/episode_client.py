@@ -8,7 +8,7 @@ from typing import Any
 from lifecycle_msgs.msg import State
 from lifecycle_msgs.srv import GetState
 from rcl_interfaces.srv import ListParameters
-from rclpy.action import ActionClient
+from rclpy.action.client import ActionClient
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -53,7 +53,7 @@ class EpisodeClient(Node):
         self._executor.add_node(self)
         self._record: EpisodeRecording | None = None
         self._episode: Episode | None = None
-        self.status: PolicyStatus | None = None
+        self._status: PolicyStatus | None = None
         latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.create_subscription(Episode, 'episode', self._on_episode, latched)
         if frames:
@@ -67,8 +67,13 @@ class EpisodeClient(Node):
         self._policy_state = self.create_client(GetState, f'/{POLICY_NODE}/get_state')
         self._bridge_probe = self.create_client(ListParameters, f'/{BRIDGE_NODE}/list_parameters')
 
-    def wait_until_ready(self) -> PolicyStatus:
-        """Wait for both nodes; return what the policy says of itself."""
+    @property
+    def policy(self) -> str:
+        """What the policy is, in its own words; '' while it has said nothing."""
+        return self._status.policy if self._status else ''
+
+    def wait_until_ready(self) -> None:
+        """Wait for both nodes."""
         timeout = self._start_timeout
         # While it loads the policy does not answer; unconfigured afterwards means it could not.
         self._spin_until(self._policy_state.service_is_ready, timeout, 'the policy node')
@@ -78,10 +83,9 @@ class EpisodeClient(Node):
             raise WorldVLAError('the policy could not be loaded: '
                                 + self._processes.last_message(POLICY_NODE))
         starting = RepeatedCall(self._bridge_probe, ListParameters.Request())
-        self._spin_until(lambda: self.status is not None and self._reset.service_is_ready()
+        self._spin_until(lambda: self._status is not None and self._reset.service_is_ready()
                          and self._run_task.server_is_ready() and starting.answered(), timeout,
                          'the policy and the simulator to be ready')
-        return self.status
 
     def play(self, suite: str, task: int, init_state: int, *, seed: int = 0,
              on_step: Callable[[Episode], None] = lambda episode: None) -> EpisodeRecording:
@@ -104,18 +108,18 @@ class EpisodeClient(Node):
             'the policy to take the task')
         if not goal.accepted:
             raise WorldVLAError('the policy refused the task; see its log')
-        self._watch(started.episode, goal.get_result_async(), on_step)
-        if self._keep_frames and self._episode.state in PLAYED_TO_THE_END:
-            last_ns = to_ns(self._episode.header.stamp)
+        final = self._watch(started.episode, goal.get_result_async(), on_step)
+        if self._keep_frames and final.state in PLAYED_TO_THE_END:
+            last_ns = to_ns(final.header.stamp)
             self._spin_until(lambda: last_ns <= max(record.frames, default=-1), _ANSWER_TIMEOUT,
                              'the last frame')
-        record.finish(self._episode)
+        record.finish(final)
         self._wait_for(goal.cancel_goal_async(), _ANSWER_TIMEOUT, 'the task to end')
         self._record = None
         return record
 
-    def _watch(self, number: int, ended: Future, on_step: Callable[[Episode], None]) -> None:
-        """Spin until the episode has ended; a stall names what the policy says."""
+    def _watch(self, number: int, ended: Future, on_step: Callable[[Episode], None]) -> Episode:
+        """Spin until the episode has ended; return that. A stall names what the policy says."""
         moved_at, step = time.monotonic(), 0
         while True:
             self._spin_once()
@@ -125,12 +129,12 @@ class EpisodeClient(Node):
                     moved_at, step = time.monotonic(), episode.step
                     on_step(episode)
                 if episode.state != Episode.STATE_RUNNING:
-                    return
+                    return episode
             if ended.done():
                 raise WorldVLAError(f'the policy ended the task after {step} steps: '
                                     f'{ended.result().result.message}')
             if time.monotonic() - moved_at > self._stall_timeout:
-                said = self.status.halt_text if self.status else 'nothing'
+                said = self._status.halt_text if self._status else 'nothing'
                 raise WorldVLAError(f'no control step for {self._stall_timeout:g} s; the policy '
                                     f'says: {said}')
 
@@ -153,7 +157,7 @@ class EpisodeClient(Node):
             self._record.add_action(message)
 
     def _on_status(self, message: PolicyStatus) -> None:
-        self.status = message
+        self._status = message
 
     def _spin_once(self) -> None:
         self._executor.spin_once(timeout_sec=0.1)

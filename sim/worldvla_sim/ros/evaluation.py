@@ -73,7 +73,7 @@ class RosEpisodeRunner:
         processes = self._nodes.enter_context(ProcessGroup(graph, logs))
         self.process_ids = processes.process_ids
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)
-        self._nodes.callback(rclpy.try_shutdown)
+        self._nodes.callback(rclpy.utilities.try_shutdown)
         if not self._settings.checkpoint:
             return self._nodes.enter_context(contextlib.closing(ExpertCommander(processes)))
         client = EpisodeClient(processes, frames=self._options.videos is not None,
@@ -85,15 +85,17 @@ class RosEpisodeRunner:
         settings, videos = self._settings, self._options.videos
         began = time.perf_counter()
         seen = client.play(settings.suite, job.task, job.init_state, seed=settings.seed)
-        if seen.final.state not in PLAYED_TO_THE_END:
-            raise SimulationError(seen.final.error or f'the episode ended as {seen.state}')
+        final = seen.final
+        assert final is not None, 'play returns finished episodes'
+        if final.state not in PLAYED_TO_THE_END:
+            raise SimulationError(final.error or f'the episode ended as {seen.state}')
         if seen.limited and settings.mode == LOCKSTEP:
             raise WorldVLAError(f'the safety stage changed {seen.limited} commands, so this is '
                                 f'not what the policy would do in one process')
         record = EpisodeRecord(
-            settings.suite, job.task, seen.instruction, job.init_state, seen.final.success,
-            seen.final.step, None, seen.final.assets, round(time.perf_counter() - began, 3),
-            policy=client.status.policy, image_size=_image_size(settings))
+            settings.suite, job.task, seen.instruction, job.init_state, final.success,
+            final.step, None, final.assets, round(time.perf_counter() - began, 3),
+            policy=client.policy, image_size=_image_size(settings))
         return videos.keep(record, seen.ordered_frames) if videos else record
 
 

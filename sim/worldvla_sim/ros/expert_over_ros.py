@@ -28,7 +28,8 @@ from worldvla_ros.srv import ResetEpisode
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.kept_environment import KeptEnvironment
-from worldvla_sim.libero_env import LiberoEnv, SimObservation
+from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.observation import SimObservation
 from worldvla_sim.ros.repeated_call import RepeatedCall
 from worldvla_sim.runner import EpisodeJob, EvaluationSettings
 
@@ -66,17 +67,18 @@ class ExpertCommander(Node):
         self._spin_until(lambda: self._reset.service_is_ready() and self._starting.answered(),
                          'the bridge did not start')
         started = self._wait_for_reset(settings, job)
+        played, joints = self._wait_for_step(started.episode, 0)
         self._expert.start(mirror, observation)
         while not mirror.success and mirror.steps < started.max_steps:
-            self._check_mirror(observation, mirror.steps)
+            _check_mirror(joints, observation, mirror.steps)
             action = self._expert.act(observation).astype(np.float32)
             command = Command.from_controller_input(action, self._scale)
-            self._commands.publish(command_to_action(command, self._joints.header))
+            self._commands.publish(command_to_action(command, joints.header))
             observation = mirror.step(action)
-            self._wait_for_step(started.episode, mirror.steps)
+            played, joints = self._wait_for_step(started.episode, mirror.steps)
         return EpisodeRecord(
-            settings.suite, job.task, started.instruction, job.init_state, self._episode.success,
-            self._episode.step, self._episode.error or None, started.assets,
+            settings.suite, job.task, started.instruction, job.init_state, played.success,
+            played.step, played.error or None, started.assets,
             round(time.perf_counter() - began, 3), policy=settings.policy)
 
     def close(self) -> None:
@@ -94,13 +96,13 @@ class ExpertCommander(Node):
         self._spin_until(answer.done, 'the bridge did not answer the reset')
         if not answer.result().success:
             raise SimulationError(answer.result().message)
-        self._wait_for_step(answer.result().episode, 0)
         return answer.result()
 
-    def _wait_for_step(self, episode: int, step: int) -> None:
-        """Spin until the bridge has played a step and shown the joints after it."""
+    def _wait_for_step(self, episode: int, step: int) -> tuple[Episode, JointState]:
+        """Spin until the bridge has played a step; return its episode and the joints after it."""
         self._spin_until(lambda: self._has_played(episode, step),
                          f'the bridge did not play step {step}')
+        return self._episode, self._joints
 
     def _spin_until(self, condition: Callable[[], bool], complaint: str) -> None:
         deadline = time.monotonic() + _TIMEOUT
@@ -116,18 +118,19 @@ class ExpertCommander(Node):
             return False
         if played.state == Episode.STATE_ERROR:
             raise SimulationError(played.error)
-        return played.step >= step and joints.header.stamp == played.header.stamp
-
-    def _check_mirror(self, observation: SimObservation, step: int) -> None:
-        """Compare the joints of mirror and bridge; they must be equal to the last bit."""
-        expected = [*observation.joint_positions, *observation.gripper_positions]
-        if not np.array_equal(self._joints.position, expected):
-            drift = np.abs(np.subtract(self._joints.position, expected)).max()
-            raise SimulationError(f'the bridge and its mirror differ by {drift:.3g} rad at step '
-                                  f'{step}: lockstep is not deterministic here')
+        return bool(played.step >= step and joints.header.stamp == played.header.stamp)
 
     def _on_joints(self, message: JointState) -> None:
         self._joints = message
 
     def _on_episode(self, message: Episode) -> None:
         self._episode = message
+
+
+def _check_mirror(joints: JointState, observation: SimObservation, step: int) -> None:
+    """Compare the joints of bridge and mirror; they must be equal to the last bit."""
+    expected = [*observation.joint_positions, *observation.gripper_positions]
+    if not np.array_equal(joints.position, expected):
+        drift = np.abs(np.subtract(joints.position, expected)).max()
+        raise SimulationError(f'the bridge and its mirror differ by {drift:.3g} rad at step '
+                              f'{step}: lockstep is not deterministic here')

@@ -8,10 +8,12 @@ Simulated time never goes back, also not from one episode to the next.
 
 from dataclasses import replace
 import time
+from typing import Any
 
 from geometry_msgs.msg import Point, Pose, PoseStamped, Quaternion
 import numpy as np
-from rclpy.clock import Clock, ClockType
+from rclpy.clock import Clock
+from rclpy.clock_type import ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -28,6 +30,7 @@ from worldvla_ros.nodes.runtime import run_node
 from worldvla_ros.safety.command import Command
 from worldvla_ros.srv import ResetEpisode
 from worldvla_sim.libero_env import CONTROL_PERIOD
+from worldvla_sim.observation import rendered
 from worldvla_sim.ros.bridge_settings import BridgeSettings
 from worldvla_sim.ros.episode import EpisodePlayer, EpisodeRequest, EpisodeState
 
@@ -45,7 +48,7 @@ _EPISODE_QOS = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 class LiberoBridge(Node):
     """See the module. One thread runs all of it, because an OpenGL context belongs to one."""
 
-    def __init__(self, executor: SingleThreadedExecutor, **kwargs: object) -> None:
+    def __init__(self, executor: SingleThreadedExecutor, **kwargs: Any) -> None:
         super().__init__('libero_bridge', **kwargs)
         declare(self, BridgeSettings)
         self._config = read(self, BridgeSettings)
@@ -80,10 +83,11 @@ class LiberoBridge(Node):
         if self._player.running:
             self._player.state = EpisodeState.ABORTED
             self._publish_episode()
-        init_state = None if request.init_state < 0 else request.init_state
+        asked = EpisodeRequest(request.suite, request.task,
+                               None if request.init_state < 0 else request.init_state,
+                               request.seed)
         try:
-            self._player.reset(
-                EpisodeRequest(request.suite, request.task, init_state, request.seed))
+            self._player.reset(asked)
         except SimulationError as error:
             self.get_logger().error(f'no episode: {error}')
             response.message = str(error)
@@ -93,7 +97,7 @@ class LiberoBridge(Node):
         self._now_ns += _EPISODE_GAP_NS
         self.get_logger().info(
             f'episode {self._player.number}: {request.suite} task {request.task} '
-            f'"{env.instruction}", {self._start_text()}; {env.assets} assets in '
+            f'"{env.instruction}", {_start_text(asked)}; {env.assets} assets in '
             f'{env.asset_path}')
         self._publish_all()
         response.success = True
@@ -102,11 +106,6 @@ class LiberoBridge(Node):
         response.max_steps = self._player.max_steps
         response.assets = env.assets
         return response
-
-    def _start_text(self) -> str:
-        request = self._player.request
-        return (f'random reset with seed {request.seed}' if request.init_state is None
-                else f'initial state {request.init_state}')
 
     def _step(self, command: Command) -> None:
         """Play one control step and publish what follows."""
@@ -209,13 +208,19 @@ class LiberoBridge(Node):
         self._ee_poses.publish(PoseStamped(header=header, pose=Pose(
             position=Point(x=x, y=y, z=z), orientation=Quaternion(x=qx, y=qy, z=qz, w=qw))))
         if self._wrist is not None:
-            self._wrist.publish(frame_to_image(Frame(observation.wrist, self._now_ns), 'wrist'))
+            self._wrist.publish(
+                frame_to_image(Frame(rendered(observation.wrist), self._now_ns), 'wrist'))
         self._agentview.publish(
-            frame_to_image(Frame(observation.agentview, self._now_ns), 'agentview'))
+            frame_to_image(Frame(rendered(observation.agentview), self._now_ns), 'agentview'))
 
     def close(self) -> None:
         """Free the simulator before its OpenGL display goes."""
         self._player.close()
+
+
+def _start_text(request: EpisodeRequest) -> str:
+    return (f'random reset with seed {request.seed}' if request.init_state is None
+            else f'initial state {request.init_state}')
 
 
 def _is_sign_of_life(message: DeltaAction) -> bool:

@@ -85,6 +85,7 @@ class EpisodeRecording:
 def summary_row(record: EpisodeRecording) -> dict[str, object]:
     """Return the numbers of an episode for the table and the JSON file."""
     final, latencies = record.final, record.latencies
+    assert final is not None, 'finish comes first'
     p50, p99 = np.percentile(latencies, [50, 99]) if len(latencies) else (np.nan, np.nan)
     return {
         'suite': final.suite, 'task': final.task, 'init_state': final.init_state,

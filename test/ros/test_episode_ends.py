@@ -93,6 +93,8 @@ def play(domain_id):
     nodes[-1].followed.wait(10)
     executor.shutdown()
     for node in nodes:
+        if isinstance(node, Graph):
+            node.tasks.destroy()  # else it keeps the node, and /rosout of the name, for ever
         node.destroy_node()
     rclpy.shutdown()
 

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples and batches: each once, the same order every time, nothing learned that is not asked."""
+
+import numpy as np
+import pytest
+import torch
+from training_data import (
+    IMAGE_SIZE,
+    INSTRUCTIONS,
+    episode,
+    small_store,
+    tiny_tokenizer,
+)
+
+from worldvla_ros.model.attention_mask import action_chunk_mask
+from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
+from worldvla_ros.tokens.sequence import PromptBuilder
+from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.training.batches import (
+    SampleTable,
+    batch_indices,
+    batch_mask,
+    collate,
+    collate_by_branch,
+    with_noise,
+)
+from worldvla_ros.training.failures import DatasetError
+from worldvla_ros.training.losses import IGNORED
+from worldvla_ros.training.samples import BRANCHES, SampleBuilder
+from worldvla_ros.training.store import TokenStore, write_store
+
+TEXT = TextTokenizer.train(INSTRUCTIONS, max_tokens=300)
+VOCABULARY = Vocabulary.compact(TEXT.num_tokens, num_codes=64)
+ACTION_TOKENIZER = ActionTokenizer([-1.0] * 7, [1.0] * 7, VOCABULARY)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return TokenStore.open(small_store(tmp_path)[0])
+
+
+def table(store, branches=BRANCHES, horizon=5, world_rounds=2):
+    builder = SampleBuilder(PromptBuilder(TEXT, VOCABULARY), 2, horizon, world_rounds)
+    return SampleTable(store, store.episodes, branches, builder, ACTION_TOKENIZER)
+
+
+def test_every_sample_is_in_the_table_once(store):
+    samples = table(store)
+    per_episode = (12 - 5 + 1) + 2 * (12 - 2)
+    assert len(samples) == 4 * per_episode
+    sequences = {tuple(samples[i].ids) for i in range(len(samples))}
+    assert len(sequences) == len(samples)
+
+
+def test_the_world_branch_is_asked_with_what_was_executed(tmp_path):
+    one = episode()
+    one.executed[:] = one.executed[::-1]
+    store = write_store(tmp_path / 'a', [one], tiny_tokenizer(), IMAGE_SIZE)
+    for branch, actions in (('action', one.actions), ('world', one.executed)):
+        sample = table(store, (branch,), horizon=1, world_rounds=1)[2]
+        begin = int(np.flatnonzero(sample.ids == VOCABULARY.boa)[0])
+        np.testing.assert_array_equal(sample.ids[begin + 1:begin + 8],
+                                      ACTION_TOKENIZER.encode(actions[2]))
+
+
+def test_episodes_shorter_than_the_horizon_are_no_data(store):
+    with pytest.raises(DatasetError, match='shorter than the horizon'):
+        table(store, ('action',), horizon=13)
+
+
+def test_an_epoch_visits_each_sample_once_and_epochs_differ():
+    epochs = [np.concatenate([batch_indices(103, 10, 7, step) for step in steps])
+              for steps in (range(10), range(10, 20))]
+    for visited in epochs:
+        assert len(set(visited)) == 100
+    assert not np.array_equal(*epochs)
+    np.testing.assert_array_equal(batch_indices(103, 10, 7, 13), epochs[1][30:40])
+    assert not np.array_equal(batch_indices(103, 10, 8, 13), epochs[1][30:40])
+
+
+def test_fewer_samples_than_a_batch_are_refused():
+    with pytest.raises(DatasetError, match='lower the batch size'):
+        batch_indices(5, 6, 0, 0)
+
+
+def test_padding_is_never_learned_and_never_seen(store):
+    samples = table(store)
+    chosen = [samples[0], samples[5], samples[len(samples) - 1]]
+    batch = collate(chosen, length=200)
+    for row, sample in enumerate(chosen):
+        length = len(sample.ids)
+        assert (batch.labels[row, length:] == IGNORED).all()
+        assert not batch_mask(batch.input_ids, VOCABULARY)[row, :length, length:].any()
+        learned = batch.labels[row, :length] != IGNORED
+        np.testing.assert_array_equal(learned, sample.labelled)
+        np.testing.assert_array_equal(batch.input_ids[row, :length], sample.ids)
+    learned = batch.labels[:, 1:] != IGNORED
+    assert torch.equal(batch.targets.ids, batch.labels[:, 1:][learned])
+    of_world = torch.tensor([False, False, True])[:, None].expand_as(learned)[learned]
+    assert torch.equal(batch.target_is_world, of_world) and of_world.any()
+
+
+def test_a_sample_is_refused_rather_than_cut(store):
+    with pytest.raises(DatasetError, match='fixed length'):
+        collate([table(store)[0]], length=20)
+
+
+@pytest.mark.parametrize('branch', BRANCHES)
+def test_the_mask_of_a_batch_equals_the_published_mask_of_each_sequence(store, branch):
+    samples = table(store, (branch,))
+    batch = collate([samples[0], samples[3]])
+    mask = batch_mask(batch.input_ids, VOCABULARY)
+    for row, sample in enumerate((samples[0], samples[3])):
+        ids = torch.from_numpy(sample.ids)
+        expected = action_chunk_mask(ids, VOCABULARY)
+        assert torch.equal(mask[row, :len(ids), :len(ids)], expected)
+    hides = not torch.equal(mask, batch_mask(batch.input_ids, VOCABULARY, chunk_mask=False))
+    assert hides == (branch == 'action')
+
+
+def test_an_action_after_the_last_image_sees_none_before_it():
+    """A history of actions between the images, which no sample has yet, is masked as published."""
+    v = VOCABULARY
+    block, image = [v.boa, *[v.bin_start] * 7, v.eoa], [v.boi, v.code_start, v.eoi]
+    ids = torch.tensor([v.bos, *image, *block, *block, *image, *block, *block, v.separator])
+    assert torch.equal(batch_mask(ids[None], v)[0], action_chunk_mask(ids, v))
+
+
+def test_a_share_of_the_batch_is_taken_from_the_other_branches(store):
+    samples = table(store, ('action', 'world'))
+    chosen = [samples.batch(8, 0.25, 0, step) for step in range(4)]
+    branches = [[samples[i].branch for i in indices] for indices in chosen]
+    assert branches == [['action'] * 6 + ['world'] * 2] * 4
+    assert len({tuple(sorted(indices)) for indices in chosen}) == 4
+    np.testing.assert_array_equal(samples.batch(8, 0.25, 0, 3), chosen[3])
+    np.testing.assert_array_equal(samples.batch(8, None, 5, 1),
+                                  batch_indices(len(samples), 8, 5, 1))
+    assert {samples[i].branch for i in samples.batch(8, 0.0, 0, 0)} == {'action'}
+
+
+def test_branches_are_padded_apart(store):
+    samples = table(store, ('action', 'world'))
+    chosen = [samples[i] for i in samples.batch(8, 0.25, 0, 0)]
+    action, world = collate_by_branch(chosen)
+    assert (len(action.input_ids), len(world.input_ids)) == (6, 2)
+    assert action.input_ids.shape[1] == max(len(sample.ids) for sample in chosen[:6])
+    assert world.target_is_world.all() and not action.target_is_world.any()
+
+
+def test_noise_replaces_what_is_shown_and_leaves_what_is_learned(store):
+    """Shown are the images of a prompt and, to the values after them, the values of an action."""
+    samples = table(store, ('action', 'world'))
+    for batch in collate_by_branch([samples[0], samples[1], samples[len(samples) - 1]]):
+        learned = batch.labels != IGNORED
+        is_code, is_bin = (torch.isin(batch.input_ids, torch.tensor(kind))
+                           for kind in (VOCABULARY.codes, VOCABULARY.bins))
+        for codes, actions, may_change in ((0.5, 0.0, is_code & ~learned),
+                                           (0.0, 0.5, is_bin & learned),
+                                           (0.5, 0.5, (is_code & ~learned) | (is_bin & learned))):
+            noisy = with_noise(batch, VOCABULARY, codes, actions, np.random.default_rng(0))
+            changed = noisy.input_ids != batch.input_ids
+            assert not (changed & ~may_change).any()
+            assert not may_change.any() or 0.35 < changed[may_change].float().mean() < 0.65
+            for kind, of_kind in ((VOCABULARY.codes, is_code), (VOCABULARY.bins, is_bin)):
+                assert torch.isin(noisy.input_ids[of_kind], torch.tensor(kind)).all()
+            assert torch.equal(noisy.labels, batch.labels)
+        same = with_noise(batch, VOCABULARY, 0.0, 0.0, np.random.default_rng(0))
+        assert torch.equal(same.input_ids, batch.input_ids)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run of the image tokenizer that was killed goes on as if it had not been, and as no other."""
+
+import csv
+from dataclasses import replace
+
+import pytest
+from safetensors import SafetensorError
+import torch
+from training_data import write_hdf5
+from vqgan_runs import Features, config, moving_square, write_moving_squares
+
+from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.training import vqgan
+from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.vqgan import train_vqgan
+from worldvla_ros.training.vqgan_trainer import VqganTrainer
+
+
+@pytest.fixture
+def demos(tmp_path):
+    return write_moving_squares(tmp_path)
+
+
+def kill_at(monkeypatch, step):
+    """Let training end as by a kill before this step; undone by `monkeypatch.undo`."""
+    train_step = VqganTrainer.train_step
+
+    def killed(self, *args):
+        if self.step == step:
+            raise KeyboardInterrupt
+        return train_step(self, *args)
+    monkeypatch.setattr(VqganTrainer, 'train_step', killed)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(demos, monkeypatch):
+    whole = config(demos, steps=7, save_every=2, evaluate_every=3, revive_after=2,
+                   adversarial_weight=0.1, adversarial_from=1)
+    halves = replace(whole, output=str(demos / 'halves'))
+    train_vqgan(whole)
+    kill_at(monkeypatch, 5)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(halves)
+    monkeypatch.undo()
+    assert not (demos / 'halves').exists()
+    train_vqgan(halves)
+    for name in ('tokenizer', 'halves'):
+        assert {path.name for path in (demos / f'{name}.run').iterdir()} == {
+            '.lock', 'metrics.csv', 'curves.png'}
+    for one, other in (('tokenizer', 'halves'), ('tokenizer.run', 'halves.run')):
+        files = [{path.name: path.read_bytes() for path in (demos / name).iterdir()
+                  if path.suffix != '.png' and path.name != '.lock'} for name in (one, other)]
+        assert files[0] == files[1] and files[0]
+    with (demos / 'halves.run' / 'metrics.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row['step'] for row in rows] == ['3', '6', '7']
+    assert all(0 < float(row['perplexity']) <= float(row['used_codes']) + 1e-3 for row in rows)
+    assert sum(int(row['revived_codes']) for row in rows) >= 64
+
+
+def test_a_run_is_resumed_with_its_own_configuration_only(demos, monkeypatch):
+    first = config(demos, steps=3, save_every=1)
+    kill_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(first)
+    with pytest.raises(TrainingError, match=r'another configuration .*moving_weight: 4\.0 ->'):
+        train_vqgan(replace(first, moving_weight=1.0))
+    (demos / 'tokenizer.run' / 'state.pt').write_bytes(b'half')
+    with pytest.raises(TrainingError, match=r'cannot be read.*to begin again'):
+        train_vqgan(first)
+
+
+@pytest.fixture
+def interrupted(demos, monkeypatch):
+    """The configuration of a run that was killed after its first step."""
+    first = config(demos, steps=2, save_every=1)
+    kill_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(first)
+    monkeypatch.undo()
+    return first
+
+
+def test_a_run_goes_on_with_its_demonstrations_moved_but_not_with_others(demos, interrupted):
+    (demos / 'demos').rename(demos / 'moved')
+    write_hdf5(demos / 'demos' / 'push_demo.hdf5', [moving_square(i) for i in range(11)])
+    with pytest.raises(TrainingError, match=r'trained on other demonstrations \(sha256:'):
+        train_vqgan(interrupted)
+    write_hdf5(demos / 'demos' / 'push_demo.hdf5', [moving_square(i, 3) for i in range(10)])
+    with pytest.raises(TrainingError, match='trained on other demonstrations'):
+        train_vqgan(interrupted)
+    train_vqgan(replace(interrupted, demonstrations=str(demos / 'moved')))
+
+
+def test_a_run_goes_on_with_or_without_the_perceptual_loss_as_it_began(demos, interrupted):
+    torch.jit.script(Features()).save(str(demos / 'vgg16.pt'))
+    with pytest.raises(TrainingError, match='with perceptual_weights: False -> True'):
+        train_vqgan(replace(interrupted, perceptual_weights=str(demos / 'vgg16.pt')))
+
+
+def test_a_state_from_before_there_was_a_choice_of_splits_was_split_by_number(demos, interrupted):
+    path = demos / 'tokenizer.run' / 'state.pt'
+    state = torch.load(path, weights_only=True)
+    state['config'] = state['config'].replace('split: numeric\n', '')
+    assert 'split' not in state['config']
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match=r"split: 'numeric' -> 'hashed'"):
+        train_vqgan(replace(interrupted, split='hashed'))
+    train_vqgan(interrupted)
+
+
+def test_a_state_that_does_not_say_its_demonstrations_is_refused(demos, interrupted):
+    path = demos / 'tokenizer.run' / 'state.pt'
+    state = torch.load(path, weights_only=True)
+    del state['data']
+    torch.save(state, path)
+    with pytest.raises(TrainingError, match=r'of an older version .*delete .*tokenizer\.run'):
+        train_vqgan(interrupted)
+
+
+@pytest.mark.parametrize('error', [
+    SafetensorError('Error while serializing: I/O error: No space left on device (os error 28)'),
+    OSError(28, 'No space left on device')])
+def test_a_disk_that_is_full_at_the_end_costs_no_step(demos, monkeypatch, error):
+    def full(*_):
+        raise error
+    monkeypatch.setattr(vqgan, 'save_image_tokenizer', full)
+    with pytest.raises(TrainingError, match=r'cannot write .*tokenizer: .*disk.* full.*is whole'):
+        train_vqgan(config(demos, steps=1))
+    monkeypatch.setattr(VqganTrainer, 'train_step', full)  # nothing is left to train
+    monkeypatch.setattr(vqgan, 'save_image_tokenizer', save_image_tokenizer)
+    train_vqgan(config(demos, steps=1))
+    assert (demos / 'tokenizer').is_dir()

@@ -138,7 +138,7 @@ def draw(lines: Sequence[Line], suite: str, path: Path) -> None:
         if math.isfinite(value := line.held_out.get('action', math.nan)):
             entropy.barh(place, value, color='tab:green', height=0.6)
     success.set(yticks=range(len(lines)), yticklabels=[line.title for line in lines],
-                xlim=(0, 100), xlabel=f'success on {suite} [%], 95 % intervals; diamonds: paper '
+                xlim=(0, 100), xlabel=f'success on {suite} [%], 95 % intervals\ndiamonds: paper '
                                       '(open: libero_goal)')
     success.invert_yaxis()
     entropy.set(xlabel='held-out action cross entropy [nat]')

@@ -20,7 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import ACTION_DIM
-from worldvla_ros.training.libero_hdf5 import FILE_ENDING, demonstration_files, read_episodes
+from worldvla_ros.training.libero_hdf5 import (
+    FILE_ENDING,
+    FRAMES,
+    demonstration_files,
+    read_episodes,
+)
 
 QUALITY = '12'  # H.264's crf
 TASK = 'frames'  # all episodes become those of one task, so that a tenth of them is held out
@@ -61,7 +66,7 @@ def unpack(video: Path, folder: Path) -> None:
         for length, number in zip(lengths, order, strict=True):
             group = file.create_group(f'data/demo_{number}')
             pictures = np.stack([next(frames) for _ in range(length)])
-            group['obs/agentview_rgb'] = pictures[:, ::-1, ::-1]  # as LIBERO stores them
+            group[FRAMES] = pictures[:, ::-1, ::-1]  # as LIBERO stores them
             group['actions'] = group['executed_actions'] = np.zeros((length, ACTION_DIM))
             group['dones'] = np.arange(length) == length - 1
 

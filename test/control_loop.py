@@ -121,6 +121,20 @@ class Loop:
         """Take a picture of the wrist camera as of some time [ns] ago."""
         return self.controller.push_wrist_frame(frame(self.now - ago, **options))
 
+    def drift(self, feed, rate, steps=200):
+        """Let the camera and what `feed` takes, `rate` times a second, drift through all phases.
+
+        :param feed: called with how long ago [ns] it was measured; a tick may come in between.
+        """
+        start, fed = self.now, 0
+        for number in range(steps):
+            self.now = start + round((number + 1) * 1.003 * PERIOD)
+            while (stamp_ns := start + fed * SECOND // rate) <= self.now:
+                feed(self.now - stamp_ns)
+                fed += 1
+            self.see()
+            yield self.controller.tick(self.now, self.now)
+
     def feel(self, ago=0, *, pose=True, fingers=True):
         """Take the state of the arm as of some time [ns] ago; its position is its stamp [s]."""
         stamp_ns = self.now - ago

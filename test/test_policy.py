@@ -10,6 +10,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from tiny_models import static_chunk_decoder
 import torch
 import yaml
 
@@ -20,7 +21,6 @@ from worldvla_ros.errors import (
     InferenceError,
     InstructionError,
 )
-from worldvla_ros.model.engine.chunk import StaticChunkDecoder
 from worldvla_ros.model.generate import decode_chunk_in_order, generate_chunk
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
@@ -307,11 +307,8 @@ def test_a_checkpoint_trained_without_the_chunk_mask_is_decoded_without_it(polic
 @pytest.fixture(params=['eager', 'static'])
 def decoder(request, monkeypatch):
     """Let policies decode by plain passes, or by the engine that a GPU gets."""
-    def engine(model, num_actions, *, prompt_lengths, newest_rows, chunk_mask, choice, weights):
-        return StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
-                                  newest_rows=newest_rows, choice=choice)
     if request.param == 'static':
-        monkeypatch.setattr('worldvla_ros.policy.policy.chunk_decoder', engine)
+        monkeypatch.setattr('worldvla_ros.policy.policy.chunk_decoder', static_chunk_decoder)
 
 
 @pytest.mark.parametrize('choice', BIN_CHOICES)

@@ -6,10 +6,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from state_policies import attentive_policy
+from tiny_models import static_chunk_decoder
 
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import CheckpointError, FrameError, StateError
-from worldvla_ros.model.engine.chunk import StaticChunkDecoder
 from worldvla_ros.model.generate import generate_chunk
 from worldvla_ros.policy.policy import WorldVLAPolicy
 
@@ -163,11 +163,7 @@ def test_the_engine_of_a_gpu_takes_both_cameras_with_and_without_preparation(
         wrist_policy, monkeypatch):
     expected = [look(WorldVLAPolicy(wrist_policy.pretrained), (step, step + 10),
                      (step + 1, step + 11)) for step in range(3)]
-    monkeypatch.setattr(
-        'worldvla_ros.policy.policy.chunk_decoder',
-        lambda model, num_actions, *, prompt_lengths, newest_rows, chunk_mask, choice, weights:
-        StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
-                           newest_rows=newest_rows, choice=choice))
+    monkeypatch.setattr('worldvla_ros.policy.policy.chunk_decoder', static_chunk_decoder)
     for prepared in (False, True):
         engine = WorldVLAPolicy(wrist_policy.pretrained)
         engine.warm_up()

@@ -17,17 +17,10 @@ from training_data import (
 
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer
-from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
-from worldvla_ros.tokens.text_tokenizer import TextTokenizer
-from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training import store as store_module
 from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write_store
 from worldvla_ros.training.tokenise import main
-
-TEXT = TextTokenizer.train(INSTRUCTIONS, max_tokens=300)
-VOCABULARY = Vocabulary.compact(TEXT.num_tokens, num_codes=64)
-ACTION_TOKENIZER = ActionTokenizer([-1.0] * 7, [1.0] * 7, VOCABULARY)
 
 
 @pytest.fixture

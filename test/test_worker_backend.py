@@ -86,49 +86,45 @@ def test_a_worker_answers_with_exactly_the_chunk_that_this_process_computes(back
     assert not [one for one in threading.enumerate() if one.name.startswith('policy')]
 
 
-def test_the_wrist_camera_reaches_a_policy_that_reads_it(tmp_path):
-    folder = tmp_path / 'tiny'
-    save_pretrained(attentive_policy(reads_state=False, reads_wrist=True), folder)
-    settings = replace(SETTINGS, checkpoint=str(folder))
-    seeing, inproc = new_backend(settings), InprocBackend(settings)
+def assert_both_backends_need(checkpoint, observations, missing):
+    """The first observation lacks what the policy reads; the others differ in it alone."""
+    settings = replace(SETTINGS, checkpoint=str(checkpoint))
+    worker, inproc = new_backend(settings), InprocBackend(settings)
     try:
-        assert seeing.start() == inproc.start() and seeing._info.reads_wrist
+        info = worker.start()
+        assert info == inproc.start()
         answers = []
-        for number, wrist in enumerate((None, noise(7)[:64, :64], noise(8)[:64, :64])):
-            asked = Observation((Frame(noise(1)[:64, :64], PERIOD, wrist),), 'go')
+        for number, asked in enumerate(observations):
             inproc.submit(number, asked)
-            answers.append((ask(seeing, number, asked), result_of(inproc, number)))
+            answers.append((ask(worker, number, asked), result_of(inproc, number)))
     finally:
-        seeing.stop()
+        worker.stop()
         inproc.stop()
-    missing, *chunks = answers
-    assert all(one.chunk is None and 'wrist camera' in one.error for one in missing)
+    refused, *chunks = answers
+    assert all(one.chunk is None and missing in one.error for one in refused)
     for one, other in chunks:
         np.testing.assert_array_equal(one.chunk.token_ids, other.chunk.token_ids)
     assert (chunks[0][0].chunk.token_ids != chunks[1][0].chunk.token_ids).any()
+    return info
+
+
+def test_the_wrist_camera_reaches_a_policy_that_reads_it(tmp_path):
+    save_pretrained(attentive_policy(reads_state=False, reads_wrist=True), tmp_path / 'tiny')
+    pictures = (None, noise(7)[:64, :64], noise(8)[:64, :64])
+    info = assert_both_backends_need(
+        tmp_path / 'tiny', [Observation((Frame(noise(1)[:64, :64], PERIOD, wrist),), 'go')
+                            for wrist in pictures], 'wrist camera')
+    assert info.reads_wrist
 
 
 def test_the_state_of_the_arm_reaches_a_policy_that_reads_it(backend, tmp_path):
     frames = tuple(Frame(noise(seed)[:64, :64], seed * PERIOD) for seed in (1, 2))
-    states = (None, np.zeros(7), np.full(7, 0.5))
-    settings = replace(SETTINGS, checkpoint=str(state_checkpoint(tmp_path / 'tiny')))
-    feeling, inproc = new_backend(settings), InprocBackend(settings)
     assert not backend._info.reads_state
-    try:
-        assert feeling.start() == inproc.start() and feeling._info.reads_state
-        answers = []
-        for number, state in enumerate(states):
-            asked = Observation(frames, 'go', state)
-            inproc.submit(number, asked)
-            answers.append((ask(feeling, number, asked), result_of(inproc, number)))
-    finally:
-        feeling.stop()
-        inproc.stop()
-    missing, *chunks = answers
-    assert all(one.chunk is None and 'state of the arm' in one.error for one in missing)
-    for one, other in chunks:
-        np.testing.assert_array_equal(one.chunk.token_ids, other.chunk.token_ids)
-    assert (chunks[0][0].chunk.token_ids != chunks[1][0].chunk.token_ids).any()
+    info = assert_both_backends_need(
+        state_checkpoint(tmp_path / 'tiny'), [Observation(frames, 'go', state) for state in
+                                              (None, np.zeros(7), np.full(7, 0.5))],
+        'state of the arm')
+    assert info.reads_state
 
 
 def test_frames_of_any_layout_give_the_same_chunk(backend):

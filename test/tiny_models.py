@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from worldvla_ros.model.engine.chunk import StaticChunkDecoder
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
 from worldvla_ros.tokens.sequence import action_block, image_block
 from worldvla_ros.tokens.vocab import Vocabulary
@@ -26,6 +27,13 @@ def tiny_model(seed: int = 0, *, layers: int = 2, hidden: int = 32, heads: int =
         for name, parameter in model.named_parameters():
             torch.nn.init.normal_(parameter, mean=float(name.endswith('norm.weight')), std=0.2)
     return model.to(dtype).eval()
+
+
+def static_chunk_decoder(model, num_actions, *, prompt_lengths, newest_rows, chunk_mask, choice,
+                         weights):
+    """Stand for `model.chunk_decoder.chunk_decoder`: the engine that a GPU gets, on any device."""
+    return StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
+                              newest_rows=newest_rows, choice=choice)
 
 
 def attentive_model(num_text_tokens: int, with_state: bool = False) -> Transformer:

@@ -22,6 +22,13 @@ def _frozen(array: np.ndarray) -> np.ndarray:
     return view
 
 
+def _checked_image(image: np.ndarray) -> np.ndarray:
+    """Return a read-only view of an image; FrameError for anything that is not one."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise FrameError(f'a frame must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}')
+    return _frozen(image)
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One camera image with the time at which it was taken."""
@@ -32,15 +39,9 @@ class Frame:
 
     def __post_init__(self) -> None:
         """Refuse anything that is not an RGB image; freeze the arrays."""
-        for name in ('image', 'wrist'):
-            image = getattr(self, name)
-            if image is None and name == 'wrist':
-                continue
-            if (image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3
-                    or image.size == 0):
-                raise FrameError(
-                    f'a frame must be (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}')
-            object.__setattr__(self, name, _frozen(image))
+        object.__setattr__(self, 'image', _checked_image(self.image))
+        if self.wrist is not None:
+            object.__setattr__(self, 'wrist', _checked_image(self.wrist))
 
 
 @dataclass(frozen=True, eq=False)

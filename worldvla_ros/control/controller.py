@@ -311,8 +311,7 @@ class PolicyController:
     def _face_obstacle(self, now_ns: int, steady_ns: int) -> Reason:
         """Drop what may not go on under what forbids motion now, and say what that is."""
         obstacle = self._find_obstacle(now_ns, steady_ns)
-        if (obstacle in (Reason.NO_STATE, Reason.NO_WRIST_FRAME)
-                and self._settings.lockstep):
+        if self._settings.lockstep and obstacle in (Reason.NO_STATE, Reason.NO_WRIST_FRAME):
             return obstacle  # it is on its way, and time stands still: the plan stays good
         if obstacle is Reason.ESTOP and self._instruction:
             self._topic.estop_dropped(self._instruction)
@@ -352,10 +351,10 @@ class PolicyController:
 
     def _hint_next_frame(self) -> None:
         """Before the last action of a chunk runs, its frame is known to be the next but newest."""
-        newest = self._sensing.newest
-        prepare = self._settings.control.prepare
-        if prepare and newest is not None and not self.schedule.queue_depth:
-            self.backend.prepare(newest, self._instruction)
+        if self._settings.control.prepare and not self.schedule.queue_depth:
+            newest = self._sensing.newest
+            if newest is not None:
+                self.backend.prepare(newest, self._instruction)
 
     def _why_nothing_is_due(self) -> Reason:
         if self.inference_error:

@@ -53,7 +53,7 @@ class Sensing:
         frame = self.frames.newest
         if frame is None or self.wrist is None:
             return frame
-        there = self.wrist.nearest(frame.stamp_ns, self._wrist_tolerance_ns)
+        there = self._wrist_frame(frame.stamp_ns)
         return None if there is None else replace(frame, wrist=there.image)
 
     @property
@@ -85,26 +85,18 @@ class Sensing:
 
     def fault(self, now_ns: int) -> Reason:
         """Say for what of camera and arm the robot has to hold; NONE if all is well."""
-        observation = self.observe(now_ns, '')
-        if isinstance(observation, Stale):
-            return _REASON_OF_STALE[observation.reason]
-        cameras = [self.frames] if self.wrist is None else [self.frames, self.wrist]
-        return Reason.FROZEN_CAMERA if any(one.frozen for one in cameras) else Reason.NONE
+        return _fault(self.observe(now_ns, ''), self.frames.frozen or self._wrist_is_frozen)
 
     def camera_fault(self, now_ns: int) -> Reason:
         """Say for what the robot had to hold if only the third-person camera counted."""
-        observation = self.frames.observation(now_ns, '')
-        if isinstance(observation, Stale):
-            return _REASON_OF_STALE[observation.reason]
-        return Reason.FROZEN_CAMERA if self.frames.frozen else Reason.NONE
+        return _fault(self.frames.observation(now_ns, ''), self.frames.frozen)
 
     def wrist_fault(self, now_ns: int) -> Reason:
         """Say for what the robot had to hold if only the wrist camera counted, as far as known."""
         seen = self._see(now_ns, '')
         if isinstance(seen, Stale) and seen.reason is StaleReason.NO_WRIST_FRAME:
             return Reason.NO_WRIST_FRAME
-        frozen = self.wrist is not None and self.wrist.frozen
-        return Reason.FROZEN_CAMERA if frozen else Reason.NONE
+        return Reason.FROZEN_CAMERA if self._wrist_is_frozen else Reason.NONE
 
     def clear(self) -> None:
         """Forget all."""
@@ -114,6 +106,16 @@ class Sensing:
         self.position.clear()
         if self._arm is not None:
             self._arm.clear()
+
+    @property
+    def _wrist_is_frozen(self) -> bool:
+        return self.wrist is not None and self.wrist.frozen
+
+    def _wrist_frame(self, stamp_ns: int) -> Frame | None:
+        """Return what the wrist camera saw at the stamp of a frame; None if it is not known."""
+        if self.wrist is None:
+            return None
+        return self.wrist.nearest(stamp_ns, self._wrist_tolerance_ns)
 
     def _see(self, now_ns: int, instruction: str) -> Observation | Stale:
         """Return the frames, each with what the wrist camera saw then if the policy reads it.
@@ -126,7 +128,7 @@ class Sensing:
             return observation
         pairs: list[tuple[Frame, Frame]] = []  # a frame and that of the wrist, newest first
         for frame in reversed(observation.frames):
-            there = self.wrist.nearest(frame.stamp_ns, self._wrist_tolerance_ns)
+            there = self._wrist_frame(frame.stamp_ns)
             if there is None or (pairs and there is pairs[-1][1]):
                 break
             pairs.append((frame, there))
@@ -134,6 +136,12 @@ class Sensing:
             return Stale(StaleReason.NO_WRIST_FRAME, now_ns - observation.stamp_ns)
         return replace(observation, frames=tuple(
             replace(frame, wrist=there.image) for frame, there in reversed(pairs)))
+
+
+def _fault(observation: Observation | Stale, frozen: bool) -> Reason:
+    if isinstance(observation, Stale):
+        return _REASON_OF_STALE[observation.reason]
+    return Reason.FROZEN_CAMERA if frozen else Reason.NONE
 
 
 def _history(settings: ControllerSettings, length: int) -> FrameHistory:

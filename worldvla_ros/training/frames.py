@@ -88,10 +88,11 @@ def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: 
         part.allocate(image_size)
     for path in files:
         for episode in read_episodes(path, folder, wrist=wrist):
-            for camera, frames in ((FRAMES, episode.frames), (WRIST_FRAMES, episode.wrist)):
-                for part in parts:
-                    if frames is not None:
-                        part.take(((episode.task, episode.name), camera), frames)
+            key = (episode.task, episode.name)
+            for part in parts:
+                part.take((key, FRAMES), episode.frames)
+                if episode.wrist is not None:
+                    part.take((key, WRIST_FRAMES), episode.wrist)
     return LoadedFrames(parts[0].frame_set, parts[1].frame_set, SplitCounts.of(
         split, *([Path(task).name for task, _ in keys] for keys in sides)))
 

@@ -127,6 +127,42 @@ def test_the_state_of_the_arm_reaches_a_policy_that_reads_it(backend, tmp_path):
     assert info.reads_state
 
 
+def test_the_worker_imagines_what_this_process_imagines(backend, tmp_path):
+    settings = replace(SETTINGS, checkpoint=str(state_checkpoint(tmp_path / 'tiny')),
+                       world_model=True, control_period=0.1)
+    worker, inproc = new_backend(settings), InprocBackend(settings)
+    start = Frame(noise(1)[:64, :64], PERIOD)
+    rollouts = []
+    try:
+        assert worker.start() == inproc.start() and worker._info.imagines
+        assert not backend._info.imagines, 'nobody asked for it'
+        for one in (worker, inproc):
+            one.imagine(1, np.full(7, 0.1), None)
+            assert 'no frame yet' in result_of(one, 1).error, 'nor does it start at the warm-up'
+            imagined = []
+            for number, (action, frame) in enumerate(((0.2, start), (0.3, None), (0.2, start)), 2):
+                one.imagine(number, np.full(7, action), frame)
+                with pytest.raises(InferenceError, match='busy'):
+                    one.imagine(number, np.full(7, action), frame)
+                imagined.append(result_of(one, number).imagined)
+            rollouts.append(imagined)
+    finally:
+        worker.stop()
+        inproc.stop()
+    for ours, theirs in zip(*rollouts, strict=True):
+        np.testing.assert_array_equal(ours.frame.image, theirs.frame.image)
+        np.testing.assert_array_equal(ours.entropy, theirs.entropy)
+    first, second, again = rollouts[0]
+    assert [one.frame.stamp_ns - PERIOD for one in rollouts[0]] == [10**8, 2 * 10**8, 10**8]
+    assert (first.codes != second.codes).any()
+    np.testing.assert_array_equal(first.codes, again.codes)
+
+
+def test_a_worker_without_a_world_model_says_so(backend):
+    backend.imagine(1, np.zeros(7), Frame(noise(1), PERIOD))
+    assert 'world model is not loaded' in result_of(backend, 1).error
+
+
 def test_frames_of_any_layout_give_the_same_chunk(backend):
     plain = observation(5)
     mirrored = Observation(tuple(

@@ -73,6 +73,16 @@ def test_the_next_step_starts_from_the_imagined_frame(pretrained, reencode):
     np.testing.assert_array_equal(second.codes, expected)
 
 
+def test_a_warm_up_is_forgotten(pretrained):
+    cold, warm = WorldModel(pretrained), WorldModel(pretrained)
+    warm.warm_up()
+    with pytest.raises(InferenceError, match='no frame yet'):
+        warm.step(ACTION)
+    for world in (cold, warm):
+        world.reset(frame())
+    np.testing.assert_array_equal(warm.step(ACTION).codes, cold.step(ACTION).codes)
+
+
 def test_the_same_actions_give_the_same_rollout(pretrained):
     world = WorldModel(pretrained)
     rollouts = []

@@ -101,3 +101,15 @@ class ActionChunk:
     def horizon(self) -> int:
         """Number of actions."""
         return len(self.actions)
+
+
+@dataclass(frozen=True, eq=False)
+class ImaginedFrame:
+    """One frame of an imagined rollout with what the model thought of it."""
+
+    frame: Frame
+    codes: np.ndarray  # (2h, 2w) int64 code indices
+    entropy: np.ndarray  # (2h, 2w) float32 [nat] over the image codes
+    log_probs: np.ndarray  # (2h, 2w) float32 [nat] of the chosen codes
+    latency_s: float  # [s]
+    passes: int  # forward passes; one per code where the frame before was no good draft

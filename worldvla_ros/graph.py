@@ -34,6 +34,7 @@ _CHECKPOINT = Argument(
     'LIBERO in simulation: before a real camera it moves the robot without any use, so name a '
     'checkpoint that was trained for your robot')
 _DEVICE = Argument('Torch device of the worker: cpu, cuda, ...')
+_WORLD_MODEL = Argument('Load the world model, too, for the service ~/imagine', '', _FLAG)
 
 POLICY_ARGUMENTS = {
     'checkpoint': _CHECKPOINT,
@@ -44,6 +45,7 @@ POLICY_ARGUMENTS = {
     'dtype': Argument('Number format of the weights', '',
                       ('', 'auto', 'float32', 'bfloat16', 'float16')),
     'weights': Argument('fp8 for speed on a GPU that has it', '', ('', 'dense', 'fp8')),
+    'world_model': _WORLD_MODEL,
     'image': Argument('Topic of the third-person camera', 'image'),
     'wrist_image': Argument('Topic of the wrist camera, for checkpoints that read it',
                             'wrist_image'),
@@ -69,6 +71,7 @@ SIM_ARGUMENTS = {
 DEMO_ARGUMENTS = {
     'checkpoint': _CHECKPOINT,
     'device': _DEVICE,
+    'world_model': _WORLD_MODEL,
     'mode': Argument('lockstep: each waits for the other; realtime: 20 Hz', 'lockstep',
                      ('lockstep', 'realtime')),
     'assets': Argument('Meshes and textures', 'builtin', ('auto', 'builtin', 'official')),
@@ -110,7 +113,8 @@ def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
         parameters=_given(arguments, {
             **{name: (name, str) for name in (
                 'checkpoint', 'subfolder', 'settings', 'device', 'dtype', 'weights')},
-            'mode': ('control.mode', str), 'use_sim_time': ('use_sim_time', _flag)}),
+            'mode': ('control.mode', str), 'use_sim_time': ('use_sim_time', _flag),
+            'world_model': ('world_model', _flag)}),
         parameter_files=_files(arguments),
         remappings={**{camera + transport: arguments[camera] + transport
                        for camera in ('image', 'wrist_image')
@@ -134,7 +138,7 @@ def sim_graph(given: Mapping[str, str]) -> list[NodeSpec]:
 def demo_graph(given: Mapping[str, str]) -> list[NodeSpec]:
     """Return policy and bridge, wired, for some or all of DEMO_ARGUMENTS."""
     arguments = {**defaults(DEMO_ARGUMENTS), **given}
-    policy, = policy_graph({**_only(arguments, 'checkpoint', 'device', 'mode'),
+    policy, = policy_graph({**_only(arguments, 'checkpoint', 'device', 'mode', 'world_model'),
                             'use_sim_time': 'true', 'image': 'camera/agentview/image_raw',
                             'wrist_image': 'camera/wrist/image_raw'})
     # A simulated camera has no noise, so a still picture does not mean a frozen camera.

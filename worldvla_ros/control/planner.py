@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Asks the backend for chunks: for the schedule, and for whoever wants one beside it."""
+"""Asks the backend: for the chunks of the schedule, and for what others want beside it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from worldvla_ros.control.chunk_requests import ChunkRequests
 from worldvla_ros.control.sensing import Sensing
 from worldvla_ros.control.settings import ControllerSettings
-from worldvla_ros.datatypes import ActionChunk
+from worldvla_ros.control.side_requests import Ask, SideRequests
+from worldvla_ros.datatypes import ActionChunk, Observation
 from worldvla_ros.errors import FrameError, WorldVLAError
 from worldvla_ros.inference.backend import Backend, Result
 from worldvla_ros.policy.chunk_schedule import ArrivalOutcome, ChunkSchedule, Ticket
@@ -31,7 +31,7 @@ class ChunkArrival:
 class _Request:
     """A request in flight."""
 
-    ticket: Ticket | None  # None: not for the schedule, but for one of the chunk requests
+    ticket: Ticket | None  # None: not for the schedule, but for one of the side requests
     submitted_ns: int
 
 
@@ -52,7 +52,7 @@ class Planner:
         self._max_chunk_age_ns = (
             None if settings.lockstep else round(settings.obs.max_chunk_age * 1e9))
         self.latency = LatencyWindow(_LATENCY_WINDOW)  # the backend warmed up itself
-        self.requests = ChunkRequests()
+        self.requests = SideRequests()
         self.failures = 0  # inferences of the schedule that failed, in succession
         self.last_failure = ''  # why; empty without one
         self._in_flight: dict[int, _Request] = {}
@@ -79,19 +79,31 @@ class Planner:
             return
         self.requests.loop_had_its_turn()
         ticket = self._schedule.submitted(self._schedule.epoch)
-        self._submit(instruction, _Request(ticket, steady_ns), now_ns)
+        self._submit(self.chunk_for(instruction), _Request(ticket, steady_ns), now_ns)
 
     def serve_request(self, loop_waits: bool, now_ns: int, steady_ns: int) -> None:
         """
-        Ask for the chunk that somebody wants beside the schedule, if it is his turn.
+        Ask for what somebody wants beside the schedule, if it is his turn.
 
         :param loop_waits: whether the control loop may ask for one of its own now
         """
         if self._backend.busy:
             return
-        instruction = self.requests.take(loop_waits and self.wants_chunk(steady_ns))
-        if instruction is not None:
-            self._submit(instruction, _Request(None, steady_ns), now_ns)
+        ask = self.requests.take(loop_waits and self.wants_chunk(steady_ns))
+        if ask is not None:
+            self._submit(ask, _Request(None, steady_ns), now_ns)
+
+    def chunk_for(self, instruction: str) -> Ask:
+        """Return what asks for a chunk from what is seen then."""
+        return lambda number, now_ns: self._backend.submit(
+            number, self.observe(now_ns, instruction))
+
+    def observe(self, now_ns: int, instruction: str) -> Observation:
+        """Return what the policy may see now. Raises FrameError."""
+        observation = self._sensing.observe(now_ns, instruction)
+        if isinstance(observation, Stale):
+            raise FrameError(observation.reason.value)
+        return observation
 
     def void(self, why: str) -> None:
         """Start a new epoch: chunks in the queue and in flight are void."""
@@ -102,14 +114,11 @@ class Planner:
         """Count failures anew."""
         self.failures, self.last_failure = 0, ''
 
-    def _submit(self, instruction: str, request: _Request, now_ns: int) -> None:
-        observation = self._sensing.observe(now_ns, instruction)
+    def _submit(self, ask: Ask, request: _Request, now_ns: int) -> None:
         self._number += 1
         self._in_flight[self._number] = request
         try:
-            if isinstance(observation, Stale):
-                raise FrameError(observation.reason.value)
-            self._backend.submit(self._number, observation)
+            ask(self._number, now_ns)
         except WorldVLAError as error:
             self._take(Result(self._number, None, str(error)), now_ns, request.submitted_ns)
 

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
-from worldvla_ros.datatypes import ActionChunk, Frame, Observation
+import numpy as np
+from numpy.typing import NDArray
+
+from worldvla_ros.datatypes import ActionChunk, Frame, ImaginedFrame, Observation
 
 BACKENDS = ('worker', 'inproc', 'replay', 'mock')
 
@@ -37,15 +40,17 @@ class BackendInfo:
     image_size: int  # [px] side of the square the model sees
     reads_state: bool = False  # observations must have the state of the arm
     reads_wrist: bool = False  # frames must have the picture of the wrist camera
+    imagines: bool = False  # its world model is loaded, too
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """The answer to one request: a chunk, or the reason why there is none."""
+    """The answer to one request: a chunk or an imagined frame, or the reason why there is none."""
 
     request: int
     chunk: ActionChunk | None
     error: str = ''
+    imagined: ImaginedFrame | None = None
 
 
 class Backend(Protocol):
@@ -59,6 +64,12 @@ class Backend(Protocol):
 
     def submit(self, request: int, observation: Observation) -> None:
         """Ask for one chunk; only when READY and not busy."""
+
+    def imagine(self, request: int, action: NDArray[np.floating], frame: Frame | None) -> None:
+        """Ask for the frame after an action (7,); when `info.imagines`, else as `submit`.
+
+        :param frame: to start from; None: the frame that was imagined last.
+        """
 
     def prepare(self, frame: Frame, instruction: str) -> None:
         """Tell it ahead which frame will come just before the newest; a hint, never an error."""

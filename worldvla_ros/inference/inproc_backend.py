@@ -9,14 +9,19 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 import time
 
-from worldvla_ros.datatypes import ActionChunk, Frame, Observation
+import numpy as np
+from numpy.typing import NDArray
+
+from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import InferenceError
 from worldvla_ros.inference.backend import BackendInfo, Health, Result
 from worldvla_ros.inference.messages import WorkerSettings
 from worldvla_ros.inference.worker import (
     describe_policy,
     explain,
+    imagined_frame,
     load_policy,
+    load_world_model,
     resident_bytes,
 )
 
@@ -29,7 +34,7 @@ class InprocBackend:
         self._settings = settings
         self._on_result = on_result
         self._thread = ThreadPoolExecutor(1, thread_name_prefix='policy')
-        self._pending: tuple[int, Future[ActionChunk]] | None = None
+        self._pending: tuple[int, Future[Result]] | None = None
         self.health = Health.STOPPED
         self.fault = ''
         self.restarts = 0
@@ -39,8 +44,11 @@ class InprocBackend:
         """See `Backend.start`."""
         def load() -> BackendInfo:
             self._policy = load_policy(self._settings)
+            self._world = load_world_model(self._settings, self._policy)
             self._policy.warm_up()
-            return describe_policy(self._policy)
+            if self._world is not None:
+                self._world.warm_up()
+            return describe_policy(self._policy, self._world)
         loading = self._thread.submit(load)
         while not loading.done() and not should_abort():
             time.sleep(0.05)
@@ -53,12 +61,12 @@ class InprocBackend:
 
     def submit(self, request: int, observation: Observation) -> None:
         """See `Backend.submit`."""
-        if self.health is not Health.READY or self.busy:
-            raise InferenceError('a chunk was asked for while the backend is '
-                                 f'{"busy" if self.busy else self.health.value}')
-        future = self._thread.submit(self._policy.predict_chunk, observation)
-        self._pending = (request, future)
-        future.add_done_callback(lambda _: self._on_result())
+        self._run(request, lambda: Result(request, self._policy.predict_chunk(observation)))
+
+    def imagine(self, request: int, action: NDArray[np.floating], frame: Frame | None) -> None:
+        """See `Backend.imagine`."""
+        self._run(request, lambda: Result(
+            request, None, imagined=imagined_frame(self._world, action, frame)))
 
     def prepare(self, frame: Frame, instruction: str) -> None:
         """See `Backend.prepare`."""
@@ -71,15 +79,21 @@ class InprocBackend:
             return []
         (request, future), self._pending = self._pending, None
         error = future.exception()
-        if error is not None:
-            return [Result(request, None, explain(error))]
-        return [Result(request, future.result())]
+        return [future.result() if error is None else Result(request, None, explain(error))]
 
     def stop(self) -> None:
         """See `Backend.stop`."""
         self._thread.shutdown(wait=True, cancel_futures=True)
         self._pending = None
         self.health = Health.STOPPED
+
+    def _run(self, request: int, answer: Callable[[], Result]) -> None:
+        if self.health is not Health.READY or self.busy:
+            raise InferenceError('the backend was asked while it is '
+                                 f'{"busy" if self.busy else self.health.value}')
+        future = self._thread.submit(answer)
+        self._pending = (request, future)
+        future.add_done_callback(lambda _: self._on_result())
 
     @property
     def busy(self) -> bool:

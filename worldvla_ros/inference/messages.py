@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 
-from worldvla_ros.datatypes import ActionChunk
+from worldvla_ros.datatypes import ActionChunk, ImaginedFrame
 from worldvla_ros.inference.backend import BackendInfo
 from worldvla_ros.inference.shared_frames import FrameSlot
 
@@ -27,6 +27,8 @@ class WorkerSettings:
     num_actions: int  # 0: the checkpoint's own horizon
     threads: int  # torch threads; 0: all cores but one
     frame_memory: int  # [byte]
+    world_model: bool = False  # load and warm up the world model, too
+    control_period: float = 0.05  # [s] between imagined frames
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,22 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
+class Imagine:
+    """One imagined frame, please, after this action."""
+
+    number: int
+    action: np.ndarray  # (7,) controller input
+    slots: tuple[FrameSlot, ...]  # the frame to start from; empty: go on from the last imagined
+
+
+@dataclass(frozen=True, eq=False)
 class Answer:
-    """A chunk, or why there is none."""
+    """A chunk or an imagined frame, or why there is none."""
 
     number: int
     chunk: ActionChunk | None
     error: str = ''
+    imagined: ImaginedFrame | None = None
     detail: str = ''  # traceback, for the debug log
 
 

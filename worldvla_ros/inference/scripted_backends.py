@@ -8,6 +8,7 @@ import time
 from zipfile import BadZipFile
 
 import numpy as np
+from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import ACTION_DIM, ActionChunk, Frame, LatencySplit, Observation
 from worldvla_ros.errors import CheckpointError, InferenceError
@@ -58,6 +59,10 @@ class ScriptedBackend:
         self._timer.daemon = True
         self._timer.start()
 
+    def imagine(self, request: int, action: NDArray[np.floating], frame: Frame | None) -> None:
+        """See `Backend.imagine`; a script has no world model."""
+        raise InferenceError('this backend has no world model')
+
     def prepare(self, frame: Frame, instruction: str) -> None:
         """See `Backend.prepare`; a script needs no preparation."""
 
@@ -104,15 +109,12 @@ def mock_backend(*, latency: float = 0.0, history_length: int = 2,
     return ScriptedBackend(chunk_of, info, latency=latency, on_result=on_result)
 
 
-def replay_backend(path: str | Path, *, latency: float = 0.0, history_length: int = 2,
-                   on_result: Callable[[], None] = lambda: None) -> ScriptedBackend:
+def read_chunks(path: Path) -> np.ndarray:
     """
-    Make a backend that answers with recorded chunks, in order, once.
+    Read recorded chunks (N, horizon, 7) in controller input, as the demo writes beside its videos.
 
-    :param path: an .npz file with `actions` (N, horizon, 7) in controller input, as the demo
-        writes beside its videos
+    Raises CheckpointError for what is no .npz file with such `actions`.
     """
-    path = Path(path)
     try:
         with np.load(path, allow_pickle=False) as archive:
             actions = np.asarray(archive['actions'], np.float32)
@@ -123,6 +125,18 @@ def replay_backend(path: str | Path, *, latency: float = 0.0, history_length: in
     if actions.ndim != 3 or actions.shape[2] != ACTION_DIM or actions.size == 0:
         raise CheckpointError(f'{path}: `actions` must be (N, horizon, {ACTION_DIM}), got '
                               f'{actions.shape}')
+    return actions
+
+
+def replay_backend(path: str | Path, *, latency: float = 0.0, history_length: int = 2,
+                   on_result: Callable[[], None] = lambda: None) -> ScriptedBackend:
+    """
+    Make a backend that answers with recorded chunks, in order, once.
+
+    :param path: see `read_chunks`
+    """
+    path = Path(path)
+    actions = read_chunks(path)
     info = BackendInfo(f'replay of {len(actions)} chunks from {path.name}', actions.shape[1],
                        history_length, 256)
     return ScriptedBackend(lambda number, _: actions[number] if number < len(actions) else None,

@@ -20,14 +20,17 @@ import threading
 import traceback
 from typing import TYPE_CHECKING
 
-from worldvla_ros.datatypes import Observation
-from worldvla_ros.errors import WorldVLAError
+import numpy as np
+
+from worldvla_ros.datatypes import Frame, ImaginedFrame, Observation
+from worldvla_ros.errors import InferenceError, WorldVLAError
 from worldvla_ros.inference.backend import BackendInfo
 from worldvla_ros.inference.messages import (
     TERMINAL_SIGNALS,
     Answer,
     Failed,
     Heartbeat,
+    Imagine,
     Loaded,
     Prepare,
     Prepared,
@@ -41,6 +44,7 @@ from worldvla_ros.inference.shared_frames import SharedFrames
 
 if TYPE_CHECKING:
     from worldvla_ros.policy.policy import WorldVLAPolicy
+    from worldvla_ros.policy.world_model import WorldModel
 
 HEARTBEAT_PERIOD = 0.1  # [s]
 
@@ -79,10 +83,29 @@ def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
         num_actions=settings.num_actions or None, settings=settings.settings or None)
 
 
-def describe_policy(policy: 'WorldVLAPolicy') -> BackendInfo:
+def load_world_model(settings: WorkerSettings, policy: 'WorldVLAPolicy') -> 'WorldModel | None':
+    """Return the world model on the weights of a policy, None where it is not wanted."""
+    if not settings.world_model:
+        return None
+    from worldvla_ros.policy.world_model import WorldModel
+    return WorldModel(policy.pretrained, control_period_s=settings.control_period)
+
+
+def imagined_frame(world: 'WorldModel | None', action: np.ndarray,
+                   frame: Frame | None) -> ImaginedFrame:
+    """Return the frame after an action, see `Backend.imagine`. Raises what WorldModel does."""
+    if world is None:
+        raise InferenceError('the world model is not loaded')
+    if frame is not None:
+        world.reset(frame)
+    return world.step(action)
+
+
+def describe_policy(policy: 'WorldVLAPolicy', world: 'WorldModel | None') -> BackendInfo:
     """Say what a loaded policy is and needs."""
     return BackendInfo(policy.description, policy.horizon, policy.history_length,
-                       policy.image_size, policy.reads_state, policy.reads_wrist)
+                       policy.image_size, policy.reads_state, policy.reads_wrist,
+                       imagines=world is not None)
 
 
 class _ProgressSender(logging.Handler):
@@ -115,7 +138,8 @@ def explain(error: BaseException) -> str:
     return str(error) if isinstance(error, WorldVLAError) else f'{type(error).__name__}: {error}'
 
 
-def serve(connection: Connection, frames: SharedFrames, policy: 'WorldVLAPolicy') -> None:
+def serve(connection: Connection, frames: SharedFrames, policy: 'WorldVLAPolicy',
+          world: 'WorldModel | None') -> None:
     """Answer requests until told to stop."""
     while True:
         if not connection.poll(HEARTBEAT_PERIOD):
@@ -125,18 +149,23 @@ def serve(connection: Connection, frames: SharedFrames, policy: 'WorldVLAPolicy'
         if isinstance(message, Stop):
             return
         connection.send(_prepare(message, frames, policy) if isinstance(message, Prepare)
-                        else _answer(message, frames, policy))
+                        else _answer(message, frames, policy, world))
 
 
-def _answer(request: Request, frames: SharedFrames, policy: 'WorldVLAPolicy') -> Answer:
+def _answer(request: Request | Imagine, frames: SharedFrames, policy: 'WorldVLAPolicy',
+            world: 'WorldModel | None') -> Answer:
     """Run one request. A failure becomes an answer and the worker lives on, if it can."""
     try:
+        shown = frames.read(request.slots)
+        if isinstance(request, Imagine):
+            return Answer(request.number, None, imagined=imagined_frame(
+                world, request.action, shown[0] if shown else None))
         return Answer(request.number, policy.predict_chunk(
-            Observation(frames.read(request.slots), request.instruction, request.state)))
+            Observation(shown, request.instruction, request.state)))
     except Exception as error:
         if _device_is_lost(error):
             raise
-        return Answer(request.number, None, explain(error), traceback.format_exc())
+        return Answer(request.number, None, explain(error), detail=traceback.format_exc())
 
 
 def _prepare(hint: Prepare, frames: SharedFrames, policy: 'WorldVLAPolicy') -> Prepared:
@@ -179,11 +208,14 @@ def main() -> int:
         try:
             frames = SharedFrames(settings.frame_memory, int(sys.argv[2]))
             policy = load_policy(settings)
-            connection.send(Loaded(describe_policy(policy)))
+            world = load_world_model(settings, policy)
+            connection.send(Loaded(describe_policy(policy, world)))
             with progress_sent(connection):
                 policy.warm_up()
+                if world is not None:
+                    world.warm_up()
             connection.send(Ready())
-            serve(connection, frames, policy)
+            serve(connection, frames, policy, world)
         except Exception as error:
             connection.send(Failed(explain(error), traceback.format_exc()))
             return 1

@@ -13,6 +13,9 @@ import sys
 import threading
 import time
 
+import numpy as np
+from numpy.typing import NDArray
+
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.errors import FrameError, InferenceError
 from worldvla_ros.inference.backend import BackendInfo, Health, Result
@@ -21,6 +24,7 @@ from worldvla_ros.inference.messages import (
     Answer,
     Failed,
     Heartbeat,
+    Imagine,
     Loaded,
     Prepare,
     Prepared,
@@ -51,7 +55,7 @@ class WorkerBackend:
 
     :param settings: what the worker loads
     :param load_timeout: longest load, and longest step of the warm-up [s]
-    :param answer_timeout: longest wait for one chunk [s]
+    :param answer_timeout: longest wait for one chunk or one imagined frame [s]
     :param heartbeat_timeout: longest silence of an idle worker [s]
     :param max_restarts: restarts within `restart_window`
     :param restart_window: [s]
@@ -108,13 +112,15 @@ class WorkerBackend:
 
     def submit(self, request: int, observation: Observation) -> None:
         """Send one observation; see `Backend.submit`."""
-        if self.health is not Health.READY or self.busy:
-            raise InferenceError(f'a chunk was asked for while the worker is {self.health.value}'
-                                 f'{", busy with another" if self.busy else ""}')
+        self._check_free()
         slots = self._frames.write(observation.frames)
-        self._request = request
-        self._deadline = time.monotonic() + self._answer_timeout
-        self._send(Request(request, slots, observation.instruction, observation.state))
+        self._ask(Request(request, slots, observation.instruction, observation.state))
+
+    def imagine(self, request: int, action: NDArray[np.floating], frame: Frame | None) -> None:
+        """Send an action, and a frame to start from; see `Backend.imagine`."""
+        self._check_free()
+        slots = () if frame is None else self._frames.write((frame,))
+        self._ask(Imagine(request, np.asarray(action), slots))
 
     def prepare(self, frame: Frame, instruction: str) -> None:
         """Send a frame ahead of its successor; see `Backend.prepare`."""
@@ -171,6 +177,16 @@ class WorkerBackend:
     def process_id(self) -> int | None:
         """Process id of the worker, for diagnostics and tests."""
         return None if self._process is None else self._process.pid
+
+    def _check_free(self) -> None:
+        if self.health is not Health.READY or self.busy:
+            raise InferenceError(f'the worker was asked while it is {self.health.value}'
+                                 f'{", busy with another request" if self.busy else ""}')
+
+    def _ask(self, request: Request | Imagine) -> None:
+        self._request = request.number
+        self._deadline = time.monotonic() + self._answer_timeout
+        self._send(request)
 
     def _launch(self) -> None:
         ours, theirs = Pipe()
@@ -256,7 +272,7 @@ class WorkerBackend:
         self._request = None
         if answer.error:
             _logger.debug('%s', answer.detail)
-        return [Result(answer.number, answer.chunk, answer.error)]
+        return [Result(answer.number, answer.chunk, answer.error, answer.imagined)]
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()

@@ -34,7 +34,7 @@ class WorkerParameters:
             'below 60 s so that it answers in time')
     answer_timeout: float = bounded(
         5.0, unit='s', minimum=0.05, maximum=600.0, read_only=True,
-        doc='Longest wait for one chunk; after it the worker counts as hung')
+        doc='Longest wait for one chunk or imagined frame; after it the worker counts as hung')
     heartbeat_timeout: float = bounded(
         3.0, unit='s', minimum=0.2, maximum=60.0, read_only=True,
         doc='Longest silence of an idle worker')
@@ -108,6 +108,10 @@ class PolicyParameters(ControllerSettings):
         doc='dense: as dtype says; fp8: multiply the layers in 8 bits, for speed and not exactly; '
             'needs a GPU of compute capability 8.9 or later, bfloat16 and a checkpoint that was '
             'trained with the action-chunk mask')
+    world_model: bool = bounded(
+        False, read_only=True,
+        doc='Load the world model, too, for ~/imagine: on the weights of the policy, with a cache '
+            'of its own')
     num_actions: int = bounded(
         0, minimum=0, maximum=1000, read_only=True,
         doc='Actions per chunk; 0: as the checkpoint says')

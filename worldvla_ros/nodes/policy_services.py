@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients may ask of the policy node: pause, e-stop reset, history reset, one chunk."""
+"""What clients may ask of the policy node: pause, e-stop reset, history reset, one chunk.
+
+And imagined frames, see `imagination`.
+"""
 
 from collections.abc import Callable
 
@@ -8,10 +11,11 @@ from rclpy.node import Node
 from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
-from worldvla_ros.errors import InstructionError
+from worldvla_ros.errors import InferenceError, InstructionError
 from worldvla_ros.inference.backend import Result
 from worldvla_ros.nodes import conversions
 from worldvla_ros.nodes.estop_input import EStopInput
+from worldvla_ros.nodes.imagination import Imagination
 from worldvla_ros.nodes.policy_loop import PolicyLoop
 from worldvla_ros.srv import GetActionChunk
 
@@ -35,6 +39,14 @@ class PolicyServices:
         # In the node's own group, a call that waits for its chunk would stop every timer.
         node.create_service(GetActionChunk, '~/get_action_chunk', self._on_get_action_chunk,
                             callback_group=ReentrantCallbackGroup())
+        Imagination(node, self._active_loop)
+
+    def _active_loop(self) -> PolicyLoop:
+        """Return the topics of the active policy. Raises InferenceError without one."""
+        loop = self._loop()
+        if loop is None or not loop.active:
+            raise InferenceError(_NOT_CONFIGURED if loop is None else 'the node is not active')
+        return loop
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         loop = self._loop()
@@ -62,15 +74,12 @@ class PolicyServices:
 
     async def _on_get_action_chunk(self, request: GetActionChunk.Request,
                                    response: GetActionChunk.Response) -> GetActionChunk.Response:
-        loop = self._loop()
-        if loop is None or not loop.active:
-            return GetActionChunk.Response(
-                message=_NOT_CONFIGURED if loop is None else 'the node is not active')
         answered: Future = Future()
         try:
+            loop = self._active_loop()
             loop.controller.request_chunk(request.instruction or loop.controller.instruction,
                                           answered.set_result)
-        except InstructionError as error:
+        except (InferenceError, InstructionError) as error:
             return GetActionChunk.Response(message=str(error))
         loop.collect()
         result: Result = await answered

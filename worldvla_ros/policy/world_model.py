@@ -1,31 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The imagined world: a frame and an action in, the next frame out, on the policy's weights."""
 
-from dataclasses import dataclass
 from pathlib import Path
 import time
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from worldvla_ros.datatypes import Frame
+from worldvla_ros.datatypes import ACTION_DIM, Frame, ImaginedFrame
 from worldvla_ros.errors import InferenceError
 from worldvla_ros.model.decoded import finite_entropy
 from worldvla_ros.model.image_decoding import decode_image_rows, image_rows
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.policy.pretrained import Pretrained
-
-
-@dataclass(frozen=True, eq=False)
-class ImaginedFrame:
-    """One frame of an imagined rollout with what the model thought of it."""
-
-    frame: Frame
-    codes: NDArray[np.int64]  # (2h, 2w) code indices
-    entropy: NDArray[np.float32]  # (2h, 2w) [nat] over the image codes
-    log_probs: NDArray[np.float32]  # (2h, 2w) [nat] of the chosen codes
-    latency_s: float  # [s]
-    passes: int  # forward passes; one per code where the frame before was no good draft
 
 
 class WorldModel:
@@ -51,7 +38,7 @@ class WorldModel:
         self._reencode, self._drafts = reencode, drafts
         self._stamp_ns = 0
         blank = np.zeros([2 * side for side in pretrained.grid_hw], dtype=np.int64)
-        longest = self._prompts.world(blank, self._action_tokenizer.encode(np.zeros(7)))
+        longest = self._prompts.world(blank, self._action_tokenizer.encode(np.zeros(ACTION_DIM)))
         self._rows = image_rows(pretrained.model, len(longest), pretrained.grid_hw)
         self._codes: NDArray[np.int64] | None = None
 
@@ -62,6 +49,14 @@ class WorldModel:
         """Load a checkpoint folder or Hub id; see `Pretrained.load` for the options."""
         return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype,
                                    settings=settings))
+
+    def warm_up(self) -> None:
+        """Run every shape once, so that the first real frame is not slower; then forget it."""
+        size = self._pretrained.settings.image_size
+        self.reset(Frame(np.zeros((size, size, 3), np.uint8), 0))
+        for _ in range(2):  # a frame beside nothing alike, and one beside its like
+            self.step(np.zeros(ACTION_DIM))
+        self._codes = None
 
     def reset(self, frame: Frame) -> Frame:
         """Start from a real frame; return it as the model sees it (resized)."""

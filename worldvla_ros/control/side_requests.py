@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single chunks that somebody asks for beside the control loop, which shares the backend."""
+"""What somebody asks of the backend beside the control loop: single chunks, imagined frames."""
 
 from collections import deque
 from collections.abc import Callable
 
 from worldvla_ros.inference.backend import Result
 
+Ask = Callable[[int, int], None]
+"""Asks the backend: number of the request, now [ns]. Raises WorldVLAError if it cannot."""
 
-class ChunkRequests:
+
+class SideRequests:
     """
     A queue that takes turns with the loop, so that no flood of requests stops the robot.
 
@@ -15,25 +18,25 @@ class ChunkRequests:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[str, Callable[[Result], None]]] = deque()
+        self._waiting: deque[tuple[Ask, Callable[[Result], None]]] = deque()
         self._callback: Callable[[Result], None] | None = None  # of the one with the backend
         self._was_last = False  # the backend's last request came from here
 
-    def add(self, instruction: str, callback: Callable[[Result], None]) -> None:
+    def add(self, ask: Ask, callback: Callable[[Result], None]) -> None:
         """Queue a request; the callback gets the answer."""
-        self._waiting.append((instruction, callback))
+        self._waiting.append((ask, callback))
 
-    def take(self, loop_waits: bool) -> str | None:
+    def take(self, loop_waits: bool) -> Ask | None:
         """
-        Return the instruction of the request whose turn it is, or None.
+        Return the request whose turn it is, or None.
 
         :param loop_waits: whether the loop wants the backend, too
         """
         if not self._waiting or (self._was_last and loop_waits):
             return None
         self._was_last = True
-        instruction, self._callback = self._waiting.popleft()
-        return instruction
+        ask, self._callback = self._waiting.popleft()
+        return ask
 
     def loop_had_its_turn(self) -> None:
         """Record that the loop gave the backend a request."""
@@ -46,7 +49,7 @@ class ChunkRequests:
             callback(result)
 
     def fail(self, why: str) -> None:
-        """Answer every request with the reason why there will be no chunk."""
+        """Answer every request with the reason why there will be no result."""
         refusal = Result(0, None, why)
         self.answer(refusal)
         waiting = list(self._waiting)

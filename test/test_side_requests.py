@@ -4,30 +4,29 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worldvla_ros.control.chunk_requests import ChunkRequests
+from worldvla_ros.control.side_requests import SideRequests
 from worldvla_ros.inference.backend import Result
 
 
 def filled(count):
-    requests, answers = ChunkRequests(), []
+    requests, answers = SideRequests(), []
     for number in range(count):
-        requests.add(f'task {number}', lambda result, number=number: answers.append(
+        requests.add(number, lambda result, number=number: answers.append(
             (number, result.error)))
     return requests, answers
 
 
 def test_while_the_loop_waits_it_gets_every_other_turn():
     requests, _ = filled(3)
-    assert requests.take(loop_waits=True) == 'task 0'
+    assert requests.take(loop_waits=True) == 0
     assert requests.take(loop_waits=True) is None
     requests.loop_had_its_turn()
-    assert requests.take(loop_waits=True) == 'task 1'
+    assert requests.take(loop_waits=True) == 1
 
 
 def test_while_the_loop_needs_nothing_all_are_served_in_order():
     requests, _ = filled(3)
-    assert [requests.take(loop_waits=False) for _ in range(4)] == [
-        'task 0', 'task 1', 'task 2', None]
+    assert [requests.take(loop_waits=False) for _ in range(4)] == [0, 1, 2, None]
 
 
 @given(count=st.integers(0, 5), taken=st.integers(0, 5))

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service ~/imagine: what the world model expects to see after some actions."""
+
+from collections.abc import Callable
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+from rclpy.task import Future
+from sensor_msgs.msg import Image
+
+from worldvla_ros.datatypes import ACTION_DIM, Frame, ImaginedFrame, Observation
+from worldvla_ros.errors import InferenceError, WorldVLAError
+from worldvla_ros.inference.backend import Result
+from worldvla_ros.nodes import conversions
+from worldvla_ros.nodes.policy_loop import PolicyLoop
+from worldvla_ros.srv import Imagine
+
+LONGEST = 200  # actions of one call: ten seconds of robot time, minutes of a small machine's
+_FRAME_ID = 'imagined'
+
+
+class Imagination:
+    """
+    Plays one rollout at a time; whatever ends it, what was imagined until then is returned.
+
+    :param loop: returns the topics of the active policy. Raises InferenceError without one.
+    """
+
+    def __init__(self, node: Node, loop: Callable[[], PolicyLoop]) -> None:
+        self._loop = loop
+        self._busy = False
+        self._images = node.create_publisher(Image, '~/imagined_image', 10)
+        # In the node's own group, a call that waits for its frames would stop every timer.
+        node.create_service(Imagine, '~/imagine', self._on_imagine,
+                            callback_group=ReentrantCallbackGroup())
+
+    async def _on_imagine(self, request: Imagine.Request,
+                          response: Imagine.Response) -> Imagine.Response:
+        if self._busy:
+            response.message = 'another rollout is being imagined; call again when it has ended'
+            return response
+        self._busy = True
+        started = time.monotonic()
+        try:
+            await self._imagine(request, response)
+            response.success = True
+        except WorldVLAError as error:
+            response.message = str(error)
+        finally:
+            self._busy = False
+        response.latency = time.monotonic() - started
+        return response
+
+    async def _imagine(self, request: Imagine.Request, response: Imagine.Response) -> None:
+        """Fill in the response, frame by frame."""
+        loop = self._loop()
+        actions = _actions_of(request)
+        instruction = loop.controller.check_instruction(
+            request.instruction or loop.controller.instruction)
+        seen = loop.controller.observe(loop.now_ns(), instruction)
+        response.observation = conversions.frame_to_image(seen.frames[-1], _FRAME_ID)
+        if not len(actions):
+            actions = await self._policy_actions(seen)
+        start: Frame | None = seen.frames[-1]
+        for action in actions:
+            imagined = await self._frame_after(action, start)
+            start = None
+            image = conversions.frame_to_image(imagined.frame, _FRAME_ID)
+            self._images.publish(image)
+            response.frames.append(image)
+            response.actions.extend(action.tolist())
+            response.entropy.append(float(imagined.entropy.mean()))
+
+    async def _frame_after(self, action: NDArray[np.float32], start: Frame | None
+                           ) -> ImaginedFrame:
+        """Return the frame after an action (7,), see `PolicyController.request_imagined`."""
+        result = await self._ask(lambda loop, answered: loop.controller.request_imagined(
+            action, start, answered))
+        if result.imagined is None:
+            raise InferenceError(result.error)
+        return result.imagined
+
+    async def _policy_actions(self, seen: Observation) -> NDArray[np.float32]:
+        """Return the chunk (K, 7) that the policy would do from an observation."""
+        result = await self._ask(lambda loop, answered: loop.controller.request_chunk_from(
+            seen, answered))
+        if result.chunk is None:
+            raise InferenceError(result.error)
+        return result.chunk.actions
+
+    async def _ask(self, request: Callable[[PolicyLoop, Callable[[Result], None]], None]
+                   ) -> Result:
+        """Make a request of the policy that is active now, and wait for its answer."""
+        answered: Future = Future()
+        loop = self._loop()
+        request(loop, answered.set_result)
+        loop.collect()
+        result: Result = await answered
+        return result
+
+
+def _actions_of(request: Imagine.Request) -> NDArray[np.float32]:
+    """Return the actions (N, 7) of a request. Raises InferenceError for what are none."""
+    values = np.array(request.actions, np.float32)
+    if len(values) % ACTION_DIM or len(values) > LONGEST * ACTION_DIM:
+        raise InferenceError(f'actions must be N x {ACTION_DIM} values, row by row, with N from 0 '
+                             f'to {LONGEST}, got {len(values)} values')
+    if not np.isfinite(values).all():
+        raise InferenceError('actions must be finite numbers, got NaN or infinity')
+    return values.reshape(-1, ACTION_DIM)

@@ -2,6 +2,7 @@
 """Images go to codes and back; files and frames that do not fit are refused."""
 
 from argparse import Namespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -94,6 +95,23 @@ def test_frames_that_do_not_fit_are_refused(bad):
 def test_codes_that_do_not_exist_are_refused(bad):
     with pytest.raises(FrameError, match='code indices'):
         tokenizer_of().decode(bad)
+
+
+@pytest.mark.parametrize('patch_size, ch_mult', [(1, (1, 1, 2, 2, 2)), (4, (1, 2, 2))])
+def test_a_local_encoder_sees_no_further_than_two_codes(patch_size, ch_mult):
+    config = replace(CONFIG, patch_size=patch_size, ch_mult=ch_mult)
+    before = frames(1, 96, 96)
+    after = before.copy()
+    after[:, 32:48, 32:48] = 255 - after[:, 32:48, 32:48]
+    changed = {}
+    for local in (True, False):
+        tokenizer = tokenizer_of(replace(config, local_encoder=local))
+        difference = (tokenizer.latents(before) - tokenizer.latents(after)).abs().amax((0, 1))
+        changed[local] = difference > 1e-6
+    assert changed[False].all(), 'the norms of the public layout span the picture'
+    near = torch.zeros(6, 6, dtype=torch.bool)
+    near[:4, :4] = True  # two codes before it to one behind: halving the size looks ahead
+    assert changed[True][2, 2] and not changed[True][~near].any()
 
 
 def test_saved_tokenizer_gives_the_same_codes_and_pixels(tmp_path):

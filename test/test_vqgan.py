@@ -111,6 +111,19 @@ def test_a_tokenizer_of_another_shape_to_start_from_is_refused(demos):
         train_vqgan(config(demos, init_from=str(demos / 'given'), network=other))
 
 
+def test_another_encoder_begins_anew_and_the_codes_keep_their_meaning(demos):
+    known = tiny_tokenizer()
+    save_image_tokenizer(known, demos / 'given')
+    network = replace(known.config, local_encoder=True)
+    first = VqganTrainer(config(demos, init_from=str(demos / 'given'), network=network)).tokenizer
+    codes = np.arange(16).reshape(1, 4, 4)
+    np.testing.assert_array_equal(first.eval().decode(codes), known.decode(codes))
+    train_vqgan(config(demos, init_from=str(demos / 'given'), network=network))
+    trained = load_image_tokenizer(demos / 'tokenizer')
+    assert trained.config.local_encoder
+    assert not torch.equal(trained.encoder.conv_in.weight, first.encoder.conv_in.weight)
+
+
 def test_weight_on_moving_pixels_changes_the_loss_only_where_something_moves(tmp_path):
     frames = moving_square(0).frames
     moving = frame_set([frames]).moving(np.arange(4))

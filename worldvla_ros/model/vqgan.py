@@ -32,6 +32,9 @@ class ImageTokenizerConfig:
     # Side of the squares of pixels that become channels before the first convolution; 1 in every
     # released checkpoint. 4 makes a small tokenizer seven times cheaper to train on a CPU.
     patch_size: int = 1
+    # Codes depend on the pixels around them alone: the encoder mixes neighbours at its first
+    # resolution only, and normalizes each place by itself. False in every released checkpoint.
+    local_encoder: bool = False
 
     @property
     def factor(self) -> int:
@@ -50,7 +53,7 @@ class ImageTokenizerConfig:
                 f'false, got attn_resolutions={flat.get("attn_resolutions")} and '
                 f'double_z={flat.get("double_z")}')
         known = {field.name for field in fields(cls)}
-        missing = known - {'norm_groups', 'patch_size'} - set(flat)
+        missing = known - {'norm_groups', 'patch_size', 'local_encoder'} - set(flat)
         if missing:
             raise CheckpointError(f'image tokenizer: the configuration lacks {sorted(missing)}')
         values = {name: flat[name] for name in known & set(flat)}
@@ -61,15 +64,31 @@ class ImageTokenizerConfig:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+class PlaceNorm(nn.LayerNorm):
+    """Layer norm over the channels of each place, so that no place knows of another."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, GROUP_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C, H, W]."""
+        return super().forward(x.movedim(1, 3)).movedim(3, 1)
+
+
+def _norm(channels: int, groups: int) -> nn.Module:
+    """Return the norm over `groups` groups of channels and all places; 0: over each place."""
+    return nn.GroupNorm(groups, channels, GROUP_NORM_EPS) if groups else PlaceNorm(channels)
+
+
 class ResBlock(nn.Module):
     """Norm, swish, convolution, twice, around a shortcut."""
 
-    def __init__(self, channels_in: int, channels_out: int, groups: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, groups: int, kernel: int = 3) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels_in, GROUP_NORM_EPS)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, channels_out, GROUP_NORM_EPS)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.norm1 = _norm(channels_in, groups)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, kernel, padding='same')
+        self.norm2 = _norm(channels_out, groups)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, kernel, padding='same')
         if channels_in != channels_out:
             self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1)
 
@@ -102,11 +121,12 @@ class AttentionBlock(nn.Module):
 class Middle(nn.Module):
     """The blocks at the smallest resolution."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, groups: int, *, local: bool = False) -> None:
         super().__init__()
-        self.block_1 = ResBlock(channels, channels, groups)
-        self.attn_1 = AttentionBlock(channels, groups)
-        self.block_2 = ResBlock(channels, channels, groups)
+        kernel = 1 if local else 3
+        self.block_1 = ResBlock(channels, channels, groups, kernel)
+        self.attn_1 = nn.Identity() if local else AttentionBlock(channels, groups)
+        self.block_2 = ResBlock(channels, channels, groups, kernel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, C, H, W]."""
@@ -140,9 +160,10 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """The blocks of one resolution, then a change of size where there is a next one."""
 
-    def __init__(self, channels: list[int], groups: int, resize: dict[str, nn.Module]) -> None:
+    def __init__(self, channels: list[int], groups: int, resize: dict[str, nn.Module],
+                 kernel: int = 3) -> None:
         super().__init__()
-        self.block = nn.ModuleList(ResBlock(a, b, groups) for a, b in pairwise(channels))
+        self.block = nn.ModuleList(ResBlock(a, b, groups, kernel) for a, b in pairwise(channels))
         self.resize_name = next(iter(resize), None)
         for name, module in resize.items():
             self.add_module(name, module)
@@ -160,17 +181,19 @@ class Encoder(nn.Module):
     def __init__(self, config: ImageTokenizerConfig) -> None:
         super().__init__()
         levels = [config.ch * mult for mult in config.ch_mult]
-        groups, last = config.norm_groups, len(levels) - 1
+        local, last = config.local_encoder, len(levels) - 1
+        groups = 0 if local else config.norm_groups
         self.patch_size = config.patch_size
         self.conv_in = nn.Conv2d(3 * config.patch_size ** 2, config.ch, 3, padding=1)
         self.down = nn.ModuleList(
             Level([previous, *[size] * config.num_res_blocks], groups,
-                  {'downsample': Downsample(size)} if i < last else {})
+                  {'downsample': Downsample(size)} if i < last else {},
+                  kernel=1 if local and i > 0 else 3)
             for i, (previous, size) in enumerate(zip([config.ch, *levels], levels,
                                                      strict=False)))
-        self.mid = Middle(levels[-1], groups)
-        self.norm_out = nn.GroupNorm(groups, levels[-1], GROUP_NORM_EPS)
-        self.conv_out = nn.Conv2d(levels[-1], config.z_channels, 3, padding=1)
+        self.mid = Middle(levels[-1], groups, local=local)
+        self.norm_out = _norm(levels[-1], groups)
+        self.conv_out = nn.Conv2d(levels[-1], config.z_channels, 1 if local else 3, padding='same')
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode."""

@@ -9,7 +9,7 @@ as in VQ-VAE (van den Oord 2017) and VQGAN (Esser 2021); the perceptual loss nee
 may count more. A code that no latent chose for a while is moved onto one.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 import math
 from pathlib import Path
@@ -237,9 +237,14 @@ def _initial(config: VqganRunConfig) -> ImageTokenizer:
     if not config.init_from:
         return ImageTokenizer(config.network)
     tokenizer = load_image_tokenizer(config.init_from)
-    if tokenizer.config != config.network:
+    if replace(tokenizer.config, local_encoder=config.network.local_encoder) != config.network:
         raise ConfigError(f'{config.init_from} is {tokenizer.config}, network asks for '
                           f'{config.network}; make them alike, or start without init_from')
+    if tokenizer.config != config.network:  # another encoder: it begins anew
+        known = {name: tensor for name, tensor in tokenizer.state_dict().items()
+                 if not name.startswith('encoder.')}
+        tokenizer = ImageTokenizer(config.network)
+        tokenizer.load_state_dict(known, strict=False)
     return tokenizer.requires_grad_(True).train()
 
 

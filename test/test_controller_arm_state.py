@@ -75,11 +75,11 @@ def test_a_chunk_that_is_asked_for_without_a_state_is_refused_with_the_reason():
     loop = Loop(reads_state=True)
     results = []
     loop.see()
-    loop.controller.request_chunk('look', results.append)
+    loop.controller.inquiries.chunk('look', results.append)
     loop.controller.poll(loop.now, loop.now)
     assert 'no state of the arm' in results[0].error
     loop.feel()
-    loop.controller.request_chunk('look', results.append)
+    loop.controller.inquiries.chunk('look', results.append)
     loop.step(camera=False)
     loop.step(camera=False)
     assert results[1].chunk is not None and loop.backend.requests[0][1].state is not None

@@ -201,7 +201,7 @@ def test_a_service_gets_its_chunk_and_nothing_moves():
     loop = Loop()
     results = []
     loop.see()
-    loop.controller.request_chunk('look', results.append)
+    loop.controller.inquiries.chunk('look', results.append)
     assert_hold(loop.step(), Reason.NO_INSTRUCTION, gripper=0)
     assert_hold(loop.step(), Reason.NO_INSTRUCTION, gripper=0)
     assert [one.chunk.instruction for one in results] == ['look']
@@ -213,7 +213,7 @@ def test_a_service_waits_for_the_chunk_of_the_robot_and_does_not_disturb_it():
     results = []
     loop.steps(3)
     assert loop.backend.busy
-    loop.controller.request_chunk('look', results.append)
+    loop.controller.inquiries.chunk('look', results.append)
     loop.steps(12)
     assert [one.chunk.instruction for one in results] == ['look']
     assert {one.chunk.instruction for one in loop.arrivals} == {'go'}
@@ -226,7 +226,7 @@ def test_a_service_that_cannot_be_served_gets_the_reason(camera, worker, reason)
     results = []
     loop.backend.health = worker
     loop.backend.refusal = InferenceError(f'the worker is {worker.value}')
-    loop.controller.request_chunk('look', results.append)
+    loop.controller.inquiries.chunk('look', results.append)
     loop.step(camera=camera)
     result, = results
     assert result.chunk is None and reason in result.error

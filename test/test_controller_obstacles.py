@@ -174,7 +174,7 @@ def test_the_last_stop_drops_the_instruction_and_answers_who_waits():
     loop.step()
     assert loop.backend.busy
     answers = []
-    loop.controller.request_chunk('look', answers.append)
+    loop.controller.inquiries.chunk('look', answers.append)
     assert_hold(loop.controller.stop(Reason.INACTIVE, 'the node ends'), Reason.INACTIVE, gripper=0)
     assert [one.error for one in answers] == ['the node ends']
     assert loop.controller.instruction == ''

@@ -112,6 +112,15 @@ def test_in_real_time_a_robot_that_follows_an_instruction_keeps_its_chunks(start
     client.next_motion()
 
 
+def test_in_lockstep_the_simulator_waits_so_both_take_turns(start, client):
+    start(control__mode='lockstep')
+    client.instruct()
+    client.next_motion()
+    known = len(client.chunks)
+    assert imagine(client, np.tile(ACTIONS, (10, 1))).success
+    assert len(client.chunks) > known, 'the loop had its turns meanwhile'
+
+
 def test_an_instruction_that_comes_meanwhile_ends_the_rollout(start, client):
     start()
     rollout = client.ask(Imagine, 'imagine', Imagine.Request(actions=[0.1] * 7 * 200))

@@ -13,13 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from worldvla_ros.control.inquiries import Inquiries
 from worldvla_ros.control.instruction import Heard, InstructionTopic, checked_instruction
 from worldvla_ros.control.planner import ChunkArrival, Planner
 from worldvla_ros.control.sensing import Sensing
 from worldvla_ros.control.settings import ControllerSettings
-from worldvla_ros.datatypes import Frame, Observation
-from worldvla_ros.errors import InferenceError, InstructionError
-from worldvla_ros.inference.backend import Backend, BackendInfo, Health, Result
+from worldvla_ros.datatypes import Frame
+from worldvla_ros.errors import InstructionError
+from worldvla_ros.inference.backend import Backend, BackendInfo, Health
 from worldvla_ros.policy.chunk_schedule import ChunkSchedule, ScheduledAction
 from worldvla_ros.policy.frame_history import PushResult
 from worldvla_ros.safety.command import Command
@@ -69,6 +70,10 @@ class PolicyController:
         self._sensing = Sensing(settings, info, translation_gain)
         self._planner = Planner(settings, backend, self.schedule, self._sensing, on_chunk)
         self.latency = self._planner.latency
+        self.inquiries = Inquiries(
+            self._planner, backend, info, check_instruction=self.check_instruction,
+            needs_backend=lambda: bool(self._instruction) and not (
+                self._paused or settings.lockstep))
         self._topic = InstructionTopic()
         self._instruction = ''
         self._paused = False
@@ -152,12 +157,6 @@ class PolicyController:
         """Return the instruction as it would be followed. Raises InstructionError."""
         return checked_instruction(text, self._settings.control.max_instruction_length)
 
-    def _check_instruction_is_there(self, instruction: str) -> str:
-        checked = self.check_instruction(instruction)
-        if not checked:
-            raise InstructionError('there is no instruction: give one, or publish one')
-        return checked
-
     def set_paused(self, paused: bool) -> None:
         """Pause or go on; what was planned before is void."""
         self._paused = paused
@@ -177,47 +176,6 @@ class PolicyController:
         self._void('reset')
         self._previous = Command.hold(self._previous.gripper)
         self._asked = False
-
-    def request_chunk(self, instruction: str, callback: Callable[[Result], None]) -> None:
-        """
-        Ask for one chunk beside the schedule; the callback gets it, nothing is published.
-
-        Raises InstructionError.
-        """
-        ask = self._planner.chunk_for(self._check_instruction_is_there(instruction))
-        self._planner.requests.add(ask, callback)
-
-    def request_chunk_from(self, seen: Observation, callback: Callable[[Result], None]) -> None:
-        """
-        Ask for the chunk that follows from what was seen; else as `request_chunk`.
-
-        Raises InstructionError.
-        """
-        self._check_instruction_is_there(seen.instruction)
-        self._planner.requests.add(lambda number, _: self.backend.submit(number, seen), callback)
-
-    def request_imagined(self, action: NDArray[np.floating], frame: Frame | None,
-                         callback: Callable[[Result], None]) -> None:
-        """
-        Ask for the frame after an action (7,); the callback gets it.
-
-        Raises InferenceError where there is no world model, and while the robot needs the backend:
-        a frame takes as long as many chunks.
-
-        :param frame: to start from; None: the frame that was imagined last
-        """
-        if not self.info.imagines:
-            raise InferenceError('no world model is loaded; start the node with the parameter '
-                                 'world_model:=true and the backend worker or inproc')
-        if self._instruction and not (self._paused or self._settings.lockstep):
-            raise InferenceError('the robot follows an instruction, and imagining would take its '
-                                 'chunks away; pause it, or let it finish')
-        self._planner.requests.add(
-            lambda number, _: self.backend.imagine(number, action, frame), callback)
-
-    def observe(self, now_ns: int, instruction: str) -> Observation:
-        """Return what the policy may see now. Raises FrameError."""
-        return self._planner.observe(now_ns, instruction)
 
     # --- the loop ------------------------------------------------------------------------------
 

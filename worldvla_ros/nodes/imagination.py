@@ -11,6 +11,7 @@ from rclpy.node import Node
 from rclpy.task import Future
 from sensor_msgs.msg import Image
 
+from worldvla_ros.control.inquiries import Inquiries
 from worldvla_ros.datatypes import ACTION_DIM, Frame, ImaginedFrame, Observation
 from worldvla_ros.errors import InferenceError, WorldVLAError
 from worldvla_ros.inference.backend import Result
@@ -58,9 +59,8 @@ class Imagination:
         """Fill in the response, frame by frame."""
         loop = self._loop()
         actions = _actions_of(request)
-        instruction = loop.controller.check_instruction(
-            request.instruction or loop.controller.instruction)
-        seen = loop.controller.observe(loop.now_ns(), instruction)
+        seen = loop.controller.inquiries.observe(
+            loop.now_ns(), request.instruction or loop.controller.instruction)
         response.observation = conversions.frame_to_image(seen.frames[-1], _FRAME_ID)
         if not len(actions):
             actions = await self._policy_actions(seen)
@@ -76,8 +76,8 @@ class Imagination:
 
     async def _frame_after(self, action: NDArray[np.float32], start: Frame | None
                            ) -> ImaginedFrame:
-        """Return the frame after an action (7,), see `PolicyController.request_imagined`."""
-        result = await self._ask(lambda loop, answered: loop.controller.request_imagined(
+        """Return the frame after an action (7,), see `Inquiries.frame_after`."""
+        result = await self._ask(lambda inquiries, answered: inquiries.frame_after(
             action, start, answered))
         if result.imagined is None:
             raise InferenceError(result.error)
@@ -85,18 +85,16 @@ class Imagination:
 
     async def _policy_actions(self, seen: Observation) -> NDArray[np.float32]:
         """Return the chunk (K, 7) that the policy would do from an observation."""
-        result = await self._ask(lambda loop, answered: loop.controller.request_chunk_from(
-            seen, answered))
+        result = await self._ask(lambda inquiries, answered: inquiries.chunk_from(seen, answered))
         if result.chunk is None:
             raise InferenceError(result.error)
         return result.chunk.actions
 
-    async def _ask(self, request: Callable[[PolicyLoop, Callable[[Result], None]], None]
-                   ) -> Result:
+    async def _ask(self, request: Callable[[Inquiries, Callable[[Result], None]], None]) -> Result:
         """Make a request of the policy that is active now, and wait for its answer."""
         answered: Future = Future()
         loop = self._loop()
-        request(loop, answered.set_result)
+        request(loop.controller.inquiries, answered.set_result)
         loop.collect()
         result: Result = await answered
         return result

@@ -77,8 +77,8 @@ class PolicyServices:
         answered: Future = Future()
         try:
             loop = self._active_loop()
-            loop.controller.request_chunk(request.instruction or loop.controller.instruction,
-                                          answered.set_result)
+            loop.controller.inquiries.chunk(request.instruction or loop.controller.instruction,
+                                            answered.set_result)
         except (InferenceError, InstructionError) as error:
             return GetActionChunk.Response(message=str(error))
         loop.collect()

@@ -55,6 +55,11 @@ def test_the_range_of_a_checkpoint_needs_a_checkpoint(tmp_path):
         tiny_config(tmp_path, action_range='checkpoint')
 
 
+def test_a_store_of_the_tokenizer_before_needs_a_checkpoint(tmp_path):
+    with pytest.raises(ConfigError, match=r'model\.init_from, which names no checkpoint'):
+        replace(tiny_config(tmp_path), model=replace(TINY, init_store='somewhere'))
+
+
 def test_labels_that_saturate_are_counted_per_axis(started_from_another, tmp_path, capsys):
     assert not build_experiment(started_from_another).clipped_labels.any()
     narrow(tmp_path / 'run' / 'final', 3, 0.45)

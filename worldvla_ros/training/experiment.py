@@ -25,6 +25,7 @@ from worldvla_ros.training.samples import VIDEO_PROMPT, SampleBuilder
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.splits import SplitCounts
 from worldvla_ros.training.store import StoredEpisode, TokenStore, tokenizer_fingerprint
+from worldvla_ros.training.translation import translate_codes
 
 MOST_STATE_WAVES = 32  # over the range of a value of the state: the shortest is of 8 bins
 MOST_ACTION_WAVES = 16  # over the range of a value of an action
@@ -66,7 +67,7 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     train, held_out = store.split(config.data.split)
     source = str(resume_from or config.model.init_from)
     if source:
-        pretrained = _loaded(source, config, store, train)
+        pretrained = _loaded(source, config, store, train, image_tokenizer)
     else:
         pretrained = _new(config, store, train, image_tokenizer)
     samples = SampleBuilder(pretrained.prompts, config.data.history_length, config.data.horizon,
@@ -184,8 +185,8 @@ def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
     return Pretrained(model, image_tokenizer, text_tokenizer, settings)
 
 
-def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
-            ) -> Pretrained:
+def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
+            image_tokenizer: ImageTokenizer) -> Pretrained:
     """Load a checkpoint; its shape, action range and prompts go on, history may differ.
 
     One that has not read the state of the arm begins to where the configuration says so.
@@ -199,10 +200,14 @@ def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[Sto
             'and a store of the same image tokenizer')
     tokenizer = tokenizer_fingerprint(given.image_tokenizer)
     if tokenizer != store.header.tokenizer:
-        raise CheckpointError(
-            f'{folder} has the image tokenizer {tokenizer}, the store {config.data.store} was '
-            f'made with {store.header.tokenizer}; make the store again with the tokenizer of '
-            'the checkpoint')
+        if not config.model.init_store:
+            raise CheckpointError(
+                f'{folder} has the image tokenizer {tokenizer}, the store {config.data.store} '
+                f'was made with {store.header.tokenizer}; make the store again with the '
+                'tokenizer of the checkpoint, or give model.init_store to carry the checkpoint '
+                'over to this one')
+        translate_codes(given.model, TokenStore.open(config.model.init_store, tokenizer), store)
+        given = replace(given, image_tokenizer=image_tokenizer)
     low, high = given.settings.state_minimum, given.settings.state_maximum
     model = given.model
     if not config.data.state:

@@ -51,6 +51,8 @@ class ModelConfig:
     """The network; where `init_from` is given, its shape and text tokenizer come from there."""
 
     init_from: str = bounded('', doc='checkpoint to start from; empty: random weights')
+    init_store: str = bounded('', doc='where it has another image tokenizer than data.store: a '
+                                      'store of the same demonstrations made with that one')
     hidden_size: int = bounded(256, minimum=8)
     intermediate_size: int = bounded(704, minimum=8)
     num_layers: int = bounded(6, minimum=1)
@@ -128,6 +130,9 @@ class TrainConfig:
                               f'{self.data.branches}')
         if self.data.action_range == 'checkpoint' and not self.model.init_from:
             raise ConfigError("data.action_range is 'checkpoint', and model.init_from names none")
+        if self.model.init_store and not self.model.init_from:
+            raise ConfigError('model.init_store is of the tokenizer of model.init_from, which '
+                              'names no checkpoint')
         if self.model.hidden_size % (2 * self.model.num_heads):
             raise ConfigError(f'model.hidden_size must be a multiple of 2 x num_heads '
                               f'({2 * self.model.num_heads}), got {self.model.hidden_size}')

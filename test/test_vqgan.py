@@ -70,6 +70,17 @@ def test_a_still_picture_has_no_moving_quality():
     assert np.isnan(reconstruction_quality(tiny_tokenizer(), still).moving_psnr)
 
 
+@pytest.mark.parametrize('changed, kept', [((0, 7, 14), 11 / 14), ((5, 6), 1.0)])
+def test_codes_that_stay_are_counted_where_nothing_moves(changed, kept):
+    frames = np.full((2, 64, 64, 3), 90, np.uint8)
+    frames[1, 16:32, 16:48] = 250  # places 5 and 6 of the sixteen
+    of_second = np.isin(np.arange(16), changed).reshape(4, 4)
+    tokenizer = tiny_tokenizer()
+    tokenizer.encode = lambda shown: torch.from_numpy(np.stack(
+        [of_second & (frame == 250).any() for frame in shown]).astype(int))
+    assert reconstruction_quality(tokenizer, frame_set([frames])).still_kept == kept
+
+
 def test_dead_codes_are_moved_onto_latents_and_used_ones_are_not(tmp_path):
     trainer = VqganTrainer(config(tmp_path, revive_after=5))
     weight = trainer.tokenizer.quantize.embedding.weight

@@ -170,6 +170,7 @@ def _train(config: VqganRunConfig, run: VqganRun, trainer: VqganTrainer,
                                                  QUICK_FRAMES)
                 log.write({'step': trainer.step, 'loss': loss, 'psnr': quality.psnr,
                            'moving_psnr': quality.moving_psnr,
+                           'still_kept': quality.still_kept,
                            'held_out_codes': quality.used_codes,
                            'used_codes': int((trainer.usage > 0).sum()),
                            'perplexity': perplexity(trainer.usage),

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 import torch
 from torch import Tensor
 
@@ -17,8 +18,8 @@ from worldvla_ros.training.video_metrics import decibels, squared_errors
 from worldvla_ros.whole_files import write_whole
 
 EVALUATION_BATCH = 32  # frames
-COLUMNS = ('step', 'loss', 'psnr', 'moving_psnr', 'held_out_codes', 'used_codes', 'perplexity',
-           'revived_codes')
+COLUMNS = ('step', 'loss', 'psnr', 'moving_psnr', 'still_kept', 'held_out_codes', 'used_codes',
+           'perplexity', 'revived_codes')
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,25 @@ class ReconstructionQuality:
 
     psnr: float  # [dB] over all pixels
     moving_psnr: float  # [dB] over the pixels that move; NaN where none do
+    still_kept: float  # share of the codes where nothing moves that stay from frame to frame
     used_codes: int
 
     @property
     def in_words(self) -> str:
         """Return one line for people."""
         return (f'PSNR {self.psnr:.2f} dB, moving pixels {self.moving_psnr:.2f} dB, '
-                f'{self.used_codes} codes used')
+                f'{self.still_kept:.1%} of still codes kept, {self.used_codes} codes used')
 
 
 def reconstruction_quality(tokenizer: ImageTokenizer, frames: FrameSet, most: int = 512
                            ) -> ReconstructionQuality:
-    """Measure evenly spaced frames, at most so many, through `encode` and `decode`."""
+    """Measure evenly spaced frames, at most so many, through `encode` and `decode`.
+
+    A place of the code grid is still where no pixel moves. What keeps few codes there shows a
+    world model changes that nobody can foresee.
+    """
     indices = np.unique(np.linspace(0, len(frames) - 1, min(most, len(frames))).astype(int))
-    total, moving_total, pixels, moving_pixels = 0.0, 0.0, 0, 0
+    total, moving_total, pixels, moving_pixels, kept, still_places = 0.0, 0.0, 0, 0, 0, 0
     used: set[int] = set()
     for first in range(0, len(indices), EVALUATION_BATCH):
         some = indices[first:first + EVALUATION_BATCH]
@@ -50,9 +56,20 @@ def reconstruction_quality(tokenizer: ImageTokenizer, frames: FrameSet, most: in
         total, pixels = total + float(error.sum()), pixels + error.size
         moving_total += float(error[moving].sum())
         moving_pixels += int(moving.sum())
+        before = tokenizer.encode(frames.frames[frames.neighbours[some]])
+        still = ~_places(moving, codes.shape[1:]).any(-1)
+        kept += int((codes == before).cpu().numpy()[still].sum())
+        still_places += int(still.sum())
         used.update(codes.unique().tolist())
     return ReconstructionQuality(_psnr(total, pixels), _psnr(moving_total, moving_pixels),
-                                 len(used))
+                                 kept / still_places if still_places else math.nan, len(used))
+
+
+def _places(pixels: NDArray[np.bool_], grid: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Return the pixels [N, H, W] of each place of a grid (h, w) of codes: [N, h, w, P]."""
+    height, width = grid
+    blocks = pixels.reshape(len(pixels), height, pixels.shape[1] // height, width, -1)
+    return blocks.swapaxes(2, 3).reshape(len(pixels), height, width, -1)
 
 
 def perplexity(usage: Tensor) -> float:

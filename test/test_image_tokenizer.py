@@ -18,6 +18,8 @@ from worldvla_ros.model.image_tokenizer import (
     save_image_tokenizer,
 )
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
+from worldvla_ros.policy.named_checkpoints import locate_checkpoint
+from worldvla_ros.training.store import tokenizer_fingerprint
 
 CONFIG = ImageTokenizerConfig(embed_dim=4, n_embed=32, z_channels=4, ch=4,
                               ch_mult=(1, 1, 2, 2, 2), num_res_blocks=1, norm_groups=4)
@@ -112,6 +114,15 @@ def test_a_local_encoder_sees_no_further_than_two_codes(patch_size, ch_mult):
     near = torch.zeros(6, 6, dtype=torch.bool)
     near[:4, :4] = True  # two codes before it to one behind: halving the size looks ahead
     assert changed[True][2, 2] and not changed[True][~near].any()
+
+
+def test_what_older_tokenizers_are_known_by_stays():
+    """Their stores name them by a hash of their configuration and weights."""
+    assert 'local_encoder' not in CONFIG.to_dict()
+    local = replace(CONFIG, local_encoder=True)
+    assert ImageTokenizerConfig.from_dict(local.to_dict()) == local
+    assert tokenizer_fingerprint(load_image_tokenizer(
+        locate_checkpoint('worldvla-mini-libero') + '/image_tokenizer')) == 'sha256:43ea276b2dbc'
 
 
 def test_saved_tokenizer_gives_the_same_codes_and_pixels(tmp_path):

@@ -12,6 +12,7 @@ from training_runs import TINY, tiny_config
 
 from worldvla_ros.errors import CheckpointError
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.store import tokenizer_fingerprint, write_store
@@ -42,9 +43,12 @@ def stores(tmp_path):
                         IMAGE_SIZE))
 
 
-def test_every_code_that_occurs_takes_the_rows_of_the_old_code(stores):
+@pytest.mark.parametrize('tied', [False, True])
+def test_every_code_that_occurs_takes_the_rows_of_the_old_code(stores, tied):
     before, after = stores
     model = attentive_model(300)
+    if tied:
+        model = Transformer(replace(model.config, tie_word_embeddings=True))
     codes = model.config.vocabulary.codes
     tables = (model.model.embed_tokens.weight, model.lm_head.weight)
     known = [table.detach().clone() for table in tables]

@@ -51,6 +51,21 @@ def imagine(client, actions=(), instruction=''):
         actions=np.ravel(actions).tolist(), instruction=instruction))
 
 
+def begin(client):
+    """Call for the longest rollout; returns the future once its first frame is there."""
+    rollout = client.ask(Imagine, 'imagine', Imagine.Request(actions=[0.1] * 7 * 50))
+    shown = []
+    client.node.create_subscription(Image, f'{NODE}/imagined_image', shown.append, 10)
+    client.wait_for(lambda: shown)
+    return rollout
+
+
+def assert_ended_early(response, why):
+    assert not response.success and why in response.message
+    assert 0 < len(response.frames) < 50
+    assert len(response.entropy) == len(response.frames) == len(response.actions) / 7
+
+
 def images_of(messages):
     return np.stack([image_to_frame(message).image for message in messages])
 
@@ -63,7 +78,7 @@ def test_the_frames_are_those_of_the_world_model_and_come_on_a_topic_one_by_one(
     client.wait_for(lambda: client.node.count_publishers(f'{NODE}/imagined_image'))
     response = imagine(client, ACTIONS)
     assert response.success, response.message
-    world = WorldModel(pretrained)
+    world = WorldModel(pretrained, reencode=False)
     world.reset(Frame(noise(0), 0))
     expected = [world.step(action) for action in ACTIONS]
     np.testing.assert_array_equal(images_of([response.observation]), [noise(0)])
@@ -93,8 +108,8 @@ def test_without_actions_it_imagines_what_the_policy_would_do(start, client):
 
 
 @pytest.mark.parametrize('actions, complaint', [
-    (np.zeros(8), 'got 8 values'), (np.zeros(201 * 7), 'N from 0 to 200'),
-    ([np.nan] * 7, 'NaN')])
+    (np.zeros(8), 'got 8 values'), (np.zeros(51 * 7), 'N from 0 to 50'),
+    ([np.nan] * 7, 'got nan'), ([0.0] * 6 + [1.5], 'got 1.5')])
 def test_what_are_no_actions_is_refused(start, client, actions, complaint):
     start()
     response = imagine(client, actions)
@@ -106,6 +121,7 @@ def test_in_real_time_a_robot_that_follows_an_instruction_keeps_its_chunks(start
     client.instruct()
     client.next_motion()
     assert 'pause it' in imagine(client, ACTIONS).message
+    assert 'pause it' in imagine(client).message, 'before the policy is asked for its chunk'
     assert client.pause(True).success
     assert imagine(client, ACTIONS).success
     assert client.pause(False).success
@@ -123,23 +139,58 @@ def test_in_lockstep_the_simulator_waits_so_both_take_turns(start, client):
 
 def test_an_instruction_that_comes_meanwhile_ends_the_rollout(start, client):
     start()
-    rollout = client.ask(Imagine, 'imagine', Imagine.Request(actions=[0.1] * 7 * 200))
-    shown = []
-    client.node.create_subscription(Image, f'{NODE}/imagined_image', shown.append, 10)
-    client.wait_for(lambda: shown)
-    assert 'another rollout' in imagine(client, ACTIONS).message
+    rollout = begin(client)
     client.instruct()
     client.next_motion()
     client.wait_for(rollout.done)
     response = rollout.result()
-    assert not response.success and 'follows an instruction' in response.message
-    assert 0 < len(response.frames) < 200
-    assert len(response.entropy) == len(response.frames) == len(response.actions) / 7
+    assert_ended_early(response, 'follows an instruction')
+
+
+def test_a_newer_call_takes_over_and_is_not_mixed_up_with_the_older(start, client):
+    start()
+    expected = images_of(imagine(client, ACTIONS).frames)
+    rollout = begin(client)
+    assert 'got 1.5' in imagine(client, [1.5] * 7).message, 'and that ends nothing'
+    assert not rollout.done()
+    newer = imagine(client, ACTIONS)
+    np.testing.assert_array_equal(images_of(newer.frames), expected)
+    client.wait_for(rollout.done)
+    assert_ended_early(rollout.result(), 'newer call')
+
+
+@pytest.mark.parametrize('end, why', [
+    (lambda client: client.transition('deactivate'), 'deactivated'),
+    (lambda client: client.transition('deactivate') and client.transition('cleanup'),
+     'deactivated')])
+def test_a_rollout_ends_with_the_node_and_the_next_one_works(start, client, end, why):
+    start()
+    expected = images_of(imagine(client, ACTIONS).frames)
+    rollout = begin(client)
+    end(client)
+    client.wait_for(rollout.done)
+    assert_ended_early(rollout.result(), why)
+    if client.state() == 'unconfigured':
+        client.transition('configure')
+    client.transition('activate')
+    client.wait_for(lambda: (again := imagine(client, ACTIONS)).success and np.array_equal(
+        images_of(again.frames), expected))
+
+
+def test_neither_a_reset_nor_the_estop_disturbs_a_rollout_or_moves_the_robot(start, client):
+    start()
+    rollout = begin(client)
+    assert client.trigger('reset_history').success
+    client.estop(True)
+    client.wait_for(rollout.done, timeout=60)
+    assert rollout.result().success and len(rollout.result().frames) == 50
+    assert all(is_zero(action) for action in client.actions)
 
 
 def test_who_cannot_imagine_says_why(start, start_policy, client):
     start(world_model=False)
     assert 'world_model:=true' in imagine(client, ACTIONS).message
+    assert 'world_model:=true' in imagine(client).message, 'and not what else is missing'
     client.shoot = None
     client.transition('deactivate')
     assert 'not active' in imagine(client, ACTIONS).message
@@ -182,5 +233,7 @@ def test_the_program_says_what_it_lacks(start, client, tmp_path):
     done = run_program('--out', str(tmp_path / 'no.png'), '--instruction', TASK)
     assert done.returncode == 1 and 'world_model:=true' in done.stderr
     assert not (tmp_path / 'no.png').exists()
-    done = run_program('--actions', str(tmp_path / 'missing.npz'))
-    assert done.returncode == 2 and 'missing.npz' in done.stderr
+    for wrong in (('--actions', str(tmp_path / 'missing.npz')), ('--out', 'no_picture'),
+                  ('--steps', '0')):
+        done = run_program(*wrong)
+        assert done.returncode == 2 and wrong[1] in done.stderr.splitlines()[-1]

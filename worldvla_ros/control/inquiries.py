@@ -34,20 +34,12 @@ class Inquiries:
         ask = self._planner.chunk_for(self._checked(instruction))
         self._planner.requests.add(ask, callback)
 
-    def chunk_from(self, seen: Observation, callback: Callable[[Result], None]) -> None:
-        """Ask for the chunk that follows from what was seen. Raises InstructionError."""
-        self._checked(seen.instruction)
-        self._planner.requests.add(lambda number, _: self._backend.submit(number, seen), callback)
-
-    def frame_after(self, action: NDArray[np.floating], start: Frame | None,
-                    callback: Callable[[Result], None]) -> None:
+    def check_imagining(self) -> None:
         """
-        Ask for the frame after an action (7,).
+        Raise InferenceError where nothing can be imagined now.
 
-        Raises InferenceError where there is no world model, and while the robot needs the backend:
-        a frame takes as long as many chunks.
-
-        :param start: frame to start from; None: the one that was imagined last
+        That is without a world model, and while the robot needs the backend: a frame takes as long
+        as many chunks.
         """
         if not self._info.imagines:
             raise InferenceError('no world model is loaded; start the node with the parameter '
@@ -55,8 +47,29 @@ class Inquiries:
         if self._needs_backend():
             raise InferenceError('the robot follows an instruction, and imagining would take its '
                                  'chunks away; pause it, or let it finish')
-        self._planner.requests.add(
-            lambda number, _: self._backend.imagine(number, action, start), callback)
+
+    def chunk_to_imagine(self, seen: Observation, callback: Callable[[Result], None]) -> None:
+        """
+        Ask for the chunk that follows from what was seen.
+
+        Raises InstructionError where that has no instruction. What `check_imagining` raises, also
+        when its turn has come, is the answer.
+        """
+        self._checked(seen.instruction)
+        self._imagine(lambda number: self._backend.submit(number, seen), callback)
+
+    def frame_after(self, action: NDArray[np.floating], start: Frame | None,
+                    callback: Callable[[Result], None]) -> None:
+        """
+        Ask for the frame after an action (7,); errors as in `chunk_to_imagine`.
+
+        :param start: frame to start from; None: the one that was imagined last
+        """
+        self._imagine(lambda number: self._backend.imagine(number, action, start), callback)
+
+    def see(self, now_ns: int) -> Observation:
+        """Return what the third-person camera shows now. Raises FrameError."""
+        return self._planner.see(now_ns)
 
     def observe(self, now_ns: int, instruction: str) -> Observation:
         """
@@ -65,6 +78,12 @@ class Inquiries:
         Raises FrameError, and InstructionError for a text that is none; an empty one is good.
         """
         return self._planner.observe(now_ns, self._check_instruction(instruction))
+
+    def _imagine(self, ask: Callable[[int], None], callback: Callable[[Result], None]) -> None:
+        def ask_in_turn(number: int, now_ns: int) -> None:
+            self.check_imagining()  # an instruction may have come while it waited
+            ask(number)
+        self._planner.requests.add(ask_in_turn, callback)
 
     def _checked(self, instruction: str) -> str:
         checked = self._check_instruction(instruction)

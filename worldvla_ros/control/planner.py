@@ -100,10 +100,11 @@ class Planner:
 
     def observe(self, now_ns: int, instruction: str) -> Observation:
         """Return what the policy may see now. Raises FrameError."""
-        observation = self._sensing.observe(now_ns, instruction)
-        if isinstance(observation, Stale):
-            raise FrameError(observation.reason.value)
-        return observation
+        return _fresh(self._sensing.observe(now_ns, instruction))
+
+    def see(self, now_ns: int) -> Observation:
+        """Return what the third-person camera shows now. Raises FrameError."""
+        return _fresh(self._sensing.frames.observation(now_ns, ''))
 
     def void(self, why: str) -> None:
         """Start a new epoch: chunks in the queue and in flight are void."""
@@ -147,3 +148,9 @@ class Planner:
         outcome = self._schedule.arrived(ticket, chunk, too_old=too_old)
         if outcome.accepted:
             self._on_chunk(ChunkArrival(chunk, outcome, latency))
+
+
+def _fresh(observation: Observation | Stale) -> Observation:
+    if isinstance(observation, Stale):
+        raise FrameError(observation.reason.value)
+    return observation

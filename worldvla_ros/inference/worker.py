@@ -84,11 +84,16 @@ def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
 
 
 def load_world_model(settings: WorkerSettings, policy: 'WorldVLAPolicy') -> 'WorldModel | None':
-    """Return the world model on the weights of a policy, None where it is not wanted."""
+    """Return the world model on the weights of a policy, None where it is not wanted.
+
+    Imagined codes are its next input, as `world_metrics` measures it by default: through pixels
+    and back they would be others, and the frame before no good draft.
+    """
     if not settings.world_model:
         return None
     from worldvla_ros.policy.world_model import WorldModel
-    return WorldModel(policy.pretrained, control_period_s=settings.control_period)
+    return WorldModel(policy.pretrained, control_period_s=settings.control_period,
+                      reencode=False)
 
 
 def imagined_frame(world: 'WorldModel | None', action: np.ndarray,

@@ -55,7 +55,8 @@ class WorkerBackend:
 
     :param settings: what the worker loads
     :param load_timeout: longest load, and longest step of the warm-up [s]
-    :param answer_timeout: longest wait for one chunk or one imagined frame [s]
+    :param answer_timeout: longest wait for one chunk [s]
+    :param imagine_timeout: longest wait for one imagined frame [s]
     :param heartbeat_timeout: longest silence of an idle worker [s]
     :param max_restarts: restarts within `restart_window`
     :param restart_window: [s]
@@ -63,11 +64,12 @@ class WorkerBackend:
     """
 
     def __init__(self, settings: WorkerSettings, *, load_timeout: float, answer_timeout: float,
-                 heartbeat_timeout: float, max_restarts: int, restart_window: float,
-                 on_result: Callable[[], None] = lambda: None) -> None:
+                 imagine_timeout: float, heartbeat_timeout: float, max_restarts: int,
+                 restart_window: float, on_result: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
         self._load_timeout = load_timeout
         self._answer_timeout = answer_timeout
+        self._imagine_timeout = imagine_timeout
         self._heartbeat = Watchdog('worker heartbeat', int(heartbeat_timeout * _SECOND_NS))
         self._budget = RestartBudget(max_restarts, int(restart_window * _SECOND_NS))
         self._on_result = on_result
@@ -82,6 +84,7 @@ class WorkerBackend:
         self._request: int | None = None
         self._preparing = False
         self._deadline = 0.0  # [s] monotonic: of answer, preparation, load or warm-up step
+        self._overrun = ''  # what to say when an answer or a preparation misses it
         self.health = Health.STOPPED
         self.fault = ''
         self.restarts = 0
@@ -114,13 +117,15 @@ class WorkerBackend:
         """Send one observation; see `Backend.submit`."""
         self._check_free()
         slots = self._frames.write(observation.frames)
-        self._ask(Request(request, slots, observation.instruction, observation.state))
+        self._ask(Request(request, slots, observation.instruction, observation.state),
+                  self._answer_timeout, 'answer_timeout')
 
     def imagine(self, request: int, action: NDArray[np.floating], frame: Frame | None) -> None:
         """Send an action, and a frame to start from; see `Backend.imagine`."""
         self._check_free()
         slots = () if frame is None else self._frames.write((frame,))
-        self._ask(Imagine(request, np.asarray(action), slots))
+        self._ask(Imagine(request, np.asarray(action), slots), self._imagine_timeout,
+                  'imagine_timeout')
 
     def prepare(self, frame: Frame, instruction: str) -> None:
         """Send a frame ahead of its successor; see `Backend.prepare`."""
@@ -129,7 +134,7 @@ class WorkerBackend:
         with contextlib.suppress(FrameError):  # `submit` will say so
             slots = self._frames.write((frame,))
             self._preparing = True
-            self._deadline = time.monotonic() + self._answer_timeout
+            self._expect_answer(self._answer_timeout, 'answer_timeout')
             self._send(Prepare(slots, instruction))
 
     def poll(self) -> list[Result]:
@@ -183,10 +188,15 @@ class WorkerBackend:
             raise InferenceError(f'the worker was asked while it is {self.health.value}'
                                  f'{", busy with another request" if self.busy else ""}')
 
-    def _ask(self, request: Request | Imagine) -> None:
+    def _ask(self, request: Request | Imagine, timeout: float, parameter: str) -> None:
         self._request = request.number
-        self._deadline = time.monotonic() + self._answer_timeout
+        self._expect_answer(timeout, parameter)
         self._send(request)
+
+    def _expect_answer(self, timeout: float, parameter: str) -> None:
+        self._deadline = time.monotonic() + timeout
+        self._overrun = (f'the inference worker did not answer within {timeout:g} s; it hangs, '
+                         f'or worker.{parameter} is too short for this machine')
 
     def _launch(self) -> None:
         ours, theirs = Pipe()
@@ -281,8 +291,7 @@ class WorkerBackend:
                        f'{self._load_timeout:g} s; raise worker.load_timeout or use a smaller '
                        f'checkpoint')
         elif self.health is Health.READY and self._computing and now > self._deadline:
-            self._fail(f'the inference worker did not answer within {self._answer_timeout:g} s; '
-                       f'it hangs, or worker.answer_timeout is too short for this machine')
+            self._fail(self._overrun)
         elif (self.health is Health.READY and not self._computing
               and self._heartbeat.expired(time.monotonic_ns())):
             self._fail('the inference worker fell silent')

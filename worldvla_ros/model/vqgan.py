@@ -32,8 +32,9 @@ class ImageTokenizerConfig:
     # Side of the squares of pixels that become channels before the first convolution; 1 in every
     # released checkpoint. 4 makes a small tokenizer seven times cheaper to train on a CPU.
     patch_size: int = 1
-    # Codes depend on the pixels around them alone: the encoder mixes neighbours at its first
-    # resolution only, and normalizes each place by itself. False in every released checkpoint.
+    # A code depends on pixels at most two codes away: below its first resolution the encoder mixes
+    # neighbours only where it halves the size, it normalizes each place by itself and has no
+    # attention. False in every released checkpoint.
     local_encoder: bool = False
 
     @property
@@ -60,8 +61,14 @@ class ImageTokenizerConfig:
         return cls(**{**values, 'ch_mult': tuple(values['ch_mult'])})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the entries of config.json; inverse of `from_dict`."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return the entries of config.json; inverse of `from_dict`.
+
+        `local_encoder` only where it is true: the fingerprints of older tokenizers, which the
+        stores that they made know them by, stay what they were.
+        """
+        entries = {field.name: getattr(self, field.name) for field in fields(self)}
+        return entries if self.local_encoder else {
+            name: value for name, value in entries.items() if name != 'local_encoder'}
 
 
 class PlaceNorm(nn.LayerNorm):

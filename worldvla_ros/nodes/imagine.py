@@ -13,6 +13,7 @@ import rclpy
 from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
 
+from worldvla_ros.arguments import positive_int
 from worldvla_ros.datatypes import ACTION_DIM
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.graph import POLICY_NODE
@@ -62,8 +63,17 @@ def ask(node: Node, options: argparse.Namespace) -> Imagine.Response | None:
     return response
 
 
+def _picture(text: str) -> Path:
+    """Return the path of a picture that OpenCV can write."""
+    path = Path(text)
+    if path.suffix.lower() not in ('.png', '.jpg', '.jpeg'):
+        raise argparse.ArgumentTypeError(f'expected a file name with .png or .jpg, got {text!r}')
+    return path
+
+
 def run(options: argparse.Namespace) -> int:
     """Ask, and write what is answered; return the exit status."""
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     node = rclpy.create_node('imagine')
     try:
         response = ask(node, options)
@@ -75,7 +85,6 @@ def run(options: argparse.Namespace) -> int:
         print(f'imagine: {response.message}', file=sys.stderr)
     if not response.frames:
         return 1
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(options.out), draw(response)[..., ::-1]):
         raise ConfigError(f'cannot write {options.out}')
     print(f'{len(response.frames)} frames in {response.latency:.1f} s: {options.out}')
@@ -90,8 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--actions', type=Path, metavar='FILE',
                         help='imagine these chunks instead: an .npz file as the demo writes '
                         'beside its videos')
-    parser.add_argument('--steps', type=int, default=20, help='of --actions at most')
-    parser.add_argument('--out', type=Path, default=Path('imagined.png'), help='picture to write')
+    parser.add_argument('--steps', type=positive_int, default=20,
+                        help='of --actions at most; all of each chunk, whatever was executed')
+    parser.add_argument('--out', type=_picture, default=Path('imagined.png'),
+                        help='picture to write: .png or .jpg')
     parser.add_argument('--policy', default=f'/{POLICY_NODE}', help='name of the policy node')
     parser.add_argument('--wait', type=float, default=5.0, help='for the service to appear [s]')
     parser.add_argument('--timeout', type=float, default=120.0, help='for all frames [s]')
@@ -105,9 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(options)
     except KeyboardInterrupt:
         return 130
-    except (WorldVLAError, NameValidationException) as error:
+    except (WorldVLAError, NameValidationException, OSError) as error:
         print(f'imagine: {str(error).splitlines()[0]}', file=sys.stderr)
         return 2
     finally:
         rclpy.utilities.try_shutdown()
-

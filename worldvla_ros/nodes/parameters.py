@@ -34,7 +34,10 @@ class WorkerParameters:
             'below 60 s so that it answers in time')
     answer_timeout: float = bounded(
         5.0, unit='s', minimum=0.05, maximum=600.0, read_only=True,
-        doc='Longest wait for one chunk or imagined frame; after it the worker counts as hung')
+        doc='Longest wait for one chunk; after it the worker counts as hung')
+    imagine_timeout: float = bounded(
+        60.0, unit='s', minimum=0.05, maximum=600.0, read_only=True,
+        doc='The same for one imagined frame, which takes as long as many chunks')
     heartbeat_timeout: float = bounded(
         3.0, unit='s', minimum=0.2, maximum=60.0, read_only=True,
         doc='Longest silence of an idle worker')
@@ -142,10 +145,13 @@ class PolicyParameters(ControllerSettings):
     servo: ServoParameters = field(default_factory=ServoParameters)
 
     def __post_init__(self) -> None:
-        """Refuse a gripper without joints, too."""
+        """Refuse a gripper without joints and a world model without a model, too."""
         super().__post_init__()
         if not self.gripper_joints:
             raise ConfigError('gripper_joints must name at least one joint of joint_states')
+        if self.world_model and self.backend not in ('worker', 'inproc'):
+            raise ConfigError(f'world_model is true, and the backend {self.backend} has no model; '
+                              'take the backend worker, or inproc')
 
 
 def declare(node: Node, cls: type) -> None:

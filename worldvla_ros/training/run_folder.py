@@ -155,7 +155,7 @@ class RunFolder:
 
 def _may_change(name: str) -> bool:
     """Say whether a run may go on with another value; moved data is known by fingerprint."""
-    where = ('data.store', 'data.tokenizer', 'model.init_from')
+    where = ('data.store', 'data.tokenizer', 'model.init_from', 'model.init_store')
     return name in where or (name.startswith('run.') and name != 'run.seed')
 
 

@@ -31,8 +31,11 @@ def translate_codes(model: Transformer, before: TokenStore, after: TokenStore) -
                             shape=(after.header.num_codes, before.header.num_codes)).tocsr()
     counts = np.asarray(occurrences.sum(1)).ravel()
     codes = model.config.vocabulary.codes
-    for table in (model.model.embed_tokens, model.lm_head):
-        rows = table.weight[codes.start:codes.stop]
+    tables = [model.model.embed_tokens.weight]
+    if not model.config.tie_word_embeddings:
+        tables.append(model.lm_head.weight)
+    for table in tables:
+        rows = table[codes.start:codes.stop]
         known = rows.double().cpu().numpy()
         means = (occurrences @ known) / counts.clip(min=1)[:, None]
         rows.copy_(torch.from_numpy(np.where(counts[:, None] > 0, means, known.mean(0))))
@@ -47,8 +50,13 @@ def _pairs(before: TokenStore, after: TokenStore
         raise DatasetError(f'model.init_store has none of the {len(after.episodes)} '
                            'demonstrations of data.store; tokenise some of these with the image '
                            'tokenizer of model.init_from')
-    return (np.concatenate([before.codes[old.steps].ravel() for old, _ in common]),
-            np.concatenate([after.codes[new.steps].ravel() for _, new in common]))
+    cameras = [(before.codes, after.codes)]
+    if before.wrist_codes is not None and after.wrist_codes is not None:
+        cameras.append((before.wrist_codes, after.wrist_codes))
+    return (np.concatenate([codes[old.steps].ravel() for codes, _ in cameras
+                            for old, _ in common]),
+            np.concatenate([codes[new.steps].ravel() for _, codes in cameras
+                            for _, new in common]))
 
 
 def _key(store: TokenStore, episode: StoredEpisode) -> tuple[str, str, bytes]:

@@ -56,7 +56,8 @@ LAYERS = {
         'worldvla_ros.policy.named_checkpoints', 'worldvla_ros.policy.settings',
         'worldvla_ros.control', 'worldvla_ros.inference', 'worldvla_ros.graph',
         'worldvla_ros.policy.frame_history', 'worldvla_ros.policy.chunk_schedule',
-        'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes'),
+        'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes',
+        'worldvla_ros.arguments'),
     'worldvla_sim': (
         'worldvla_ros.policy', 'worldvla_ros.safety', 'worldvla_ros.config',
         'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files',

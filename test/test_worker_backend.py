@@ -261,16 +261,20 @@ def test_a_killed_worker_fails_its_request_and_is_replaced(backend):
     np.testing.assert_array_equal(ask(backend, 4).chunk.actions, expected.actions)
 
 
-def test_a_hung_worker_is_killed_and_replaced(backend):
+@pytest.mark.parametrize('parameter, asked', [
+    ('answer_timeout', lambda backend: backend.submit(1, observation())),
+    ('imagine_timeout', lambda backend: backend.imagine(1, np.zeros(7), None))])
+def test_a_hung_worker_is_killed_and_replaced(backend, parameter, asked):
     pid = backend.process_id
     os.kill(pid, signal.SIGSTOP)
-    backend._answer_timeout = 0.3
+    setattr(backend, f'_{parameter}', 0.3)
     try:
-        backend.submit(1, observation())
+        asked(backend)
     finally:
-        backend._answer_timeout = FOREVER
+        setattr(backend, f'_{parameter}', FOREVER)
     result = result_of(backend, 1)
-    assert result.chunk is None and 'did not answer within' in result.error
+    assert result.chunk is None and 'did not answer within 0.3 s' in result.error
+    assert f'worker.{parameter}' in result.error
     assert backend.health is Health.LOADING
     wait_for(lambda: not is_alive(pid))
     wait_until_ready(backend)

@@ -211,7 +211,7 @@ def served(error, *messages):
         ours.send(message)
     frames = SharedFrames(1000)
     try:
-        serve(theirs, frames, BrokenPolicy(error))
+        serve(theirs, frames, BrokenPolicy(error), None)
     finally:
         frames.close()
     return [ours.recv() for _ in messages]

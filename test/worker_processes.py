@@ -23,7 +23,8 @@ FOREVER = 60.0
 
 def new_backend(settings=SETTINGS, **options):
     return WorkerBackend(settings, **{
-        'load_timeout': FOREVER, 'answer_timeout': FOREVER, 'heartbeat_timeout': FOREVER,
+        'load_timeout': FOREVER, 'answer_timeout': FOREVER, 'imagine_timeout': FOREVER,
+        'heartbeat_timeout': FOREVER,
         'max_restarts': 100, 'restart_window': FOREVER, **options})
 
 

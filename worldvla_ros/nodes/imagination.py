@@ -8,13 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
-from rclpy.task import Future
 from sensor_msgs.msg import Image
 
-from worldvla_ros.control.inquiries import Inquiries
 from worldvla_ros.datatypes import ACTION_DIM, Frame, ImaginedFrame, Observation
 from worldvla_ros.errors import InferenceError, WorldVLAError
-from worldvla_ros.inference.backend import Result
 from worldvla_ros.nodes import conversions
 from worldvla_ros.nodes.policy_loop import PolicyLoop
 from worldvla_ros.srv import Imagine
@@ -77,7 +74,7 @@ class Imagination:
     async def _frame_after(self, action: NDArray[np.float32], start: Frame | None
                            ) -> ImaginedFrame:
         """Return the frame after an action (7,), see `Inquiries.frame_after`."""
-        result = await self._ask(lambda inquiries, answered: inquiries.frame_after(
+        result = await self._loop().ask(lambda inquiries, answered: inquiries.frame_after(
             action, start, answered))
         if result.imagined is None:
             raise InferenceError(result.error)
@@ -85,20 +82,11 @@ class Imagination:
 
     async def _policy_actions(self, seen: Observation) -> NDArray[np.float32]:
         """Return the chunk (K, 7) that the policy would do from an observation."""
-        result = await self._ask(lambda inquiries, answered: inquiries.chunk_to_imagine(
+        result = await self._loop().ask(lambda inquiries, answered: inquiries.chunk_to_imagine(
             seen, answered))
         if result.chunk is None:
             raise InferenceError(result.error)
         return result.chunk.actions
-
-    async def _ask(self, request: Callable[[Inquiries, Callable[[Result], None]], None]) -> Result:
-        """Make a request of the policy that is active now, and wait for its answer."""
-        answered: Future = Future()
-        loop = self._loop()
-        request(loop.controller.inquiries, answered.set_result)
-        loop.collect()
-        result: Result = await answered
-        return result
 
 
 def _actions_of(request: Imagine.Request) -> NDArray[np.float32]:

@@ -19,6 +19,7 @@ from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.graph import POLICY_NODE
 from worldvla_ros.inference.scripted_backends import read_chunks
 from worldvla_ros.nodes.conversions import image_to_frame
+from worldvla_ros.nodes.runtime import start_program
 from worldvla_ros.srv import Imagine
 
 TILE_PX = 192
@@ -107,11 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--wait', type=float, default=5.0, help='for the service to appear [s]')
     parser.add_argument('--timeout', type=float, default=120.0, help='for all frames [s]')
     arguments = sys.argv[1:] if argv is None else list(argv)
-    try:
-        options = parser.parse_args(rclpy.utilities.remove_ros_args(['imagine', *arguments])[1:])
-        rclpy.init(args=arguments)
-    except RuntimeError as error:  # rclpy's errors about arguments have no public name
-        parser.error(str(error).splitlines()[0])
+    options = start_program(parser, arguments)
     try:
         return run(options)
     except KeyboardInterrupt:

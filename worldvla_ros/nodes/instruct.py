@@ -26,6 +26,7 @@ from std_msgs.msg import String
 
 from worldvla_ros.graph import POLICY_NODE
 from worldvla_ros.msg import PolicyStatus
+from worldvla_ros.nodes.runtime import start_program
 
 PROMPT = 'instruction> '
 HELP = ('Type what the robot shall do and press Enter. An empty line stops it, the arrow keys '
@@ -243,11 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not all(map(is_text, arguments)):
         parser.error('the arguments must be UTF-8')
     set_leave_handler(interrupt_once)
-    try:
-        options = parser.parse_args(rclpy.utilities.remove_ros_args(['instruct', *arguments])[1:])
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    except RuntimeError as error:  # rclpy's errors about arguments have no public name
-        parser.error(str(error).splitlines()[0])
+    options = start_program(parser, arguments, signal_handlers=SignalHandlerOptions.NO)
     try:
         return run(options)
     except KeyboardInterrupt:

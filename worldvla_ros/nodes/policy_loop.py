@@ -5,6 +5,7 @@ A thin shell around PolicyController: convert, call, convert, publish. Commands 
 control rate as long as the loop is active, and the last one before any silence is zero motion.
 """
 
+from collections.abc import Callable
 import time
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -15,15 +16,17 @@ from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.task import Future
 from rclpy.timer import Timer
 from std_msgs.msg import Header, String
 
 from worldvla_ros.action import RunTask
 from worldvla_ros.control.controller import Outgoing, PolicyController
+from worldvla_ros.control.inquiries import Inquiries
 from worldvla_ros.control.instruction import Heard
 from worldvla_ros.control.planner import ChunkArrival
 from worldvla_ros.errors import InstructionError
-from worldvla_ros.inference.backend import Backend, BackendInfo
+from worldvla_ros.inference.backend import Backend, BackendInfo, Result
 from worldvla_ros.msg import ActionChunk, DeltaAction, PolicyStatus
 from worldvla_ros.nodes import conversions
 from worldvla_ros.nodes.parameters import PolicyParameters
@@ -166,6 +169,14 @@ class PolicyLoop:
         if self.active:
             self.controller.poll(self.now_ns(), time.monotonic_ns())
             self.answer()
+
+    async def ask(self, request: Callable[[Inquiries, Callable[[Result], None]], None]) -> Result:
+        """Make a request beside the control loop and wait for its answer; raises what it does."""
+        answered: Future = Future()
+        request(self.controller.inquiries, answered.set_result)
+        self.collect()
+        result: Result = await answered
+        return result
 
     def answer(self) -> None:
         """Publish the command for the newest frame as soon as there is one (lockstep)."""

@@ -1,18 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What clients may ask of the policy node: pause, e-stop reset, history reset, one chunk.
-
-And imagined frames, see `imagination`.
-"""
+"""What clients may ask of the policy node: pauses, resets, one chunk, imagined frames."""
 
 from collections.abc import Callable
 
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.node import Node
-from rclpy.task import Future
 from std_srvs.srv import SetBool, Trigger
 
 from worldvla_ros.errors import InferenceError, InstructionError
-from worldvla_ros.inference.backend import Result
 from worldvla_ros.nodes import conversions
 from worldvla_ros.nodes.estop_input import EStopInput
 from worldvla_ros.nodes.imagination import Imagination
@@ -74,15 +69,12 @@ class PolicyServices:
 
     async def _on_get_action_chunk(self, request: GetActionChunk.Request,
                                    response: GetActionChunk.Response) -> GetActionChunk.Response:
-        answered: Future = Future()
         try:
             loop = self._active_loop()
-            loop.controller.inquiries.chunk(request.instruction or loop.controller.instruction,
-                                            answered.set_result)
+            result = await loop.ask(lambda inquiries, answered: inquiries.chunk(
+                request.instruction or loop.controller.instruction, answered))
         except (InferenceError, InstructionError) as error:
             return GetActionChunk.Response(message=str(error))
-        loop.collect()
-        result: Result = await answered
         if result.chunk is None:
             return GetActionChunk.Response(message=result.error)
         return GetActionChunk.Response(

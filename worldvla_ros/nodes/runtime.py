@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a node until a signal, and leave in order: the node says goodbye while ROS still works."""
 
+import argparse
 from collections.abc import Callable
 import gc
 import os
@@ -25,6 +26,21 @@ STOP_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
 _LAST_CALLBACKS = 20  # more than a node has goals and calls open at its end
 _LAST_WAIT = 0.01  # [s] for each: a client may be asking for its result just now
 _CLOCK_POLL = 0.1  # [s] between two looks whether to give up waiting for /clock
+
+
+def start_program(parser: argparse.ArgumentParser, arguments: list[str], *,
+                  signal_handlers: SignalHandlerOptions | None = None) -> argparse.Namespace:
+    """
+    Initialize ROS and return the options of a program, which exits with usage on wrong ones.
+
+    :param arguments: those of the program and ROS arguments (--ros-args ...)
+    """
+    try:
+        options = parser.parse_args(rclpy.utilities.remove_ros_args([parser.prog, *arguments])[1:])
+        rclpy.init(args=arguments, signal_handler_options=signal_handlers)
+    except RuntimeError as error:  # rclpy's errors about arguments have no public name
+        parser.error(str(error).splitlines()[0])
+    return options
 
 
 def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,

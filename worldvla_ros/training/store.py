@@ -135,15 +135,18 @@ class TokenStore:
 
     def codes_of(self, episode: Episode) -> dict[str, NDArray[np.uint16]]:
         """Return the codes of an episode by array; none if it is not here with equal actions."""
-        for stored in self.episodes:
-            if (stored.task, stored.name) == (episode.task, episode.name):
-                if not np.array_equal(self.executed[stored.steps],
-                                      episode.executed.astype(np.float32)):
-                    break
-                cameras = {'codes': self.codes, WRIST: self.wrist_codes}
-                return {name: codes[stored.steps] for name, codes in cameras.items()
-                        if codes is not None}
-        return {}
+        stored = self.find(episode.task, episode.name, episode.executed)
+        cameras = {'codes': self.codes, WRIST: self.wrist_codes}
+        return {} if stored is None else {
+            name: codes[stored.steps] for name, codes in cameras.items() if codes is not None}
+
+    def find(self, task: str, name: str, executed: NDArray[np.floating]) -> StoredEpisode | None:
+        """Return the episode of this name if just these actions (T, 7) moved the robot in it."""
+        stored = next((one for one in self.episodes if (one.task, one.name) == (task, name)), None)
+        if stored is None or not np.array_equal(self.executed[stored.steps],
+                                                executed.astype(np.float32)):
+            return None
+        return stored
 
     def action_range(self, episodes: Iterable[StoredEpisode]
                      ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

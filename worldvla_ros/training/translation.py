@@ -16,7 +16,7 @@ import torch
 
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.store import StoredEpisode, TokenStore
+from worldvla_ros.training.store import TokenStore
 
 
 @torch.no_grad()
@@ -44,8 +44,9 @@ def translate_codes(model: Transformer, before: TokenStore, after: TokenStore) -
 def _pairs(before: TokenStore, after: TokenStore
            ) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     """Return the old and the new code [N] at each place of the frames that both have."""
-    known = {_key(before, one): one for one in before.episodes}
-    common = [(known[key], one) for one in after.episodes if (key := _key(after, one)) in known]
+    found = [(before.find(one.task, one.name, after.executed[one.steps]), one)
+             for one in after.episodes]
+    common = [(old, new) for old, new in found if old is not None]
     if not common:
         raise DatasetError(f'model.init_store has none of the {len(after.episodes)} '
                            'demonstrations of data.store; tokenise some of these with the image '
@@ -57,8 +58,3 @@ def _pairs(before: TokenStore, after: TokenStore
                             for old, _ in common]),
             np.concatenate([codes[new.steps].ravel() for _, codes in cameras
                             for _, new in common]))
-
-
-def _key(store: TokenStore, episode: StoredEpisode) -> tuple[str, str, bytes]:
-    """Name a demonstration: two may share a task and a name, but not what was done in them."""
-    return episode.task, episode.name, store.executed[episode.steps].tobytes()

@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 import torch
 from torch import Tensor
 
@@ -57,19 +56,13 @@ def reconstruction_quality(tokenizer: ImageTokenizer, frames: FrameSet, most: in
         moving_total += float(error[moving].sum())
         moving_pixels += int(moving.sum())
         before = tokenizer.encode(frames.frames[frames.neighbours[some]])
-        still = ~_places(moving, codes.shape[1:]).any(-1)
+        (height, width), side = codes.shape[1:], tokenizer.factor
+        still = ~moving.reshape(-1, height, side, width, side).any((2, 4))
         kept += int((codes == before).cpu().numpy()[still].sum())
         still_places += int(still.sum())
         used.update(codes.unique().tolist())
     return ReconstructionQuality(_psnr(total, pixels), _psnr(moving_total, moving_pixels),
                                  kept / still_places if still_places else math.nan, len(used))
-
-
-def _places(pixels: NDArray[np.bool_], grid: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Return the pixels [N, H, W] of each place of a grid (h, w) of codes: [N, h, w, P]."""
-    height, width = grid
-    blocks = pixels.reshape(len(pixels), height, pixels.shape[1] // height, width, -1)
-    return blocks.swapaxes(2, 3).reshape(len(pixels), height, width, -1)
 
 
 def perplexity(usage: Tensor) -> float:

@@ -40,14 +40,17 @@ def store(tmp_path):
     return TokenStore.open(small_store(tmp_path)[0])
 
 
-def table(store, branches=BRANCHES, horizon=5, world_rounds=2):
-    builder = SampleBuilder(PromptBuilder(TEXT, VOCABULARY), 2, horizon, world_rounds)
+def table(store, branches=BRANCHES, horizon=5, world_rounds=2, world_stride=1):
+    builder = SampleBuilder(PromptBuilder(TEXT, VOCABULARY), 2, horizon, world_rounds,
+                            world_stride)
     return SampleTable(store, store.episodes, branches, builder, ACTION_TOKENIZER)
 
 
-def test_every_sample_is_in_the_table_once(store):
-    samples = table(store)
-    per_episode = (12 - 5 + 1) + 2 * (12 - 2)
+@pytest.mark.parametrize('stride, world, video', [
+    (1, 12 - 2, 12 - 2), (3, (12 - 2) + (12 - 4) + (12 - 6), 12 - 6)])
+def test_every_sample_is_in_the_table_once(store, stride, world, video):
+    samples = table(store, world_stride=stride)
+    per_episode = (12 - 5 + 1) + world + video
     assert len(samples) == 4 * per_episode
     sequences = {tuple(samples[i].ids) for i in range(len(samples))}
     assert len(sequences) == len(samples)
@@ -67,6 +70,8 @@ def test_the_world_branch_is_asked_with_what_was_executed(tmp_path):
 def test_episodes_shorter_than_the_horizon_are_no_data(store):
     with pytest.raises(DatasetError, match='shorter than the horizon'):
         table(store, ('action',), horizon=13)
+    with pytest.raises(DatasetError, match=r'or the world rounds \(3 of 4 steps or more\)'):
+        table(store, ('video',), world_rounds=3, world_stride=4)
 
 
 def test_an_epoch_visits_each_sample_once_and_epochs_differ():
@@ -108,7 +113,8 @@ def test_a_sample_is_refused_rather_than_cut(store):
 
 @pytest.mark.parametrize('branch', BRANCHES)
 def test_the_mask_of_a_batch_equals_the_published_mask_of_each_sequence(store, branch):
-    samples = table(store, (branch,))
+    """It hides none of the actions of the world branch: an image stands behind them."""
+    samples = table(store, (branch,), world_stride=4)
     batch = collate([samples[0], samples[3]])
     mask = batch_mask(batch.input_ids, VOCABULARY)
     for row, sample in enumerate((samples[0], samples[3])):

@@ -10,6 +10,7 @@ import yaml
 
 from worldvla_ros.config import load_yaml
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.run_folder import RunFolder
 from worldvla_ros.training.settings import TrainConfig
@@ -48,6 +49,15 @@ def test_a_run_whose_train_yaml_says_what_was_asked_for_is_resumed(started_from_
     folder = RunFolder(started_from_another)
     (folder.latest() / 'train.yaml').write_text(yaml.safe_dump(asdict(started_from_another)))
     assert folder.latest().name == 'step-00000002'
+
+
+def test_the_world_stride_that_was_trained_is_that_of_the_checkpoint(tmp_path):
+    """Also where training goes on from one that had another."""
+    first = train(tiny_config(tmp_path, steps=1, world_stride=3, world_share=0.5))
+    assert PolicySettings.load(first / 'policy.json').world_stride == 3
+    second = tiny_config(tmp_path, steps=1, output='second', world_stride=2)
+    final = train(replace(second, model=replace(TINY, init_from=str(first))))
+    assert PolicySettings.load(final / 'policy.json').world_stride == 2
 
 
 def test_the_range_of_a_checkpoint_needs_a_checkpoint(tmp_path):

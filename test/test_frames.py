@@ -4,11 +4,11 @@
 import numpy as np
 import pytest
 from training_data import IMAGE_SIZE, write_hdf5
-from vqgan_runs import config, loaded, moving_square, write_moving_squares
+from vqgan_runs import config, frame_set, loaded, moving_square, write_moving_squares
 
 from worldvla_ros.training import frames as frames_module
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.frames import choose_spans, frame_set
+from worldvla_ros.training.frames import choose_spans
 from worldvla_ros.training.vqgan import train_vqgan
 
 

@@ -21,12 +21,12 @@ ACTIONS = RNG.integers(VOCABULARY.bins.start, VOCABULARY.bins.stop, (STEPS, 7))
 IMAGE_LENGTH = 4 * (4 + 1) + 4
 
 
-def builder(history_length=2, horizon=5, world_rounds=1):
-    return SampleBuilder(PROMPTS, history_length, horizon, world_rounds)
+def builder(history_length=2, horizon=5, world_rounds=1, world_stride=1):
+    return SampleBuilder(PROMPTS, history_length, horizon, world_rounds, world_stride)
 
 
-def build(one, branch, start):
-    return one.build(branch, 'pick', CODES, ACTIONS, start)
+def build(one, branch, start, stride=1):
+    return one.build(branch, 'pick', CODES, ACTIONS, start, stride=stride)
 
 
 def learned(sample):
@@ -93,6 +93,33 @@ def test_every_world_round_asks_with_its_action_and_learns_its_image(rounds):
     begins = np.flatnonzero(sample.ids == VOCABULARY.boa)
     np.testing.assert_array_equal([sample.ids[b + 1:b + 8] for b in begins], ACTIONS[2:2 + rounds])
     assert not sample.labelled[begins].any()
+
+
+@pytest.mark.parametrize('stride', [1, 2, 3])
+def test_a_world_round_shows_all_actions_up_to_its_image(stride):
+    sample = build(builder(world_stride=3), 'world', 2, stride)
+    np.testing.assert_array_equal(sample.ids[~sample.labelled],
+                                  PROMPTS.world(CODES[2], ACTIONS[2:2 + stride]))
+    np.testing.assert_array_equal(parse_image_block(learned(sample)[:-1], VOCABULARY),
+                                  CODES[2 + stride])
+
+
+def test_every_round_is_a_stride_ahead_of_the_one_before():
+    one = builder(world_rounds=2, world_stride=3)
+    sample = build(one, 'world', 1, 3)
+    targets = learned(sample).reshape(2, IMAGE_LENGTH + 1)
+    for target, step in zip(targets, (4, 7), strict=True):
+        np.testing.assert_array_equal(parse_image_block(target[:-1], VOCABULARY), CODES[step])
+    begins = np.flatnonzero(sample.ids == VOCABULARY.boa)
+    np.testing.assert_array_equal([sample.ids[b + 1:b + 8] for b in begins], ACTIONS[1:7])
+    np.testing.assert_array_equal(learned(build(one, 'video', 1, 3)), learned(sample))
+
+
+def test_the_world_branch_has_every_stride_and_the_video_branch_the_longest():
+    one = builder(world_stride=4)
+    assert [list(one.strides(branch)) for branch in ('action', 'world', 'video')] == [
+        [1], [1, 2, 3, 4], [4]]
+    assert [len(one.starts('world', STEPS, stride)) for stride in (1, 4)] == [STEPS - 1, STEPS - 4]
 
 
 def test_video_prediction_learns_the_same_images_without_any_action():

@@ -125,6 +125,7 @@ def test_prompt_lengths_are_the_published_ones():
         assert len(PROMPTS.action('lift', [frame] * num_images)) == 2 + num_text + 276 * num_images
     world_text = len(TEXT.encode(PROMPTS.world_prompt))
     assert len(PROMPTS.world(frame, ACTION)) == world_text + 287
+    assert len(PROMPTS.world(frame, [ACTION] * 4)) == world_text + 287 + 3 * 9
 
 
 def test_braces_in_an_instruction_are_plain_text():

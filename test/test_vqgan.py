@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer, with_wrist, write_hdf5
-from vqgan_runs import config, loaded, moving_square, write_moving_squares
+from vqgan_runs import config, frame_set, loaded, moving_square, write_moving_squares
 
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer, save_image_tokenizer
 from worldvla_ros.training.failures import TrainingError
-from worldvla_ros.training.frames import frame_set, load_frames
+from worldvla_ros.training.frames import load_frames
 from worldvla_ros.training.vqgan import train_vqgan
 from worldvla_ros.training.vqgan_quality import perplexity, reconstruction_quality
 from worldvla_ros.training.vqgan_trainer import VqganTrainer

@@ -84,20 +84,20 @@ def test_copying_is_measured_against_the_frame_of_each_step(pretrained):
     share = 16 * 16 / IMAGE_SIZE ** 2
     expected = share * np.square(30 * np.arange(1, 4) / 255)
     np.testing.assert_allclose(clip[COPY].error, expected)
-    np.testing.assert_array_equal(clip[COPY].moving_pixels, [256] * 3)
+    np.testing.assert_array_equal(clip[COPY].moved_pixels, [256] * 3)
     rows = {(row.frames, row.steps): row for row in report([clip]).rows()}
     for steps in (1, 3):
         row = rows[COPY, steps]
         assert row.psnr_at == pytest.approx(-10 * math.log10(expected[steps - 1]), abs=1e-3)
-        assert row.moving_psnr_at == pytest.approx(20 * math.log10(255 / (30 * steps)), abs=1e-3)
+        assert row.moved_psnr_at == pytest.approx(20 * math.log10(255 / (30 * steps)), abs=1e-3)
     assert rows[COPY, 3].psnr == pytest.approx(np.mean(-10 * np.log10(expected)), abs=1e-3)
-    assert rows[COPY, 3].moving_psnr == pytest.approx(
+    assert rows[COPY, 3].moved_psnr == pytest.approx(
         -10 * math.log10(expected.mean() / share), abs=1e-3)  # pooled, not a mean of decibels
 
 
 def test_a_model_that_imagines_the_real_codes_reaches_the_ceiling(pretrained):
     clip, strip = measured(pretrained, a_clip())
-    for measure_of in ('error', 'moving_error', 'ssim'):
+    for measure_of in ('error', 'moved_error', 'ssim'):
         np.testing.assert_array_equal(getattr(clip[MODEL], measure_of),
                                       getattr(clip[CEILING], measure_of))
     np.testing.assert_array_equal(
@@ -108,18 +108,18 @@ def test_a_model_that_imagines_the_real_codes_reaches_the_ceiling(pretrained):
 
 
 def test_a_model_that_returns_its_input_is_no_better_than_the_copy_whatever_it_blurs(pretrained):
-    """On pixels that move the decoded copy beats the plain one here, as any smoothing does."""
+    """On pixels that moved the decoded copy beats the plain one here, as any smoothing does."""
     clip = a_clip()
     first = encode(pretrained, clip.frames[:1])
     found, _ = measured(pretrained, clip, np.repeat(first, 3, axis=0))
-    for measure_of in ('error', 'moving_error'):
+    for measure_of in ('error', 'moved_error'):
         np.testing.assert_array_equal(getattr(found[MODEL], measure_of),
                                       getattr(found[CODED_COPY], measure_of))
-    assert found[MODEL].moving_error[2] < found[COPY].moving_error[2]
+    assert found[MODEL].moved_error[2] < found[COPY].moved_error[2]
     row = {row.frames: row for row in report([found]).rows() if row.steps == 3}[MODEL]
     assert (row.beats_copy, row.changed_right, row.kept) == (0, 0.0, 1.0)
     words = report([found]).in_words()
-    assert '0.00 dB worse on pixels that move (better in 0 of 1 clips)' in words
+    assert '0.00 dB worse on pixels that moved (better in 0 of 1 clips)' in words
     assert '0.0 % of the codes that changed are right (copy 0 %)' in words
 
 
@@ -132,24 +132,24 @@ def test_codes_count_as_right_where_they_are_the_real_ones_apart_by_what_changed
     assert counted.num_codes == 4
 
 
-def test_where_nothing_moves_there_is_no_moving_psnr(pretrained):
+def test_where_nothing_moves_there_is_no_moved_psnr(pretrained):
     still, _ = measured(pretrained, a_clip(moving=False))
     row = report([still]).rows()[1]
-    assert (row.frames, row.psnr, row.moving_clips) == (COPY, pytest.approx(80), 0)
-    assert math.isnan(row.moving_psnr)
-    assert 'nothing to compare on pixels that move' in report([still]).in_words()
+    assert (row.frames, row.psnr, row.moved_clips) == (COPY, pytest.approx(80), 0)
+    assert math.isnan(row.moved_psnr)
+    assert 'nothing to compare on pixels that moved' in report([still]).in_words()
 
 
 def test_the_verdict_counts_the_clips_in_which_the_model_is_nearer(pretrained):
     good, _ = measured(pretrained, a_clip())
-    nearest = np.minimum(good[COPY].moving_error, good[CODED_COPY].moving_error)
-    better = {**good, MODEL: replace(good[MODEL], moving_error=nearest / 4)}
-    worse = {**good, MODEL: replace(good[MODEL], moving_error=nearest * 2)}
+    nearest = np.minimum(good[COPY].moved_error, good[CODED_COPY].moved_error)
+    better = {**good, MODEL: replace(good[MODEL], moved_error=nearest / 4)}
+    worse = {**good, MODEL: replace(good[MODEL], moved_error=nearest * 2)}
     still, _ = measured(pretrained, a_clip(moving=False))
     words = report([better, better, still]).in_words()
-    assert '6.02 dB better on pixels that move (better in 2 of 2 clips)' in words
+    assert '6.02 dB better on pixels that moved (better in 2 of 2 clips)' in words
     words = report([better, worse, worse]).in_words()
-    assert 'dB worse on pixels that move (better in 1 of 3 clips)' in words
+    assert 'dB worse on pixels that moved (better in 1 of 3 clips)' in words
 
 
 def test_the_command_writes_numbers_and_pictures(command, tmp_path, capsys):
@@ -163,7 +163,7 @@ def test_the_command_writes_numbers_and_pictures(command, tmp_path, capsys):
     assert [(row['frames'], row['steps']) for row in content['rows']] == [
         (name, steps) for steps in (1, 10) for name in (MODEL, COPY, CODED_COPY, CEILING)]
     assert all(row['lpips'] is None and row['fvd'] is None for row in content['rows'])
-    assert len(content['curves'][MODEL]['moving_psnr']) == 10
+    assert len(content['curves'][MODEL]['moved_psnr']) == 10
     with (tmp_path / 'out' / 'metrics.csv').open(newline='') as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]['psnr']) == content['rows'][0]['psnr']

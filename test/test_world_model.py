@@ -73,6 +73,29 @@ def test_the_next_step_starts_from_the_imagined_frame(pretrained, reencode):
     np.testing.assert_array_equal(second.codes, expected)
 
 
+@pytest.mark.parametrize('reencode', [True, False])
+def test_with_a_stride_the_actions_since_a_frame_add_up_until_the_next_start(
+        pretrained, reencode):
+    settings = replace(pretrained.settings, world_stride=3)
+    world = WorldModel(replace(pretrained, settings=settings), reencode=reencode)
+    world.reset(frame())
+    rollout = np.random.default_rng(0).uniform(-0.3, 0.3, (8, 7))
+    imagined = [world.step(action) for action in rollout]
+    start = pretrained.encode(frame().image)
+    tokens = pretrained.action_tokenizer.encode(rollout)
+    for step, found in enumerate(imagined):
+        first = step - step % 3
+        if step and step == first:
+            before = imagined[step - 1]
+            start = pretrained.encode(before.frame.image) if reencode else before.codes
+        prompt = pretrained.prompts.world(start, tokens[first:step + 1])
+        np.testing.assert_array_equal(found.codes,
+                                      decode_image(pretrained.model, prompt, (2, 2)).codes)
+    world.step(rollout[0])
+    world.reset(frame())  # in the middle of a stride
+    np.testing.assert_array_equal(world.step(rollout[0]).codes, imagined[0].codes)
+
+
 def test_a_warm_up_is_forgotten(pretrained):
     cold, warm = WorldModel(pretrained), WorldModel(pretrained)
     warm.warm_up()

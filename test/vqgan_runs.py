@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
 
-from worldvla_ros.training.frames import load_frames
+from worldvla_ros.training.frames import FrameSet, load_frames, neighbours
 from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.vqgan_trainer import VqganRunConfig
 
@@ -22,6 +22,11 @@ def config(folder, **changes):
 
 def loaded(folder, most=100):
     return load_frames(folder / 'demos', IMAGE_SIZE, most, 'numeric')
+
+
+def frame_set(episodes):
+    """Join the frames (T, H, W, 3) of a few episodes."""
+    return FrameSet(np.concatenate(episodes), neighbours([len(frames) for frames in episodes]))
 
 
 def moving_square(number, steps=4):

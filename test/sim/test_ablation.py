@@ -154,11 +154,12 @@ def test_a_row_that_is_not_there_is_refused_with_those_that_are(tmp_path):
         load_plan(plan_file(tmp_path), ['plain', 'foo'])
 
 
-@pytest.mark.parametrize(('branches', 'rounds', 'wrist'), [
-    (('action',), 1, False), (('action',), 1, True), (('video',), 2, False)])
-def test_estimated_tokens_are_those_of_a_batch(tmp_path, branches, rounds, wrist):
+@pytest.mark.parametrize(('branches', 'rounds', 'stride', 'wrist'), [
+    (('action',), 1, 1, False), (('action',), 1, 1, True), (('video',), 2, 3, False),
+    (('world',), 2, 1, False), (('world',), 1, 5, False)])
+def test_estimated_tokens_are_those_of_a_batch(tmp_path, branches, rounds, stride, wrist):
     config = tiny_config(tmp_path, branches=branches, history_length=4, world_rounds=rounds,
-                         wrist=wrist)
+                         world_stride=stride, wrist=wrist)
     table = build_experiment(config).train
     longest = max(len(table[index].ids) for index in range(len(table)))
     store = TokenStore.open(config.data.store)

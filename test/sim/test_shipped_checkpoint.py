@@ -100,4 +100,4 @@ def test_its_world_model_foresees_some_change_and_is_no_worse_than_the_tokenizer
         {predictor: [one[predictor] for one in measured] for predictor in measured[0]}).rows()}
     assert rows[MODEL].changed_right > 0.01
     assert rows[MODEL].kept > 0.75
-    assert rows[MODEL].moving_psnr > rows[CODED_COPY].moving_psnr - 0.5
+    assert rows[MODEL].moved_psnr > rows[CODED_COPY].moved_psnr - 0.5

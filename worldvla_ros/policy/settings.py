@@ -22,7 +22,7 @@ RELEASED = {file.stem: file for file in sorted(RELEASED_FOLDER.glob('*.json'))}
 IMAGE_BLOCK = 32  # [px] that a prompt counts the sides of an image in
 
 _NEWER = {'chunk_mask': True, 'bin_choice': 'greedy', 'state_minimum': None,
-          'state_maximum': None, 'reads_wrist': False}
+          'state_maximum': None, 'reads_wrist': False, 'world_stride': 1}
 """Settings that older files lack, as their checkpoints were trained."""
 
 
@@ -42,6 +42,7 @@ class PolicySettings:
     reads_wrist: bool = False  # each frame is followed by one of the wrist camera
     action_prompt: str = ACTION_PROMPT
     world_prompt: str = WORLD_PROMPT
+    world_stride: int = bounded(1, minimum=1)  # most actions between two frames it imagines
     chunk_mask: bool = True  # trained so that no action sees an earlier one of its chunk
     bin_choice: str = bounded('greedy', choices=BIN_CHOICES)  # see model.decoded.choose_bins
     notes: str = ''  # data, licence and limits of the weights, for people

@@ -18,7 +18,9 @@ from worldvla_ros.policy.pretrained import Pretrained
 class WorldModel:
     """Plays a rollout in imagination: `reset` to a real frame, then `step` action by action.
 
-    It sees one frame and one action at a time, as in training, and drifts with every step.
+    It sees a frame and the actions since, as in training: one action, as published, or up to
+    `PolicySettings.world_stride`. Each frame that is imagined from so many is the start of the
+    next ones, so errors add up once per stride.
     """
 
     def __init__(self, pretrained: Pretrained, *, control_period_s: float = 0.05,
@@ -36,11 +38,15 @@ class WorldModel:
         self._action_tokenizer = pretrained.action_tokenizer
         self._period_ns = round(control_period_s * 1e9)
         self._reencode, self._drafts = reencode, drafts
+        self._stride = pretrained.settings.world_stride
         self._stamp_ns = 0
         blank = np.zeros([2 * side for side in pretrained.grid_hw], dtype=np.int64)
-        longest = self._prompts.world(blank, self._action_tokenizer.encode(np.zeros(ACTION_DIM)))
+        longest = self._prompts.world(blank, self._action_tokenizer.encode(
+            np.zeros((self._stride, ACTION_DIM))))
         self._rows = image_rows(pretrained.model, len(longest), pretrained.grid_hw)
-        self._codes: NDArray[np.int64] | None = None
+        self._start: NDArray[np.int64] | None = None  # codes of the frame to imagine from
+        self._since: tuple[NDArray[np.int64], ...] = ()  # tokens (7,) of the actions from there on
+        self._newest: NDArray[np.int64] | None = None  # codes, which the next resemble
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, subfolder: str | None = None,
@@ -56,11 +62,12 @@ class WorldModel:
         self.reset(Frame(np.zeros((size, size, 3), np.uint8), 0))
         for _ in range(2):  # a frame beside nothing alike, and one beside its like
             self.step(np.zeros(ACTION_DIM))
-        self._codes = None
+        self._start = None
 
     def reset(self, frame: Frame) -> Frame:
         """Start from a real frame; return it as the model sees it (resized)."""
-        self._codes = self._pretrained.encode(frame.image)
+        self._start = self._newest = self._pretrained.encode(frame.image)
+        self._since = ()
         self._stamp_ns = frame.stamp_ns
         image = square_frame(frame.image, self._pretrained.settings.image_size)
         return Frame(image, frame.stamp_ns)
@@ -71,16 +78,21 @@ class WorldModel:
         Raises InferenceError before `reset` and where the network computes NaN, TokenError for an
         action of another shape or NaN. The rollout stays where it was.
         """
-        if self._codes is None:
+        if self._start is None:
             raise InferenceError('the world model has no frame yet; call reset(frame) first')
         started = time.perf_counter()
-        prompt_ids = self._prompts.world(self._codes, self._action_tokenizer.encode(action))
+        since = (*self._since, self._action_tokenizer.encode(action))
+        prompt_ids = self._prompts.world(self._start, np.stack(since))
         decoded = decode_image_rows(self._rows, prompt_ids.tolist(), self._pretrained.grid_hw,
-                                    draft=self._codes if self._drafts else None)
+                                    draft=self._newest if self._drafts else None)
         entropy = finite_entropy(decoded, self._rows.forget)
         image = self._pretrained.image_tokenizer.decode(decoded.codes[None])[0].cpu().numpy()
         codes = decoded.codes.cpu().numpy()
-        self._codes = self._pretrained.encode(image) if self._reencode else codes
+        self._since, self._newest = since, codes
+        if len(since) == self._stride:
+            self._since = ()
+            self._start = self._newest = (self._pretrained.encode(image) if self._reencode
+                                          else codes)
         self._stamp_ns += self._period_ns
         return ImaginedFrame(Frame(image, self._stamp_ns), codes, entropy,
                              decoded.log_probs.cpu().numpy(), time.perf_counter() - started,

@@ -154,10 +154,14 @@ class PromptBuilder:
         return np.concatenate((self.text_prefix(instruction), *blocks))
 
     def world(self, image: ArrayLike, action_ids: ArrayLike) -> TokenIds:
-        """Return the world-model prompt for one image and the action taken at it."""
+        """Return the world-model prompt for one image and what was done since.
+
+        :param action_ids: tokens of the action taken at it (7,), as published, or of several
+            one after the other [N, 7].
+        """
+        blocks = [action_block(ids, self.vocabulary) for ids in np.atleast_2d(action_ids)]
         return np.concatenate((self._text(self.world_prompt),
-                               image_block(image, self.vocabulary),
-                               action_block(action_ids, self.vocabulary),
+                               image_block(image, self.vocabulary), *blocks,
                                [self.vocabulary.separator]))
 
     def _text(self, text: str) -> TokenIds:

@@ -65,13 +65,17 @@ class SampleTable:
                         else state_tokenizer.encode(store.states).astype(np.int32))
         self._wrist_codes = store.wrist_codes if wrist else None
         self._rows = np.array(
-            [(b, e, start) for b, branch in enumerate(self._branches)
+            [(b, e, start, stride) for b, branch in enumerate(self._branches)
              for e, episode in enumerate(self._episodes)
-             for start in builder.starts(branch, episode.length)], dtype=np.int32).reshape(-1, 3)
+             for start in builder.starts(branch, episode.length)
+             for stride in builder.strides(branch)
+             if start in builder.starts(branch, episode.length, stride)],
+            dtype=np.int32).reshape(-1, 4)
         if not len(self._rows):
             raise DatasetError(
                 f'no sample in {len(self._episodes)} episodes: each is shorter than the horizon '
-                f'({builder.horizon}) or the world rounds ({builder.world_rounds})')
+                f'({builder.horizon}) or the world rounds ({builder.world_rounds} of '
+                f'{builder.strides(self._branches[-1])[0]} steps or more)')
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -100,13 +104,14 @@ class SampleTable:
 
     def __getitem__(self, index: int) -> Sample:
         """Build one sample."""
-        branch_index, episode_index, start = self._rows[index]
+        branch_index, episode_index, start, stride = self._rows[index]
         branch, episode = self._branches[branch_index], self._episodes[episode_index]
         action_ids = self._expert_ids if branch == 'action' else self._executed_ids
         states = None if self._states is None else self._states[episode.steps]
         wrist = None if self._wrist_codes is None else self._wrist_codes[episode.steps]
         return self._builder.build(branch, episode.instruction, self._store.codes[episode.steps],
-                                   action_ids[episode.steps], int(start), states, wrist)
+                                   action_ids[episode.steps], int(start), states, wrist,
+                                   int(stride))
 
 
 def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
@@ -144,7 +149,8 @@ def collate(samples: Sequence[Sample], length: int | None = None, multiple: int 
     longest = max(len(sample.ids) for sample in samples)
     if length is not None and longest > length:
         raise DatasetError(f'a sample has {longest} tokens, more than the fixed length {length}; '
-                           'raise the length, or lower history_length or world_rounds')
+                           'raise the length, or lower history_length, world_rounds or '
+                           'world_stride')
     ids = torch.full((len(samples), -(-(length or longest) // multiple) * multiple), PADDING_ID)
     labels = torch.full_like(ids, IGNORED)
     for row, sample in enumerate(samples):

@@ -71,7 +71,7 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     else:
         pretrained = _new(config, store, train, image_tokenizer)
     samples = SampleBuilder(pretrained.prompts, config.data.history_length, config.data.horizon,
-                            config.data.world_rounds)
+                            config.data.world_rounds, config.data.world_stride)
 
     def table(episodes: list[StoredEpisode]) -> SampleTable:
         return SampleTable(store, episodes, config.data.branches, samples,
@@ -222,7 +222,7 @@ def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[Sto
         state_minimum=low, state_maximum=high,
         history_length=config.data.history_length, horizon=config.data.horizon,
         reads_wrist=config.data.wrist, bin_choice=config.model.bin_choice,
-        chunk_mask=config.data.chunk_mask))
+        chunk_mask=config.data.chunk_mask, world_stride=config.data.world_stride))
 
 
 def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
@@ -236,7 +236,7 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
         state_minimum=state_low, state_maximum=state_high,
         history_length=config.data.history_length, horizon=config.data.horizon,
         reads_wrist=config.data.wrist, chunk_mask=config.data.chunk_mask,
-        bin_choice=config.model.bin_choice,
+        bin_choice=config.model.bin_choice, world_stride=config.data.world_stride,
         action_minimum=low, action_maximum=high, notes=_notes(store))
 
 

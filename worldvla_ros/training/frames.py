@@ -41,12 +41,16 @@ class FrameSet:
 
     def moving(self, indices: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return the pixels (N, H, W) that differ between these frames and their neighbours."""
-        here = self.frames[indices].astype(np.int16)
-        difference = np.abs(here - self.frames[self.neighbours[indices]])
-        return np.asarray(difference.max(-1) > MOVING_DIFFERENCE)
+        return differing(self.frames[indices], self.frames[self.neighbours[indices]])
 
     def __len__(self) -> int:
         return len(self.frames)
+
+
+def differing(frames: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return the pixels (N, H, W) in which frames (N, H, W, 3) differ by more than shading."""
+    difference = np.abs(frames.astype(np.int16) - others)
+    return np.asarray(difference.max(-1) > MOVING_DIFFERENCE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +175,6 @@ def available_memory() -> int | None:
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
-
-
-def frame_set(episodes: Sequence[NDArray[np.uint8]]) -> FrameSet:
-    """Join the frames (T, H, W, 3) of a few episodes."""
-    return FrameSet(np.concatenate(episodes), neighbours([len(frames) for frames in episodes]))
 
 
 def neighbours(lengths: Sequence[int]) -> NDArray[np.int64]:

@@ -3,13 +3,13 @@
 
     action:  BOS text IMAGE(t-M+1)..IMAGE(t) [STATE(t)] SEP | (BOA a EOA)(t) .. (t+K-1) SEP
              each IMAGE followed by that of the wrist camera, for models that read it
-    world:   BOS text IMAGE(t) BOA a(t) EOA SEP | IMAGE(t+1) SEP, and for each further round
-             BOA a EOA SEP | IMAGE SEP
-    video:   like world without the actions, for the ablation
+    world:   BOS text IMAGE(t) (BOA a EOA)(t) .. (t+D-1) SEP | IMAGE(t+D) SEP, and for each
+             further round (BOA a EOA).. SEP | IMAGE SEP, with every D up to the world stride
+    video:   like world without the actions, for the ablation; D is the world stride
 
 Only what stands behind a bar, up to the next prompt, is labelled. Layout and rules are those of
-the public implementation, which has one round; frames before the start of an episode are left
-out, so the first sample of an episode has one image.
+the public implementation, which has one round and D = 1; frames before the start of an episode
+are left out, so the first sample of an episode has one image.
 """
 
 from collections.abc import Sequence
@@ -48,21 +48,31 @@ class SampleBuilder:
     history_length: int  # M, frames of the action branch
     horizon: int  # K, actions of the action branch
     world_rounds: int = 1  # N, frames predicted in one sample of the world and video branches
+    world_stride: int = 1  # most steps between these frames
 
-    def starts(self, branch: str, num_steps: int) -> range:
+    def strides(self, branch: str) -> range:
+        """Return the steps between the frames of a sample: of the world branch, all there are.
+
+        Without its actions nothing tells how far ahead a frame is, so video has the longest.
+        """
+        if branch == 'action':
+            return range(1, 2)
+        return range(1 if branch == 'world' else self.world_stride, self.world_stride + 1)
+
+    def starts(self, branch: str, num_steps: int, stride: int = 1) -> range:
         """Return the steps of an episode at which a sample of this branch can start."""
-        needed = self.horizon if branch == 'action' else self.world_rounds + 1
+        needed = self.horizon if branch == 'action' else self.world_rounds * stride + 1
         return range(max(0, num_steps - needed + 1))
 
     def build(self, branch: str, instruction: str, codes: NDArray[np.integer],
               action_ids: NDArray[np.integer], start: int,
               state_ids: NDArray[np.integer] | None = None,
-              wrist_codes: NDArray[np.integer] | None = None) -> Sample:
+              wrist_codes: NDArray[np.integer] | None = None, stride: int = 1) -> Sample:
         """Return the sample of one branch that starts at this step."""
         if branch == 'action':
             return self.action(instruction, codes, action_ids, start, state_ids, wrist_codes)
         actions = None if branch == 'video' else action_ids
-        return self._rounds(branch, codes, actions, start)
+        return self._rounds(branch, codes, actions, start, stride)
 
     def action(self, instruction: str, codes: NDArray[np.integer],
                action_ids: NDArray[np.integer], start: int,
@@ -81,17 +91,19 @@ class SampleBuilder:
         return _joined('action', [(prompt, target)])
 
     def _rounds(self, branch: str, codes: NDArray[np.integer],
-                action_ids: NDArray[np.integer] | None, start: int) -> Sample:
+                action_ids: NDArray[np.integer] | None, start: int, stride: int) -> Sample:
         vocabulary = self.prompts.vocabulary
         separator = [vocabulary.separator]
         turns: list[tuple[TokenIds, TokenIds]] = []
-        for step in range(start, start + self.world_rounds):
+        for step in range(start, start + self.world_rounds * stride, stride):
             asked: list[ArrayLike] = [] if step > start else [self._opening(branch, codes[step])]
             if action_ids is not None:
-                asked += [action_block(action_ids[step], vocabulary), separator]
+                asked += [action_block(ids, vocabulary)
+                          for ids in action_ids[step:step + stride]]
+                asked += [separator]
             elif step == start:
                 asked += [separator]
-            target = _concatenate([image_block(codes[step + 1], vocabulary), separator])
+            target = _concatenate([image_block(codes[step + stride], vocabulary), separator])
             turns.append((_concatenate(asked), target))
         return _joined(branch, turns)
 

@@ -22,6 +22,8 @@ class DataConfig:
     history_length: int = bounded(2, minimum=1, unit='frame', doc='of the action branch')
     horizon: int = bounded(5, minimum=1, unit='action', doc='of the action branch')
     world_rounds: int = bounded(1, minimum=1, unit='frame', doc='predicted in one world sample')
+    world_stride: int = bounded(1, minimum=1, unit='step',
+                                doc='between these frames at most; published: 1')
     state: bool = bounded(False, doc='the state of the arm in the prompt of the action branch')
     wrist: bool = bounded(False, doc='the wrist camera in the prompt of the action branch')
     split: str = bounded('hashed', choices=SPLITS, doc='which episodes are held out: see splits')
@@ -33,7 +35,8 @@ class DataConfig:
                                                 'memory, the same gradient')
     world_share: float | None = bounded(
         None, minimum=0.0, maximum=1.0,
-        doc='of a batch that is not of the first branch; null: as the data has it, about half')
+        doc='of a batch that is not of the first branch; null: as the data has it, about half, '
+            'and more with a world stride')
     code_noise: float = bounded(0.0, minimum=0.0, maximum=1.0,
                                 doc='share of the image codes shown that are replaced at random')
     action_noise: float = bounded(

@@ -2,8 +2,9 @@
 """`python -m worldvla_ros.training.world_metrics`: how well a checkpoint imagines.
 
 From a real frame of a held-out episode and the actions that were executed from there on, the
-world model imagines the frames that follow, each from the one before it. They are compared with
-the real ones, beside three references:
+world model imagines the frames that follow, each from the one before it, or, where its
+`world_stride` is longer, from the one that many steps ago. They are compared with the real ones,
+beside three references:
 
     copy last frame      the real frame of the start, unchanged: nothing moves
     copy, tokenized      the same, encoded and decoded: as blurred as what is imagined
@@ -33,7 +34,7 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.world_model import WorldModel
 from worldvla_ros.training.failures import explain_os_error
-from worldvla_ros.training.frames import frame_set
+from worldvla_ros.training.frames import differing
 from worldvla_ros.training.held_out_clips import Clip, load_clips, split_of_checkpoint
 from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.splits import SPLITS
@@ -118,8 +119,7 @@ def measure(clip: Clip, codes: NDArray[np.int64], pretrained: Pretrained, judges
     :param codes: imagined code indices (T, 2h, 2w).
     """
     real = clip.frames[1:]
-    steps = np.arange(1, len(clip.frames))
-    moving = frame_set([clip.frames]).moving(steps)
+    moved = differing(real, clip.frames[:1])
     long_enough = [steps for steps in horizons if steps >= MIN_FVD_FRAMES]
 
     def features(video: Video) -> dict[int, NDArray[np.float64]]:
@@ -138,8 +138,8 @@ def measure(clip: Clip, codes: NDArray[np.int64], pretrained: Pretrained, judges
     for name, (video, video_codes) in predicted.items():
         errors = squared_errors(video, real)
         measures[name] = ClipMeasures(
-            error=errors.mean((1, 2)), moving_error=(errors * moving).sum((1, 2)),
-            moving_pixels=moving.sum((1, 2)), ssim=ssim(video, real),
+            error=errors.mean((1, 2)), moved_error=(errors * moved).sum((1, 2)),
+            moved_pixels=moved.sum((1, 2)), ssim=ssim(video, real),
             codes=CodesRight.count(video_codes, real_codes, first),
             lpips=None if judges.lpips is None else judges.lpips(video, real),
             features=features(video), real_features=real_features)

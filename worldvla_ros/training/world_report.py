@@ -2,7 +2,7 @@
 """Sum up what was measured of a world model, in numbers, words and pictures.
 
 Means follow the published evaluation: over the frames of a clip first, then over clips. Pixels
-that move (those that differ from the frame before, see `frames.FrameSet.moving`) are few and not
+that moved (those that differ from the frame of the start, see `frames.differing`) are few and not
 the same number in each frame, so their squared errors are summed over all clips first.
 
 Deviations: frames are compared at the size of the model, where the public code resizes to 256 px,
@@ -10,11 +10,11 @@ and a clip has the steps asked for, where it takes whole episodes. FVD falls wit
 clips, so compare it only between runs on the same ones.
 
 Pixels alone do not tell whether a model foresees anything. On all pixels a still background
-favours copying, which loses nothing to the image tokenizer. Pixels that move are those where the
-frame before is wrong, so there any blur wins against the copy: encoding and decoding it gains 2
-dB. The model is therefore compared with the better of both copies, and by what no blur can win:
-which of the image codes that changed since the start are predicted right (a copy: none), and
-which of the others are kept (a copy: all).
+favours copying, which loses nothing to the image tokenizer. Pixels that moved are those where the
+copy is wrong, so there any blur wins against it: encoding and decoding it gains 2 dB. The model is
+therefore compared with the better of both copies, and by what no blur can win: which of the image
+codes that changed since the start are predicted right (a copy: none), and which of the others are
+kept (a copy: all).
 """
 
 from collections.abc import Iterator, Sequence
@@ -73,8 +73,8 @@ class ClipMeasures:
     """How far T frames of one clip are from the real ones."""
 
     error: NDArray[np.float64]  # (T,) mean squared error, range 1
-    moving_error: NDArray[np.float64]  # (T,) sum of squared errors over pixels that move
-    moving_pixels: NDArray[np.int64]  # (T,)
+    moved_error: NDArray[np.float64]  # (T,) sum of squared errors over pixels that moved
+    moved_pixels: NDArray[np.int64]  # (T,)
     ssim: NDArray[np.float64]  # (T,)
     codes: CodesRight
     lpips: NDArray[np.float64] | None  # (T,)
@@ -99,15 +99,15 @@ class Row:
     steps: int
     psnr: float  # [dB] mean over steps 1 to `steps`
     psnr_at: float  # [dB] at the last of them
-    moving_psnr: float  # [dB] likewise, pixels that move
-    moving_psnr_at: float  # [dB]
+    moved_psnr: float  # [dB] likewise, pixels that moved
+    moved_psnr_at: float  # [dB]
     ssim: float  # times 100, as published
     lpips: float  # times 100, as published
     fvd: float
     changed_right: float  # share of the codes that changed since the start, at the last step
     kept: float  # share of the other codes
-    beats_copy: int  # clips nearer the truth than both copies where pixels move, at the last step
-    moving_clips: int  # of so many in which pixels move at that step
+    beats_copy: int  # clips nearer the truth than both copies where pixels moved, at the last step
+    moved_clips: int  # of so many in which pixels moved until that step
 
 
 @dataclass(frozen=True)
@@ -133,24 +133,24 @@ class Report:
     def _row(self, name: str, steps: int) -> Row:
         clips, last = self.measures[name], slice(steps - 1, steps)
         copies = zip(*(self.measures[copy] for copy in COPIES), strict=True)
-        moving = [(clip.moving_error[steps - 1],
-                   min(copied.moving_error[steps - 1] for copied in both))
-                  for clip, both in zip(clips, copies, strict=True)
-                  if clip.moving_pixels[steps - 1]]
+        moved = [(clip.moved_error[steps - 1],
+                  min(copied.moved_error[steps - 1] for copied in both))
+                 for clip, both in zip(clips, copies, strict=True)
+                 if clip.moved_pixels[steps - 1]]
         lpips = [clip.lpips[:steps].mean() for clip in clips if clip.lpips is not None]
         return Row(
             name, steps, _psnr(clips, slice(steps)), _psnr(clips, last),
-            _moving_psnr(clips, slice(steps)), _moving_psnr(clips, last),
+            _moved_psnr(clips, slice(steps)), _moved_psnr(clips, last),
             100 * float(np.mean([clip.ssim[:steps].mean() for clip in clips])),
             100 * float(np.mean(lpips)) if lpips else math.nan, _fvd(clips, steps),
             *_codes_right([clip.codes for clip in clips], steps),
-            sum(bool(error < copied) for error, copied in moving), len(moving))
+            sum(bool(error < copied) for error, copied in moved), len(moved))
 
     def curve(self, name: str) -> dict[str, list[float]]:
-        """Return PSNR [dB] of each step, over all pixels and over those that move."""
+        """Return PSNR [dB] of each step, over all pixels and over those that moved."""
         clips, steps = self.measures[name], range(max(self.horizons))
         return {'psnr': [_psnr(clips, slice(step, step + 1)) for step in steps],
-                'moving_psnr': [_moving_psnr(clips, slice(step, step + 1)) for step in steps]}
+                'moved_psnr': [_moved_psnr(clips, slice(step, step + 1)) for step in steps]}
 
     def skipped(self) -> dict[str, str]:
         """Return which metrics were not measured, and why."""
@@ -166,7 +166,7 @@ class Report:
         return reasons
 
     def in_words(self) -> str:
-        """Return table, verdict on moving pixels, and what was skipped, for the terminal."""
+        """Return table, verdict on pixels that moved, and what was skipped, for the terminal."""
         return '\n'.join([
             self.checkpoint,
             f'{len(self.clips)} clips of {self.held_out_episodes} held-out episodes '
@@ -177,10 +177,10 @@ class Report:
             *(f'{name.upper()} skipped: {why}' for name, why in self.skipped().items())])
 
     def _table(self) -> Iterator[str]:
-        yield (f'{"steps":>5} {"":<18}{"PSNR":>7}{"at end":>8}{"moving":>8}{"at end":>8}'
+        yield (f'{"steps":>5} {"":<18}{"PSNR":>7}{"at end":>8}{"moved":>8}{"at end":>8}'
                f'{"SSIM":>8}{"LPIPS":>9}{"FVD":>9}{"changed":>9}{"kept":>7}')
         for row in self.rows():
-            numbers = (row.psnr, row.psnr_at, row.moving_psnr, row.moving_psnr_at, row.ssim)
+            numbers = (row.psnr, row.psnr_at, row.moved_psnr, row.moved_psnr_at, row.ssim)
             cells = [f'{value:8.2f}' for value in numbers]
             for name, value in (('lpips', row.lpips), ('fvd', row.fvd)):
                 missing = 'skipped' if name in self.skipped() else '-'  # of too few frames
@@ -192,11 +192,11 @@ class Report:
         rows = {(row.frames, row.steps): row for row in self.rows()}
         for steps in self.horizons:
             model, copies = rows[MODEL, steps], [rows[copy, steps] for copy in COPIES]
-            moving = _against_copy(model.moving_psnr_at,
-                                   max(copy.moving_psnr_at for copy in copies))
+            moved = _against_copy(model.moved_psnr_at,
+                                  max(copy.moved_psnr_at for copy in copies))
             everywhere = _against_copy(model.psnr_at, max(copy.psnr_at for copy in copies))
-            yield (f'step {steps}, world model against the better copy: {moving} on pixels that '
-                   f'move (better in {model.beats_copy} of {model.moving_clips} clips), '
+            yield (f'step {steps}, world model against the better copy: {moved} on pixels that '
+                   f'moved (better in {model.beats_copy} of {model.moved_clips} clips), '
                    f'{everywhere} on all; {_percent(model.changed_right)} of the codes that '
                    f'changed are right (copy 0 %), {_percent(model.kept)} of the others are kept '
                    '(copy 100 %)')
@@ -228,9 +228,9 @@ def _psnr(clips: Sequence[ClipMeasures], steps: slice) -> float:
     return float(np.mean([decibels(clip.error[steps]).mean() for clip in clips]))
 
 
-def _moving_psnr(clips: Sequence[ClipMeasures], steps: slice) -> float:
-    pixels = sum(int(clip.moving_pixels[steps].sum()) for clip in clips)
-    error = sum(float(clip.moving_error[steps].sum()) for clip in clips)
+def _moved_psnr(clips: Sequence[ClipMeasures], steps: slice) -> float:
+    pixels = sum(int(clip.moved_pixels[steps].sum()) for clip in clips)
+    error = sum(float(clip.moved_error[steps].sum()) for clip in clips)
     return float(decibels(error / pixels)) if pixels else math.nan
 
 
@@ -308,7 +308,7 @@ def _draw_curve(report: Report, path: Path) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     steps = np.arange(1, max(report.horizons) + 1)
     for axis, metric, title in ((axes[0], 'psnr', 'all pixels'),
-                                (axes[1], 'moving_psnr', 'pixels that move')):
+                                (axes[1], 'moved_psnr', 'pixels that moved')):
         for name in report.measures:
             axis.plot(steps, report.curve(name)[metric], marker='.', label=name)
         axis.set(xlabel='steps since the real frame', ylabel='PSNR [dB]', title=title)

@@ -179,14 +179,14 @@ def tokens_per_step(config: TrainConfig, store: TokenStore) -> int:
         return data.batch_size * data.length
     image, action = rows * (columns + 1) + 4, 9  # tokens of one block
     opening, separator = 1 + _TEXT_TOKENS, 1
-    world = (opening + image + action + separator
-             + data.world_rounds * (image + separator)
-             + (data.world_rounds - 1) * (action + separator))
+    video = opening + image + separator + data.world_rounds * (image + separator)
+    world = (video + data.world_rounds * data.world_stride * action
+             + (data.world_rounds - 1) * separator)
     lengths: dict[str, int] = {
         'action': (opening + data.history_length * (1 + data.wrist) * image
                    + data.state * (STATE_DIM + 2)
                    + separator + data.horizon * action + separator),
-        'world': world, 'video': world - data.world_rounds * action}
+        'world': world, 'video': video}
     first, *others = (lengths[branch] for branch in data.branches)
     if not others:
         return data.batch_size * first

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """~/imagine: what the world model expects to see, beside a policy that goes on to hold still."""
 
+import os
+import signal
 import subprocess
 
 from ament_index_python.packages import get_package_prefix
@@ -175,6 +177,20 @@ def test_a_rollout_ends_with_the_node_and_the_next_one_works(start, client, end,
     client.transition('activate')
     client.wait_for(lambda: (again := imagine(client, ACTIONS)).success and np.array_equal(
         images_of(again.frames), expected))
+
+
+def test_a_worker_that_dies_ends_its_rollout_and_its_successor_serves_the_next(start, client):
+    node = start(backend='worker')
+    expected = images_of(imagine(client, ACTIONS).frames)
+    rollout = begin(client)
+    os.kill(node._backend.process_id, signal.SIGKILL)
+    client.wait_for(rollout.done)
+    assert_ended_early(rollout.result(), 'worker')  # died, or is loading again already
+    client.wait_for(lambda: (again := imagine(client, ACTIONS)).success and np.array_equal(
+        images_of(again.frames), expected), timeout=60)
+    assert all(is_zero(action) for action in client.actions)
+    client.transition('deactivate')
+    client.transition('cleanup')  # while the executor runs, which the end of the worker wakes
 
 
 def test_neither_a_reset_nor_the_estop_disturbs_a_rollout_or_moves_the_robot(start, client):

@@ -3,8 +3,10 @@
 
 from dataclasses import asdict, replace
 import json
+import shutil
 
 import pytest
+from training_data import IMAGE_SIZE, episode, tiny_tokenizer
 from training_runs import TINY, tiny_config
 import yaml
 
@@ -12,8 +14,10 @@ from worldvla_ros.config import load_yaml
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.run_folder import RunFolder
 from worldvla_ros.training.settings import TrainConfig
+from worldvla_ros.training.store import write_store
 from worldvla_ros.training.train import main, train
 
 
@@ -60,9 +64,39 @@ def test_the_world_stride_that_was_trained_is_that_of_the_checkpoint(tmp_path):
     assert PolicySettings.load(final / 'policy.json').world_stride == 2
 
 
+@pytest.mark.parametrize('data', [
+    {}, {'world_stride': 5, 'branches': ('action',)}, {'world_stride': 5, 'branches': ('video',)}])
+def test_the_world_stride_goes_on_where_none_is_given_or_no_world_is_learned(tmp_path, data):
+    plain = build_experiment(tiny_config(tmp_path, **data))
+    assert plain.pretrained.settings.world_stride == 1
+    first = train(tiny_config(tmp_path, steps=1, world_stride=3))
+    config = tiny_config(tmp_path, steps=1, output='second', **data)
+    config = replace(config, model=replace(TINY, init_from=str(first)))
+    experiment = build_experiment(config)
+    assert experiment.pretrained.settings.world_stride == 3
+    used = replace(config.data, world_stride=data.get('world_stride', 3))
+    assert len(experiment.train) == len(build_experiment(replace(config, data=used)).train)
+    train(config)
+    assert train(replace(config, run=replace(config.run, steps=2))) is not None, 'it resumes'
+
+
 def test_the_range_of_a_checkpoint_needs_a_checkpoint(tmp_path):
     with pytest.raises(ConfigError, match=r'model\.init_from names none'):
         tiny_config(tmp_path, action_range='checkpoint')
+
+
+@pytest.mark.parametrize('start', ['new', 'checkpoint'])
+def test_a_demonstration_without_states_is_told_also_where_the_checkpoint_knows_their_range(
+        tmp_path, start):
+    config = tiny_config(tmp_path, steps=1, state=True)
+    if start == 'checkpoint':
+        config = replace(config, model=replace(TINY, init_from=str(train(config))),
+                         run=replace(config.run, output=str(tmp_path / 'second')))
+    shutil.rmtree(tmp_path / 'store')
+    write_store(tmp_path / 'store', [episode(0), replace(episode(1), states=None)],
+                tiny_tokenizer(), IMAGE_SIZE)
+    with pytest.raises(DatasetError, match='12 of 24 frames have no state of the arm'):
+        build_experiment(config)
 
 
 def test_a_store_of_the_tokenizer_before_needs_a_checkpoint(tmp_path):

@@ -9,7 +9,7 @@ from training_data import episode, write_hdf5
 
 from worldvla_ros.errors import FrameError
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.held_out_clips import choose_places, held_out_episodes, load_clips
+from worldvla_ros.training.held_out_clips import choose_places, held_out_lengths, load_clips
 from worldvla_ros.training.replay_list import Replay, ReplayList, actions_digest
 from worldvla_ros.training.splits import split_names
 
@@ -27,9 +27,8 @@ def test_a_stream_is_split_like_the_names_of_it(order, count):
     episodes = [episode(number, steps=2, task=task) for task in ('a', 'b')
                 for number in range(count)]
     _, expected = split_names([f'demo_{number}' for number in range(count)], order)
-    held_out = held_out_episodes(iter(episodes), order)
-    assert [(one.task, one.name) for one in held_out] == [
-        (task, name) for task in ('a', 'b') for name in expected]
+    assert held_out_lengths(iter(episodes), order) == {
+        (task, name): 2 for task in ('a', 'b') for name in expected}
 
 
 def test_a_clip_joins_executed_actions_and_the_frames_they_lead_to(tmp_path):
@@ -60,7 +59,8 @@ def test_episodes_that_tokenise_leaves_out_do_not_count_for_the_split_either(tmp
     episodes = [episode(number) for number in range(20)]
     write_hdf5(tmp_path / 'pick_demo.hdf5', episodes)
     ReplayList(False, [
-        Replay('pick', one.name, actions_digest(one.actions, one.executed), number < 10, 12, 12)
+        Replay('pick', one.name, actions_digest(one.actions, one.executed), '', number < 10,
+               12, 12)
         for number, one in enumerate(episodes)]).save(tmp_path / 'replays.json')
     found = load_clips(tmp_path, image_size=64, steps=4, most=5, order='numeric',
                        only=tmp_path / 'replays.json')
@@ -70,15 +70,15 @@ def test_episodes_that_tokenise_leaves_out_do_not_count_for_the_split_either(tmp
 
 
 def test_all_tasks_come_before_a_second_clip_of_one():
-    episodes = [episode(number, task=task) for task in 'ab' for number in range(2)]
-    places = choose_places(episodes, steps=4, most=6)
-    assert [one.task for one, _ in places] == ['a', 'b', 'a', 'b', 'a', 'b']
-    assert [one.name for one, _ in places[:4]] == ['demo_0', 'demo_0', 'demo_1', 'demo_1']
-    assert len({(one.task, one.name, start) for one, start in places}) == 6
+    lengths = {(task, f'demo_{number}'): 12 for task in 'ab' for number in range(2)}
+    places = choose_places(lengths, steps=4, most=6)
+    assert [task for (task, _), _ in places] == ['a', 'b', 'a', 'b', 'a', 'b']
+    assert [name for (_, name), _ in places[:4]] == ['demo_0', 'demo_0', 'demo_1', 'demo_1']
+    assert len(set(places)) == 6
 
 
 def test_no_place_is_taken_twice():
-    places = choose_places([episode(steps=6)], steps=4, most=50)
+    places = choose_places({('pick', 'demo_0'): 6}, steps=4, most=50)
     assert sorted(start for _, start in places) == [0, 1]
 
 

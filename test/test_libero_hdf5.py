@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Demonstration files: our own recordings, the official layout, and what is refused."""
 
+from dataclasses import replace
 import importlib.util
 import json
 
@@ -138,6 +139,22 @@ def test_tasks_are_chosen_by_a_pattern(tmp_path):
     assert milk.name == 'pick_up_the_milk_demo.hdf5'
     with pytest.raises(DatasetError, match=r'no demonstrations \(soup\*_demo'):
         demonstration_files(tmp_path, 'soup*')
+
+
+@pytest.mark.parametrize('layout', ['ours', 'converter'])
+@pytest.mark.parametrize('bddl, sentence', [
+    ('bddl_files/libero_object/pick_up_the_milk.bddl', 'pick up the milk'),
+    ('KITCHEN_SCENE3_turn_on_the_stove.bddl', 'turn on the stove'),
+    ('LIVING_ROOM_SCENE2_put_both.bddl', 'put both')])
+def test_the_sentence_is_that_of_the_evaluation_and_not_the_text_within(
+        tmp_path, layout, bddl, sentence):
+    """LIBERO's "Pick the milk..." of a file is "pick up the milk..." to a policy."""
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [replace(episode(), instruction='Pick the milk')], layout)
+    assert next(read_episodes(path)).instruction == 'Pick the milk'
+    with h5py.File(path, 'r+') as file:
+        file['data'].attrs['bddl_file_name'] = bddl
+    assert next(read_episodes(path)).instruction == sentence
 
 
 def test_parts_of_a_recording_under_way_are_not_demonstrations(tmp_path):

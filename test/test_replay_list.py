@@ -32,7 +32,8 @@ def demos(tmp_path):
     episodes = [waiting(number) for number in range(3)]
     write_hdf5(tmp_path / 'demos' / 'pick_demo.hdf5', episodes)
     ReplayList(True, [
-        Replay('pick', one.name, actions_digest(one.actions, one.executed), number != 1, 12, 10)
+        Replay('pick', one.name, actions_digest(one.actions, one.executed), '', number != 1,
+               12, 10)
         for number, one in enumerate(episodes)]).save(tmp_path / 'replays.json')
     return tmp_path
 
@@ -69,7 +70,7 @@ def test_other_actions_than_those_replayed_are_refused(demos, capsys):
 
 
 def test_an_error_is_no_answer(tmp_path):
-    replays = ReplayList(True, [Replay('pick', 'demo_0', 'a', False, 0, 0, 'no renderer')])
+    replays = ReplayList(True, [Replay('pick', 'demo_0', 'a', '', False, 0, 0, 'no renderer')])
     with pytest.raises(DatasetError, match=r'had an error \(no renderer\)'):
         replays.succeeded('pick', 'demo_0', 'a')
 
@@ -78,7 +79,7 @@ def test_a_list_comes_back_as_it_was_saved_and_other_files_are_refused(demos):
     replays = ReplayList.load(demos / 'replays.json')
     replays.save(demos / 'again.json')
     assert ReplayList.load(demos / 'again.json') == replays
-    for content in ('', '{}', '{"format": "other"}', '[]'):
+    for content in ('', '{}', '{"format": "worldvla_ros/replay/1"}', '[]'):
         (demos / 'again.json').write_text(content)
         with pytest.raises(DatasetError, match='no list of replays'):
             ReplayList.load(demos / 'again.json')

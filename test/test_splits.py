@@ -9,7 +9,7 @@ from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
 
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.frames import load_frames
-from worldvla_ros.training.held_out_clips import held_out_episodes
+from worldvla_ros.training.held_out_clips import held_out_lengths
 from worldvla_ros.training.libero_hdf5 import episode_actions
 from worldvla_ros.training.replay_list import kept_steps
 from worldvla_ros.training.splits import SplitCounts, draw, split, split_names
@@ -51,12 +51,14 @@ def test_a_demonstration_stays_on_its_side_whatever_is_beside_it_and_whatever_it
         write_hdf5(tmp_path / f'round{number}' / 'pick_demo.hdf5', some)
         read = episode_actions(tmp_path / f'round{number}' / 'pick_demo.hdf5')
         assert [draw(name, *read[name]) for name in read] == [draw_of(one) for one in some]
-        assert {draw_of(one) for one in held_out_episodes(some, 'hashed')} == expected & {
+        held_out = held_out_lengths(some, 'hashed')
+        assert {draw_of(one) for one in some if (one.task, one.name) in held_out} == expected & {
             draw_of(one) for one in some}
-        assert held_out_episodes(some, 'numeric') == []
+        assert not held_out_lengths(some, 'numeric')
     renamed = [replace(one, task=f'round/pick{i}', name=f'demo_{i}')
                for i, one in enumerate(episodes)]
-    assert {draw_of(one) for one in held_out_episodes(renamed, 'hashed')} == expected
+    held_out = held_out_lengths(renamed, 'hashed')
+    assert {draw_of(one) for one in renamed if (one.task, one.name) in held_out} == expected
     store = write_store(tmp_path / 'store', renamed, tiny_tokenizer(), IMAGE_SIZE)
     names = {one.name for one in renamed if draw_of(one) in expected}
     assert {one.name for one in store.split('hashed')[1]} == names and names

@@ -112,6 +112,31 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path, checkpo
     assert rows[0] == rows[1] and len(rows[0]) == 6
 
 
+def test_a_run_that_was_killed_between_its_last_checkpoint_and_the_evaluation_makes_up_for_it(
+        tmp_path, monkeypatch):
+    small_store(tmp_path, num_episodes=20)
+    config = tiny_config(tmp_path)
+    train(config)
+    whole = read_metrics(tmp_path / 'run')
+    halves = replace(config, run=replace(config.run, output=str(tmp_path / 'halves')))
+
+    def killed(trainer):
+        if trainer.step == halves.run.steps:
+            raise MemoryError
+        return evaluate(trainer)
+    evaluate = Trainer.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, 'evaluate', killed)
+        with pytest.raises(MemoryError):
+            train(halves)
+    assert len(read_metrics(tmp_path / 'halves')) == len(whole) - 1
+    for _ in range(2):
+        train(halves)
+        rows = read_metrics(tmp_path / 'halves')
+        assert [row['split'] for row in rows] == [row['split'] for row in whole]
+        assert rows[-1] == whole[-1] and rows[-1]['split'] == 'held_out'
+
+
 def test_another_seed_gives_other_losses(tmp_path):
     config = tiny_config(tmp_path, steps=2)
     other = replace(config, run=replace(config.run, seed=1, output=str(tmp_path / 'other')))

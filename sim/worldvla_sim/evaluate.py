@@ -5,6 +5,8 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, fields, replace
 import functools
+import hashlib
+import json
 from pathlib import Path
 import sys
 
@@ -184,12 +186,18 @@ def _checked(options: argparse.Namespace) -> tuple[EvaluationSettings, list[Epis
     return settings, jobs
 
 
+def _short_name(settings: EvaluationSettings) -> str:
+    """Return a few letters that stand for all settings, the weights of the checkpoint included."""
+    return hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:6]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when every episode ran, 1 with errors, 2 for bad input, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
     try:
         settings, jobs = _checked(options)
-        videos = EpisodeVideos(options.videos, options.videos_of) if options.videos else None
+        videos = (EpisodeVideos(options.videos, options.videos_of, _short_name(settings))
+                  if options.videos else None)
         if videos is not None:
             videos.create()
         results = evaluate(settings, jobs, workers=options.workers, path=options.json,

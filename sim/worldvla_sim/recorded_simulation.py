@@ -22,6 +22,10 @@ class Simulation:
     assets: str  # 'builtin' or 'official'
     robot: str
 
+    def in_words(self) -> str:
+        """Say what two simulations of one task can differ in."""
+        return f'{self.assets} assets, {self.robot} robot'
+
 
 def simulation_of(path: Path, data: h5py.Group, *, suite: str | None, assets: str, robot: str
                   ) -> Simulation:

@@ -70,8 +70,8 @@ class ReplayRunner:
             env.set_state(state)
         for action in executed[kept]:
             env.step(action)
-        return Replay(job.task, job.name, actions_digest(actions, executed), env.success,
-                      len(actions), int(kept.sum()))
+        return Replay(job.task, job.name, actions_digest(actions, executed),
+                      job.simulation.in_words(), env.success, len(actions), int(kept.sum()))
 
     def _environment(self, job: ReplayJob) -> LiberoEnv:
         return self._kept.get(**asdict(job.simulation), render=False)
@@ -95,6 +95,12 @@ def find_jobs(folder: Path, drop_no_ops: bool, *, suite: str | None = None, asse
     return jobs
 
 
+def _known(earlier: ReplayList, job: ReplayJob, digest: str) -> Replay | None:
+    """Return what became of a job before, None where it was another simulation or never played."""
+    found = earlier.find(job.task, job.name, digest)
+    return found if found and found.simulation == job.simulation.in_words() else None
+
+
 def replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool, *,
            workers: int = 1) -> ReplayList:
     """Replay what the list in `path` lacks or has as an error, and save it after each one.
@@ -105,7 +111,7 @@ def replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool,
     if earlier.drop_no_ops != drop_no_ops:
         raise SimulationError(f'{path} is of replays {"with" if drop_no_ops else "without"} '
                               'no-ops; name another file')
-    known = {job: earlier.find(job.task, job.name, digest) for job, digest in jobs}
+    known = {job: _known(earlier, job, digest) for job, digest in jobs}
     here = {(job.task, job.name) for job in known}
     results = ReplayList(drop_no_ops, [one for one in earlier.replays
                                        if (one.task, one.name) not in here])  # of other folders
@@ -119,7 +125,8 @@ def replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool,
         try:
             for job, answer in answers:
                 if isinstance(answer, JobFailure):
-                    answer = Replay(job.task, job.name, digests[job], False, 0, 0, answer.reason)
+                    answer = Replay(job.task, job.name, digests[job],
+                                    job.simulation.in_words(), False, 0, 0, answer.reason)
                 results.replays.append(answer)
                 results.save(path)
                 succeeded = sum(one.success for one in results.replays

@@ -25,6 +25,7 @@ class EpisodeVideos:
 
     folder: Path
     kind: str = 'failures'  # or 'all'
+    run: str = ''  # ends the names, so that the videos of two policies can share a folder
 
     def create(self) -> None:
         """Make the folder. Raises ConfigError if it cannot be."""
@@ -46,7 +47,7 @@ class EpisodeVideos:
             return record
         outcome = 'success' if record.success else 'failure'
         path = self.folder / (f'{record.suite}_task{record.task}_init{record.init_state}_'
-                              f'{outcome}.mp4')
+                              f'{outcome}{f"_{self.run}" if self.run else ""}.mp4')
         try:
             save_episode_video(path, frames, record.instruction, outcome)
         except OSError as error:

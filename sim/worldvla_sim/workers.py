@@ -19,6 +19,7 @@ import tempfile
 import traceback
 from typing import Generic, TypeVar
 
+from worldvla_ros.errors import WorldVLAError
 from worldvla_sim.libero_setup import changed_environment
 
 Job = TypeVar('Job')
@@ -99,6 +100,9 @@ class Answerer(Generic[Job, Result]):
             return self._handler(job)
         except Exception as error:
             traceback.print_exc()
+            if not isinstance(error, WorldVLAError):  # whatever it was, the next job starts anew
+                with contextlib.suppress(Exception):
+                    self.close()
             return JobFailure(f'{type(error).__name__}: {error}')
 
     def close(self) -> None:

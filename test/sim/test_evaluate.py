@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import json
 import os
 from pathlib import Path
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,22 @@ def square(number):
 
 def make_square():
     return square
+
+
+class Spoiled:
+    """A handler that is of no use any more once anything but an error of ours was raised."""
+
+    def __init__(self):
+        self.spoiled = False
+
+    def __call__(self, number):
+        if number < 2:
+            self.spoiled = number == 1
+            raise [ConfigError, RuntimeError][number]('out of something')
+        return self.spoiled
+
+    def close(self):
+        raise RuntimeError('nor can it be closed')
 
 
 def where_is_temp():
@@ -105,6 +122,13 @@ def test_pool_names_the_job_that_raised_or_killed_its_worker_and_finishes_the_re
     assert answers[3] == JobFailure('ValueError: three')
     assert 'exit code 9' in answers[4].reason
     assert 'ValueError' in capfd.readouterr().err
+
+
+def test_a_handler_that_raised_what_nobody_expects_is_made_anew_for_the_next_job():
+    answers = dict(WorkerPool(Spoiled, 1).run(range(4)))
+    assert [answer.reason.partition(':')[0] for answer in (answers[0], answers[1])] == [
+        'ConfigError', 'RuntimeError']
+    assert [answers[2], answers[3]] == [False, False]
 
 
 def test_workers_have_one_thread_and_a_private_temp_folder_that_goes_away():
@@ -211,8 +235,12 @@ def test_failures_become_videos_and_the_report_shows_them(tmp_path):
     videos, page = tmp_path / 'videos', tmp_path / 'report.html'
     assert evaluate.main([*HOLD, '--init-states', '0', '--max-steps', '3', '--image-size', '64',
                           '--videos', str(videos), '--report', str(page)]) == 0
-    assert [path.name for path in videos.iterdir()] == ['libero_object_task1_init0_failure.mp4']
-    assert 'videos/libero_object_task1_init0_failure.mp4' in page.read_text()
+    video, = videos.iterdir()
+    assert re.fullmatch(r'libero_object_task1_init0_failure_[0-9a-f]{6}\.mp4', video.name)
+    assert f'videos/{video.name}' in page.read_text()
+    assert evaluate.main([*HOLD, '--init-states', '0', '--max-steps', '4', '--image-size', '64',
+                          '--videos', str(videos)]) == 0
+    assert video.exists() and len(list(videos.iterdir())) == 2, 'another run leaves it alone'
 
 
 def test_an_episode_that_cannot_run_is_an_error_and_the_command_says_so(tmp_path, monkeypatch,

@@ -61,7 +61,8 @@ def pool(monkeypatch):
                     yield job, JobFailure('no physics')
                 else:
                     digest = dict(replay.find_jobs(job.path.parent, job.drop_no_ops))[job]
-                    yield job, Replay(job.task, job.name, digest, True, 9, 9)
+                    yield job, Replay(job.task, job.name, digest, job.simulation.in_words(),
+                                      True, 9, 9)
     monkeypatch.setattr(replay, 'WorkerPool', Pool)
     return played
 
@@ -110,9 +111,22 @@ def test_a_demonstration_that_was_recorded_again_is_replayed_again(demos, tmp_pa
     assert len(ReplayList.load(out).replays) == 2
 
 
+def test_what_was_replayed_in_another_simulation_is_replayed_again(demos, tmp_path, pool):
+    out = tmp_path / 'replays.json'
+    for _ in range(2):
+        replay.main([str(demos), '--out', str(out)])
+    with h5py.File(demos / f'{NAME}_demo.hdf5', 'a') as file:
+        settings = json.loads(file['data'].attrs['env_args'])
+        file['data'].attrs['env_args'] = json.dumps({**settings, 'robot': 'full'})
+    assert replay.main([str(demos), '--out', str(out)]) == 0
+    assert pool[3:] == ['demo_0', 'demo_1']
+    assert {one.simulation for one in ReplayList.load(out).replays} == {
+        'builtin assets, full robot'}
+
+
 def test_replays_of_other_folders_stay_in_the_list(demos, tmp_path, pool, capsys):
     out = tmp_path / 'replays.json'
-    other = Replay('libero_goal/open_it', 'demo_0', 'abc', True, 9, 9)
+    other = Replay('libero_goal/open_it', 'demo_0', 'abc', '', True, 9, 9)
     ReplayList(False, [other]).save(out)
     for _ in range(2):
         replay.main([str(demos), '--out', str(out)])

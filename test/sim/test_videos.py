@@ -34,6 +34,13 @@ def test_failures_are_kept_and_successes_if_asked_for(kind, success, name, tmp_p
     assert kept.video == (None if name is None else str(tmp_path / name))
 
 
+def test_the_videos_of_two_runs_can_share_a_folder(tmp_path):
+    for run in ('a1', 'b2'):
+        EpisodeVideos(tmp_path, run=run).keep(record(False), FRAMES)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f'libero_10_task6_init3_failure_{run}.mp4' for run in ('a1', 'b2')]
+
+
 def test_a_video_shows_every_frame_above_a_bar_for_each_line_of_text(tmp_path):
     save_episode_video(tmp_path / 'a.mp4', FRAMES, LONG, 'failure')
     shown = pictures(tmp_path / 'a.mp4')

@@ -8,6 +8,7 @@ with exactly the batch that an uninterrupted run would have taken.
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+import functools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,8 +127,15 @@ def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> ND
         raise DatasetError(f'{num_samples} samples do not fill one batch of {batch_size}; lower '
                            'the batch size or record more demonstrations')
     epoch, position = divmod(step, per_epoch)
-    order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+    order = _epoch_order(num_samples, seed, epoch)
     return order[position * batch_size:(position + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)  # of both parts of a batch: millions of samples take a while
+def _epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    order = np.random.default_rng((seed, epoch)).permutation(num_samples)
+    order.setflags(write=False)
+    return order
 
 
 def fitting_batch(table: SampleTable, world_share: float | None, most: int) -> int:

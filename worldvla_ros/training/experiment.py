@@ -65,13 +65,16 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     image_tokenizer = load_image_tokenizer(config.data.tokenizer)
     store = TokenStore.open(config.data.store, tokenizer_fingerprint(image_tokenizer))
     train, held_out = store.split(config.data.split)
+    if config.data.state:
+        store.state_range([*train, *held_out])  # refuses episodes without states
     source = str(resume_from or config.model.init_from)
     if source:
         pretrained = _loaded(source, config, store, train, image_tokenizer)
     else:
         pretrained = _new(config, store, train, image_tokenizer)
     samples = SampleBuilder(pretrained.prompts, config.data.history_length, config.data.horizon,
-                            config.data.world_rounds, config.data.world_stride)
+                            config.data.world_rounds,
+                            config.data.world_stride or pretrained.settings.world_stride)
 
     def table(episodes: list[StoredEpisode]) -> SampleTable:
         return SampleTable(store, episodes, config.data.branches, samples,
@@ -222,7 +225,13 @@ def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[Sto
         state_minimum=low, state_maximum=high,
         history_length=config.data.history_length, horizon=config.data.horizon,
         reads_wrist=config.data.wrist, bin_choice=config.model.bin_choice,
-        chunk_mask=config.data.chunk_mask, world_stride=config.data.world_stride))
+        chunk_mask=config.data.chunk_mask,
+        world_stride=_world_stride(config, given.settings.world_stride)))
+
+
+def _world_stride(config: TrainConfig, before: int) -> int:
+    """Return the stride of the world model after this run, which may teach it nothing."""
+    return (config.data.world_stride or before) if 'world' in config.data.branches else before
 
 
 def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
@@ -236,7 +245,7 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
         state_minimum=state_low, state_maximum=state_high,
         history_length=config.data.history_length, horizon=config.data.horizon,
         reads_wrist=config.data.wrist, chunk_mask=config.data.chunk_mask,
-        bin_choice=config.model.bin_choice, world_stride=config.data.world_stride,
+        bin_choice=config.model.bin_choice, world_stride=_world_stride(config, 1),
         action_minimum=low, action_maximum=high, notes=_notes(store))
 
 

@@ -2,7 +2,7 @@
 """Short pieces of the demonstrations that training held out, to measure a world model on."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -22,6 +22,8 @@ from worldvla_ros.training.tokenise import checked_replays, filtered_episodes
 
 GOLDEN_RATIO = 0.6180339887498949
 """Multiples of it, modulo 1, spread evenly however many are taken."""
+
+Place = tuple[Key, int]  # an episode, and the step at which a clip of it starts
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,21 +62,31 @@ def load_clips(folder: Path, *, image_size: int, steps: int, most: int, order: s
     Raises DatasetError where no clip is left.
     """
     replays = checked_replays(folder, drop_no_ops, only)
-    episodes = tqdm(filtered_episodes(folder, drop_no_ops, replays), desc='reading',
-                    unit='episode', file=sys.stderr, dynamic_ncols=True)
-    measured = held_out_episodes(episodes, order)
-    if not measured:
+
+    def episodes(doing: str) -> Iterator[Episode]:
+        return iter(tqdm(filtered_episodes(folder, drop_no_ops, replays), desc=doing,
+                         unit='episode', file=sys.stderr, dynamic_ncols=True))
+    lengths = held_out_lengths(episodes('looking'), order)
+    if not lengths:
         raise DatasetError(f'{folder}: no episode is held out by split {order}; give a task with '
                            'ten successful demonstrations or more, those that the checkpoint '
                            'was trained on')
-    places = choose_places(measured, steps, most)
+    places = choose_places(lengths, steps, most)
     if not places:
-        longest = max(len(episode.frames) for episode in measured)
-        raise DatasetError(f'{folder}: none of {len(measured)} held-out episodes has '
+        longest = max(lengths.values())
+        raise DatasetError(f'{folder}: none of {len(lengths)} held-out episodes has '
                            f'{steps + 1} frames, the longest has {longest}; ask for horizons '
                            f'of at most {longest - 1} steps')
-    return ClipSet(tuple(_cut(episode, start, steps, image_size) for episode, start in places),
-                   len(measured), sum(len(episode.frames) <= steps for episode in measured))
+    # Read again, rather than to keep the frames of all: those of four suites would fill a machine.
+    clips: dict[Place, Clip] = {}
+    for episode in episodes('reading'):
+        for place in places:
+            if place[0] == (episode.task, episode.name):
+                clips[place] = _cut(episode, place[1], steps, image_size)
+        if len(clips) == len(places):
+            break
+    return ClipSet(tuple(clips[place] for place in places), len(lengths),
+                   sum(length <= steps for length in lengths.values()))
 
 
 def split_of_checkpoint(checkpoint: Path, given: str | None) -> str:
@@ -95,40 +107,37 @@ def split_of_checkpoint(checkpoint: Path, given: str | None) -> str:
     return str(stored or given)
 
 
-def held_out_episodes(episodes: Iterable[Episode], order: str) -> list[Episode]:
-    """Return the episodes that `splits.split` holds out.
+def held_out_lengths(episodes: Iterable[Episode], order: str) -> dict[Key, int]:
+    """Return the number of frames of each episode that `splits.split` holds out.
 
-    :param episodes: each task's in numeric order, as files are read. They may be a stream: an
-        episode is let go once it is known to be for training.
+    :param episodes: each task's in numeric order, as files are read. They may be a stream: none
+        is kept.
     """
-    draws: dict[str, dict[Key, float]] = defaultdict(dict)  # by task
-    kept: dict[Key, Episode] = {}
+    lengths: dict[Key, int] = {}
+    draws: dict[Key, float] = {}
     for episode in episodes:
-        key, of_task = (episode.task, episode.name), draws[episode.task]
-        of_task[key] = draw(episode.name, episode.actions, episode.executed)
-        kept[key] = episode
-        if order != 'published':  # in the others one that is for training stays so
-            for trained in split(of_task, order)[0]:
-                kept.pop(trained, None)
-    return [kept[key] for of_task in draws.values() for key in split(of_task, order)[1]]
+        key = (episode.task, episode.name)
+        lengths[key] = len(episode.frames)
+        draws[key] = draw(episode.name, episode.actions, episode.executed)
+    return {key: lengths[key] for key in split(draws, order)[1]}
 
 
-def choose_places(episodes: Sequence[Episode], steps: int, most: int
-                  ) -> list[tuple[Episode, int]]:
-    """Return where clips start: all tasks by turns, then all episodes, then other places."""
-    by_task: dict[str, list[Episode]] = defaultdict(list)
-    for episode in episodes:
-        if len(episode.frames) > steps:
-            by_task[episode.task].append(episode)
-    in_turn = [episode for turn in zip_longest(*by_task.values()) for episode in turn
-               if episode is not None]
-    places: dict[tuple[str, str, int], tuple[Episode, int]] = {}
+def choose_places(lengths: Mapping[Key, int], steps: int, most: int) -> list[Place]:
+    """Return where clips start: all tasks by turns, then all episodes, then other places.
+
+    :param lengths: frames of each episode.
+    """
+    by_task: dict[str, list[Key]] = defaultdict(list)
+    for key, length in lengths.items():
+        if length > steps:
+            by_task[key[0]].append(key)
+    in_turn = [key for turn in zip_longest(*by_task.values()) for key in turn if key is not None]
+    places: dict[Place, None] = {}  # in order, each once
     for number in range(most if in_turn else 0):
-        episode = in_turn[number % len(in_turn)]
-        choices = len(episode.frames) - steps
-        start = int((0.5 + number * GOLDEN_RATIO) % 1 * choices)
-        places.setdefault((episode.task, episode.name, start), (episode, start))
-    return list(places.values())
+        key = in_turn[number % len(in_turn)]
+        start = int((0.5 + number * GOLDEN_RATIO) % 1 * (lengths[key] - steps))
+        places[key, start] = None
+    return list(places)
 
 
 def _cut(episode: Episode, start: int, steps: int, image_size: int) -> Clip:

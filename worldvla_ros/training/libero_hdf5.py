@@ -12,7 +12,7 @@ action t; they are read one step shorter, without the first action and the last 
 
 LIBERO gives the pose of the hand in the world frame. Our recordings say where the robot's base
 stands (`base_position`); in LIBERO's own files that follows from the kind of scene. Replayed files
-say nothing of their task, so the sentence is their name's, and the states are not known.
+say nothing of it, so their states are not known.
 """
 
 from collections.abc import Iterator
@@ -198,7 +198,7 @@ def _read_episode(group: h5py.Group, name: str, task: str, wrist: bool) -> Episo
         shape = stored, None, None, 3
         return np.ascontiguousarray(_array(group, key, shape)[:steps, ::-1, ::-1])
     states = _states(group, problem, stored)
-    return Episode(name, task, _instruction(problem, task),
+    return Episode(name, task, _instruction(group, problem, task),
                    frames=images(FRAMES), actions=actions,
                    executed=executed, success=bool(_array(group, 'dones', (stored,))[-1]),
                    states=None if states is None else states[:steps],
@@ -246,10 +246,18 @@ def _problem_info(group: h5py.Group) -> dict[str, Any]:
     return problem
 
 
-def _instruction(problem: dict[str, Any], task: str) -> str:
-    """Return the sentence; LIBERO's own files keep it as a list of letters, others not at all."""
-    if not problem:
-        return re.sub(r'^[A-Z_]+SCENE\d+_', '', Path(task).name).replace('_', ' ')
+def _instruction(group: h5py.Group, problem: dict[str, Any], task: str) -> str:
+    """Return the sentence that policies are evaluated with.
+
+    LIBERO's evaluation reads it off the name of the task's file, and so does the public training
+    code. The text within, which LIBERO copies into its demonstrations, is another one for 30 of
+    the 40 tasks. Where no such name is known that text is all there is, as a list of letters in
+    some; replayed files have neither, but are named as the task is.
+    """
+    named = group.attrs.get('bddl_file_name', group.parent.attrs.get('bddl_file_name', ''))
+    if named or not problem:
+        stem = Path(named).stem if named else Path(task).name
+        return re.sub(r'^[A-Z_]+SCENE\d+_', '', stem).replace('_', ' ')
     instruction = problem.get('language_instruction', '')
     letters = instruction if isinstance(instruction, list) else [instruction]
     if not all(isinstance(part, str) for part in letters):

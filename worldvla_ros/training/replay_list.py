@@ -18,7 +18,7 @@ from worldvla_ros.training.failures import DatasetError, explain_os_error
 from worldvla_ros.training.samples import moving_steps
 from worldvla_ros.whole_files import write_whole
 
-FORMAT = 'worldvla_ros/replay/1'
+FORMAT = 'worldvla_ros/replay/2'
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Replay:
     task: str  # as `task_name` says
     name: str  # 'demo_N'
     data: str  # `actions_digest` of its actions
+    simulation: str  # assets and robot, in words
     success: bool  # after the last of the replayed actions
     steps: int
     kept: int  # of the steps, replayed

@@ -34,7 +34,7 @@ from worldvla_ros.training.decoding_error import ERRORS
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.steps import learning_rate
-from worldvla_ros.whole_files import draft_folder
+from worldvla_ros.whole_files import draft_folder, write_whole
 
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
 CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
@@ -170,7 +170,8 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     """Read trainer.pt of a checkpoint; only tensors and plain values are unpickled."""
     path = checkpoint / STATE_FILE
     try:
-        state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True,
+                                           mmap=True)  # each process reads what it needs of it
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise TrainingError(f'{path} cannot be read: {str(error).splitlines()[0]}; delete the '
                             'folder to resume from the checkpoint before it') from error
@@ -189,10 +190,13 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS_FILE
         kept = [row for row in read_metrics(folder) if int(row['step']) <= resumed_at]
-        with self._path.open('w', newline='') as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
+
+        def write_kept(draft: Path) -> None:
+            with draft.open('w', newline='') as file:
+                writer = csv.DictWriter(file, COLUMNS)
+                writer.writeheader()
+                writer.writerows(kept)
+        write_whole(self._path, write_kept)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Append one row: `step` optimizer steps were done."""
@@ -225,7 +229,6 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    # At once: a run may write it anew meanwhile, and what begins as an empty file has no header.
     return list(csv.DictReader(path.read_text().splitlines()))
 
 

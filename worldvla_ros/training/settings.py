@@ -22,8 +22,9 @@ class DataConfig:
     history_length: int = bounded(2, minimum=1, unit='frame', doc='of the action branch')
     horizon: int = bounded(5, minimum=1, unit='action', doc='of the action branch')
     world_rounds: int = bounded(1, minimum=1, unit='frame', doc='predicted in one world sample')
-    world_stride: int = bounded(1, minimum=1, unit='step',
-                                doc='between these frames at most; published: 1')
+    world_stride: int | None = bounded(
+        None, minimum=1, unit='step',
+        doc='between these frames at most; null: that of model.init_from, else 1 as published')
     state: bool = bounded(False, doc='the state of the arm in the prompt of the action branch')
     wrist: bool = bounded(False, doc='the wrist camera in the prompt of the action branch')
     split: str = bounded('hashed', choices=SPLITS, doc='which episodes are held out: see splits')

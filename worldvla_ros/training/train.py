@@ -7,6 +7,7 @@ worldvla_ros.training.train --config FILE`.
 """
 
 import argparse
+from datetime import timedelta
 import os
 from pathlib import Path
 import signal
@@ -25,6 +26,8 @@ from worldvla_ros.training.run_folder import RunFolder, plot_metrics
 from worldvla_ros.training.run_lock import alone_in
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.trainer import Trainer
+
+_PATIENCE = timedelta(hours=1)  # with a process that writes the checkpoint of a large network
 
 
 def train(config: TrainConfig) -> Path | None:
@@ -83,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
             device = pick_device(config.run.device)
             if device != 'cpu':
                 torch.cuda.set_device(device)
-            dist.init_process_group('gloo' if device == 'cpu' else 'nccl')
+            dist.init_process_group('gloo' if device == 'cpu' else 'nccl', timeout=_PATIENCE)
         result = train(config)
     except WorldVLAError as error:
         print(f'train: {error}', file=sys.stderr)

@@ -53,7 +53,13 @@ from worldvla_ros.training.parallel import (
     whole_optimizer_state,
     whole_state,
 )
-from worldvla_ros.training.run_folder import MetricsLog, RunFolder, load_state, plot_metrics
+from worldvla_ros.training.run_folder import (
+    MetricsLog,
+    RunFolder,
+    load_state,
+    plot_metrics,
+    read_metrics,
+)
 from worldvla_ros.training.steps import learning_rate, seed_of
 from worldvla_ros.training.stop_signals import StopSignals
 from worldvla_ros.training.throughput import Throughput
@@ -128,6 +134,8 @@ class Trainer:
                    dynamic_ncols=True)
         speed = Throughput(self.model.config, self.device, self.dtype, self._processes)
         steps = range(self.step, run.steps)
+        if self.step == run.steps and not self._is_evaluated():  # it was killed after it saved
+            self._evaluate(log)
         with bar, made_ahead(self.batches, steps, run.loader_processes) as upcoming:
             recent: list[list[float]] = []
             speed.start()
@@ -239,11 +247,22 @@ class Trainer:
         run = self._config.run
         if self._due(run.save_every):  # first: what the evaluation meets costs no step
             self._save()
-        if self._due(run.evaluate_every) and self._experiment.held_out and run.evaluation_batches:
-            # Weights that are spread are gathered by all processes, for the same batches.
-            values = self.evaluate() if self._sharded or self._rank == 0 else {}
-            if log is not None and values:
-                log.write(self.step, 'held_out', values)
+        if self._due(run.evaluate_every):
+            self._evaluate(log)
+
+    def _evaluate(self, log: MetricsLog | None) -> None:
+        """Write `evaluate` into the log, where there is anything to evaluate on."""
+        if not self._experiment.held_out or not self._config.run.evaluation_batches:
+            return
+        # Weights that are spread are gathered by all processes, for the same batches.
+        values = self.evaluate() if self._sharded or self._rank == 0 else {}
+        if log is not None and values:
+            log.write(self.step, 'held_out', values)
+
+    def _is_evaluated(self) -> bool:
+        """Return whether the log has the evaluation of this step; the same in every process."""
+        return any((int(row['step']), row['split']) == (self.step, 'held_out')
+                   for row in read_metrics(self._folder.path))
 
     def _all_stop(self, asked: bool) -> bool:
         """Return whether any process was asked to stop, so that all end after the same step."""

@@ -180,7 +180,7 @@ def tokens_per_step(config: TrainConfig, store: TokenStore) -> int:
     image, action = rows * (columns + 1) + 4, 9  # tokens of one block
     opening, separator = 1 + _TEXT_TOKENS, 1
     video = opening + image + separator + data.world_rounds * (image + separator)
-    world = (video + data.world_rounds * data.world_stride * action
+    world = (video + data.world_rounds * (data.world_stride or 1) * action
              + (data.world_rounds - 1) * separator)
     lengths: dict[str, int] = {
         'action': (opening + data.history_length * (1 + data.wrist) * image

@@ -73,7 +73,7 @@ def notes(outcomes: Sequence[Outcome], plan: Plan) -> list[str]:
         f'{episodes.suite}, tasks {tasks}, official initial states 0 to '
         f'{episodes.init_states - 1}, {episodes.assets} assets; batches of '
         f'{base.data.batch_size} samples; one training run per row, seed {base.run.seed}.',
-        f'A second branch takes its share of each batch ({_share(plan)}), so a row with it saw '
+        f'A second branch takes {_share(plan)} of each batch, so a row with it saw '
         'fewer action samples at the same number of steps.',
         'CE [nat] and accuracy: labelled tokens of held-out episodes, the true tokens before '
         'them given. They compare rows of one chunk length only.',
@@ -175,7 +175,7 @@ def dry_run_text(plan: Plan, seconds: Sequence[tuple[Row, float, float]]) -> str
 
 def _share(plan: Plan) -> str:
     share = plan.rows[0].final.data.world_share
-    return 'about half' if share is None else f'{share:.0%}'
+    return 'its share of all samples' if share is None else f'{share:.0%}'
 
 
 def _number(value: float | None, factor: float = 1.0, digits: int = 3) -> str:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What comes from the model: nonsense, failures, and chunks that a service asked for."""
 
-from control_loop import GAIN, PERIOD, SECOND, Loop, assert_hold, chunk_actions, lockstep
+from control_loop import GAIN, HORIZON, PERIOD, SECOND, Loop, assert_hold, chunk_actions, lockstep
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from worldvla_ros.control.settings import ObservationSettings
+from worldvla_ros.control.settings import LOCKSTEP, ObservationSettings
 from worldvla_ros.errors import FrameError, InferenceError
 from worldvla_ros.inference.backend import Health
 from worldvla_ros.safety.limits import Reason, SafetyLimits, Verdict
@@ -50,9 +50,10 @@ def test_a_workspace_needs_the_end_effector_position():
     loop.steps(2)
     assert_hold(loop.outgoing, Reason.WORKSPACE, gripper=0)
     assert loop.controller.halt is Reason.WORKSPACE
-    loop.reach(0.499)
-    outgoing = loop.step()
+    assert not loop.backend.requests, 'a plan made now would be old when the position comes'
+    outgoing = [(loop.reach(0.499), loop.step())[1] for _ in range(2)][-1]
     assert outgoing.reason is Reason.WORKSPACE and outgoing.verdict is Verdict.LIMITED
+    assert outgoing.action.step == 0
     assert outgoing.command.translation[0] == pytest.approx(0.001)
     assert loop.controller.halt is Reason.NONE
 
@@ -60,9 +61,42 @@ def test_a_workspace_needs_the_end_effector_position():
 @pytest.mark.parametrize('age', [SECOND, -SECOND])
 def test_a_position_of_another_time_does_not_count_for_the_workspace(age):
     """Pins a bug: the last position counted for ever, and the arm could leave the box."""
-    loop = Loop(limits=SafetyLimits(workspace_max=(0.5, 0.5, 0.5))).run()
+    loop = Loop(limits=SafetyLimits(workspace_max=(0.5, 0.5, 0.5)))
+    loop.controller.set_instruction('go')
     loop.reach(0.2, age)
-    assert_hold(loop.step(), Reason.WORKSPACE, gripper=0)
+    assert_hold(loop.steps(2)[-1], Reason.WORKSPACE, gripper=0)
+
+
+def test_without_a_position_no_step_is_counted_and_a_fresh_chunk_goes_on():
+    """Pins a bug: the chunk went on behind the holds, and later from its middle."""
+    loop = Loop(limits=SafetyLimits(workspace_max=(0.5, 0.5, 0.5)))
+    loop.reach(0.2)
+    loop.run()
+    counted = loop.controller.steps
+    loop.steps(20)
+    assert_hold(loop.outgoing, Reason.WORKSPACE)
+    lost, asked = loop.controller.steps, len(loop.backend.requests)
+    assert lost - counted <= loop.controller._pose_tolerance_ns / PERIOD
+    loop.steps(20)
+    assert (loop.controller.steps, len(loop.backend.requests)) == (lost, asked)
+    outgoing = [(loop.reach(0.2), loop.step())[1] for _ in range(3)]
+    first = next(one.action for one in outgoing if one.action is not None)
+    assert first.step == 0 and loop.backend.request_of(first.chunk) == asked
+
+
+def test_in_lockstep_the_position_is_waited_for_and_the_plan_stays_good():
+    loop = Loop(mode=LOCKSTEP, limits=SafetyLimits(
+        workspace_max=(0.5, 0.5, 0.5), pose_timeout=0.4 * PERIOD / SECOND))
+    loop.controller.set_instruction('go')
+    for number in range(2 * HORIZON):
+        loop.see()
+        assert loop.answer() is None and loop.controller.halt is Reason.WORKSPACE
+        assert loop.controller.idle(loop.now, loop.now).action is None
+        loop.reach(0.2)
+        outgoing = loop.answer() or loop.answer()  # the first asks for the chunk, if one is due
+        assert outgoing.action.step == number % HORIZON
+        loop.now += PERIOD
+    assert len(loop.backend.requests) == 2
 
 
 def test_a_position_of_the_episode_before_does_not_count_for_the_workspace():
@@ -103,6 +137,7 @@ def test_a_pose_that_comes_in_time_makes_older_commands_no_matter():
     loop = Loop(limits=SafetyLimits(workspace_max=(wall, 1.0, 1.0)), replan_steps=4)
     loop.backend.answers[1] = full_speed(4)
     loop.controller.set_instruction('go')
+    loop.reach(x)
     loop.step()
     for _ in range(4):
         loop.now += PERIOD

@@ -239,7 +239,8 @@ def test_one_types_a_sentence_an_empty_line_and_an_earlier_line(terminal, follow
     assert 'Traceback' not in terminal.screen
 
 
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP,
+                                    signal.SIGQUIT])
 def test_a_signal_to_end_stops_the_robot_too(terminal, followed, wait_for, number):
     terminal.type('pick up the milk\r')
     wait_for(lambda: followed)

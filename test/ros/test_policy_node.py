@@ -79,6 +79,14 @@ def test_a_node_can_be_configured_again_after_cleanup(running):
         running.next_motion()
 
 
+@pytest.mark.parametrize('asked', ['configure', 'activate', 'cleanup'])
+def test_a_transition_that_does_not_start_here_is_refused_and_the_robot_goes_on(running, asked):
+    """Pins a bug: rclpy raises, and the node ended."""
+    assert not running.transition(asked)
+    assert running.state() == 'active'
+    running.next_motion()
+
+
 def test_the_last_command_before_silence_is_zero_motion(running):
     assert running.transition('deactivate')
     running.wait_for(lambda: running.statuses[-1].state == PolicyStatus.STATE_INACTIVE)

@@ -33,6 +33,9 @@ from worldvla_ros.safety.limits import (
 )
 from worldvla_ros.safety.watchdog import EStop
 
+_ON_THEIR_WAY = (Reason.NO_STATE, Reason.NO_WRIST_FRAME, Reason.WORKSPACE)
+"""What a message ends that comes beside the frame, in lockstep while time stands still."""
+
 _KEEP_GRIPPER = 0.0  # before the first command: neither open nor close, see DeltaAction.msg
 
 
@@ -305,8 +308,8 @@ class PolicyController:
     def _face_obstacle(self, now_ns: int, steady_ns: int) -> Reason:
         """Drop what may not go on under what forbids motion now, and say what that is."""
         obstacle = self._find_obstacle(now_ns, steady_ns)
-        if self._settings.lockstep and obstacle in (Reason.NO_STATE, Reason.NO_WRIST_FRAME):
-            return obstacle  # it is on its way, and time stands still: the plan stays good
+        if self._settings.lockstep and obstacle in _ON_THEIR_WAY:
+            return obstacle  # the plan stays good
         if obstacle is Reason.ESTOP and self._instruction:
             self._topic.estop_dropped(self._instruction)
             self._instruction = ''  # its reset alone must not start motion (ISO 13850)
@@ -327,16 +330,26 @@ class PolicyController:
             return Reason.WORKER_DOWN
         if not self._instruction:
             return Reason.NO_INSTRUCTION
-        return self._sensing.fault(now_ns)
+        fault = self._sensing.fault(now_ns)
+        if fault is Reason.NONE and self._settings.limits.has_workspace and (
+                self._position(now_ns) is None):
+            return Reason.WORKSPACE
+        return fault
+
+    @property
+    def _pose_tolerance_ns(self) -> int:
+        return round(self._settings.limits.pose_timeout * 1e9)
+
+    def _position(self, now_ns: int) -> NDArray[np.float64] | None:
+        """Return where the end effector is (3,) [m], None where no pose tells."""
+        return self._sensing.position.at(now_ns, self._pose_tolerance_ns)
 
     def _send(self, action: ScheduledAction, now_ns: int) -> Outgoing:
         """Pass an action through the safety stage."""
-        limits, position = self._settings.limits, self._sensing.position
-        tolerance_ns = round(limits.pose_timeout * 1e9)
         decision = apply_limits(
             Command.from_controller_input(action.action, self._settings.scale), self._previous,
-            position.at(now_ns, tolerance_ns), limits)
-        position.sent(now_ns, decision.command.translation, tolerance_ns)
+            self._position(now_ns), self._settings.limits)
+        self._sensing.position.sent(now_ns, decision.command.translation, self._pose_tolerance_ns)
         self._halt = decision.reason if decision.verdict is Verdict.HOLD else Reason.NONE
         self._steps += 1
         self._previous = decision.command

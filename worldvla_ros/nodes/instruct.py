@@ -37,7 +37,8 @@ _STATE_NAMES = {
     PolicyStatus.STATE_PAUSED: 'paused', PolicyStatus.STATE_ESTOPPED: 'e-stop',
     PolicyStatus.STATE_ERROR: 'ERROR'}
 _MATCH_POLL = 0.05  # [s]
-_LEAVE_SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # SIGHUP: the terminal was closed
+_LEAVE_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+"""Beside Ctrl-C. SIGHUP: the terminal was closed; SIGQUIT: Ctrl-\\ in it."""
 
 
 class Instructor(Node):

@@ -244,6 +244,7 @@ class PolicyLoop:
         if not self._clock_stands_still(steady_ns):
             return
         self._reporter.clock_stands_still = True
+        self.controller.poll(self.now_ns(), steady_ns)  # whoever asks beside the loop waits for it
         if self.controller.estop.poll(steady_ns):  # the graver of the two
             self._publish(self.controller.idle(self.now_ns(), steady_ns))
         else:

@@ -11,11 +11,14 @@ import functools
 import traceback
 from typing import Any
 
+from lifecycle_msgs.srv import ChangeState
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock
 from rclpy.clock_type import ClockType
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
@@ -31,6 +34,7 @@ from worldvla_ros.safety.limits import Reason
 
 _SIM_TIME = 'use_sim_time'  # declared by rclpy
 _CLOCK_POLL = 0.5  # [s] between two looks for /clock after an activation without it
+_ChangeState = Callable[[ChangeState.Request, ChangeState.Response], ChangeState.Response]
 _Transition = Callable[['PolicyNode', LifecycleState], TransitionCallbackReturn]
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 
@@ -47,6 +51,20 @@ def _logged(transition: _Transition) -> _Transition:
     return logged
 
 
+def _refusing(change_state: _ChangeState, node: Node) -> _ChangeState:
+    """Return the callback of ~/change_state, so that what it cannot do is its answer."""
+    def change_or_refuse(request: ChangeState.Request, response: ChangeState.Response
+                         ) -> ChangeState.Response:
+        try:
+            return change_state(request, response)
+        except rclpy_implementation.RCLError as error:
+            asked = request.transition.label or request.transition.id
+            node.get_logger().warn(f'transition {asked} is refused: {str(error).splitlines()[0]}')
+            response.success = False
+            return response
+    return change_or_refuse
+
+
 class PolicyNode(LifecycleNode):
     """
     See the module.
@@ -60,6 +78,8 @@ class PolicyNode(LifecycleNode):
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._executor = executor
+        # rclpy raises where a transition does not start from the state that the node is in.
+        self._service_change_state.callback = _refusing(self._service_change_state.callback, self)
         self._backend: Backend | None = None
         self._loop: PolicyLoop | None = None
         self._interrupted = False

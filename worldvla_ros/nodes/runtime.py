@@ -67,14 +67,14 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
             signal.signal(number, lambda *_: None)
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
-    stop: Future = Future()
+    stop = threading.Event()
 
     def wait_for_signal() -> None:
         os.read(arrived, 1)
         if hasattr(node, 'interrupt'):
             node.interrupt()
-        stop.set_result(None)
-        executor.wake()
+        stop.set()
+        executor.create_task(lambda: None)  # ends the wait for the next callback
     try:
         node = make_node(executor)
     except (WorldVLAError, ParameterException) as error:
@@ -86,7 +86,10 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
     gc.collect()
     gc.freeze()  # what lives now lives on: later collections need not look at it
     try:
-        executor.spin_until_future_complete(stop)
+        # Not until a future completes: rclpy 7.1 hangs a callback on it at every spin, so that
+        # memory, and the pauses of the garbage collector, grow with the hours.
+        while executor.context.ok() and not stop.is_set():
+            executor.spin_once()
     finally:
         if hasattr(node, 'close'):
             node.close()

@@ -65,6 +65,17 @@ def test_the_demo_wires_camera_commands_time_and_mode():
     assert policy.parameters['control.mode'] == bridge.parameters['mode'] == 'realtime'
 
 
+def test_a_still_picture_of_a_simulator_is_no_frozen_camera_unless_a_file_says_so(tmp_path):
+    path = tmp_path / 'robot.yaml'
+    path.touch()
+    assert demo_graph({})[0].parameters['obs.frozen_after'] == -1
+    simulated, = policy_graph({'use_sim_time': 'true'})
+    assert simulated.parameters['obs.frozen_after'] == -1
+    for given in ({}, {'use_sim_time': 'false'},
+                  {'use_sim_time': 'true', 'params_file': str(path)}):
+        assert 'obs.frozen_after' not in policy_graph(given)[0].parameters
+
+
 def test_the_demo_shows_a_checkpoint_pictures_of_the_size_that_it_sees(tmp_path):
     PolicySettings('other', trained=True, image_size=64).save(tmp_path / POLICY_FILE)
     for given, size in (({}, 192), ({'checkpoint': 'worldvla-mini'}, 192),

@@ -108,13 +108,16 @@ class NodeSpec:
 def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
     """Return the policy node for some or all of POLICY_ARGUMENTS."""
     arguments = {**defaults(POLICY_ARGUMENTS), **given}
+    parameters = _given(arguments, {
+        **{name: (name, str) for name in (
+            'checkpoint', 'subfolder', 'settings', 'device', 'dtype', 'weights')},
+        'mode': ('control.mode', str), 'use_sim_time': ('use_sim_time', _flag),
+        'world_model': ('world_model', _flag)})
+    if parameters.get('use_sim_time') and not arguments['params_file']:
+        # A simulated camera has no noise, so a still picture does not mean a frozen camera.
+        parameters['obs.frozen_after'] = -1
     return [NodeSpec(
-        POLICY_NODE, POLICY_NODE,
-        parameters=_given(arguments, {
-            **{name: (name, str) for name in (
-                'checkpoint', 'subfolder', 'settings', 'device', 'dtype', 'weights')},
-            'mode': ('control.mode', str), 'use_sim_time': ('use_sim_time', _flag),
-            'world_model': ('world_model', _flag)}),
+        POLICY_NODE, POLICY_NODE, parameters=parameters,
         parameter_files=_files(arguments),
         remappings={**{camera + transport: arguments[camera] + transport
                        for camera in ('image', 'wrist_image')
@@ -141,8 +144,6 @@ def demo_graph(given: Mapping[str, str]) -> list[NodeSpec]:
     policy, = policy_graph({**_only(arguments, 'checkpoint', 'device', 'mode', 'world_model'),
                             'use_sim_time': 'true', 'image': 'camera/agentview/image_raw',
                             'wrist_image': 'camera/wrist/image_raw'})
-    # A simulated camera has no noise, so a still picture does not mean a frozen camera.
-    policy.parameters['obs.frozen_after'] = -1
     seen = _settings_of(arguments['checkpoint'])
     if seen is not None:
         arguments['image_size'] = arguments['image_size'] or str(seen.image_size)

@@ -291,7 +291,11 @@ def test_a_workspace_box_needs_the_end_effector_and_keeps_it_inside(start_policy
 
 @pytest.fixture
 def program(domain_id):
-    """Start the installed program; it is killed at the end, if it still runs."""
+    """Start the installed program; it is killed at the end, if it still runs.
+
+    It gets SIGHUP also where these tests run under nohup, which their children inherit.
+    """
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     path = Path(get_package_prefix('worldvla_ros')) / 'lib/worldvla_ros/worldvla_policy'
     processes = []
 
@@ -304,6 +308,7 @@ def program(domain_id):
             start_new_session=True, env={**os.environ, 'PYTHONUNBUFFERED': '1'}))
         return processes[-1]
     yield program
+    signal.signal(signal.SIGHUP, inherited)
     for process in processes:
         process.kill()
         process.communicate()

@@ -4,7 +4,8 @@
 Folders: `training.run_folder` and `training.store`; HDF5: `worldvla_sim.demonstrations`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+import csv
 import os
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,17 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def write_whole_csv(path: Path, columns: Collection[str], rows: Iterable[Mapping[str, Any]]
+                    ) -> None:
+    """Write a header and rows as comma-separated values, as `write_whole` does."""
+    def write(draft: Path) -> None:
+        with draft.open('w', newline='') as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+    write_whole(path, write)
 
 
 def draft_folder(parent: Path, prefix: str) -> Path:

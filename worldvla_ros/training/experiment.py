@@ -66,7 +66,7 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     store = TokenStore.open(config.data.store, tokenizer_fingerprint(image_tokenizer))
     train, held_out = store.split(config.data.split)
     if config.data.state:
-        store.state_range([*train, *held_out])  # refuses episodes without states
+        store.require_states()
     source = str(resume_from or config.model.init_from)
     if source:
         pretrained = _loaded(source, config, store, train, image_tokenizer)

@@ -234,9 +234,15 @@ def _states(group: h5py.Group, problem: dict[str, Any], steps: int) -> NDArray[n
     return arm_state(positions - base, Rotation.from_quat(quaternions), fingers)
 
 
+def _attribute(group: h5py.Group, name: str, default: str) -> str:
+    """Return what a file says of a demonstration, or, as the official ones, once in `data`."""
+    said: str = group.attrs.get(name, group.parent.attrs.get(name, default))
+    return said
+
+
 def _problem_info(group: h5py.Group) -> dict[str, Any]:
-    """Return what a file says of its task; the official ones keep it once, in `data`."""
-    text = group.attrs.get('problem_info', group.parent.attrs.get('problem_info', '{}'))
+    """Return what a file says of its task."""
+    text = _attribute(group, 'problem_info', '{}')
     try:
         problem = json.loads(text)
     except (TypeError, ValueError) as error:
@@ -254,7 +260,7 @@ def _instruction(group: h5py.Group, problem: dict[str, Any], task: str) -> str:
     the 40 tasks. Where no such name is known that text is all there is, as a list of letters in
     some; replayed files have neither, but are named as the task is.
     """
-    named = group.attrs.get('bddl_file_name', group.parent.attrs.get('bddl_file_name', ''))
+    named = _attribute(group, 'bddl_file_name', '')
     if named or not problem:
         stem = Path(named).stem if named else Path(task).name
         return re.sub(r'^[A-Z_]+SCENE\d+_', '', stem).replace('_', ' ')

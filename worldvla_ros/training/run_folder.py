@@ -34,7 +34,7 @@ from worldvla_ros.training.decoding_error import ERRORS
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.steps import learning_rate
-from worldvla_ros.whole_files import draft_folder, write_whole
+from worldvla_ros.whole_files import draft_folder, write_whole_csv
 
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
 CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
@@ -190,13 +190,7 @@ class MetricsLog:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / METRICS_FILE
         kept = [row for row in read_metrics(folder) if int(row['step']) <= resumed_at]
-
-        def write_kept(draft: Path) -> None:
-            with draft.open('w', newline='') as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(kept)
-        write_whole(self._path, write_kept)
+        write_whole_csv(self._path, COLUMNS, kept)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Append one row: `step` optimizer steps were done."""

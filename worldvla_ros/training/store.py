@@ -165,14 +165,22 @@ class TokenStore:
 
         Raises DatasetError where an episode has no states.
         """
+        rows = self._states_of(episodes)
+        low, high = rows.min(0).astype(np.float64), rows.max(0).astype(np.float64)
+        return low, np.where(high > low, high, low + _SMALLEST_RANGE)
+
+    def require_states(self) -> None:
+        """Raise DatasetError where an episode has no states of the arm."""
+        self._states_of(self.episodes)
+
+    def _states_of(self, episodes: Iterable[StoredEpisode]) -> NDArray[np.float32]:
         rows = np.concatenate([self.states[episode.steps] for episode in episodes])
         if np.isnan(rows).any():
             raise DatasetError(
                 f'{int(np.isnan(rows).any(1).sum())} of {len(rows)} frames have no state of the '
                 'arm: their demonstrations were recorded without it; set data.state to false, or '
                 'record them again')
-        low, high = rows.min(0).astype(np.float64), rows.max(0).astype(np.float64)
-        return low, np.where(high > low, high, low + _SMALLEST_RANGE)
+        return rows
 
 
 def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageTokenizer,

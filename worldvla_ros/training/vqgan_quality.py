@@ -14,7 +14,7 @@ from torch import Tensor
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.training.frames import FrameSet
 from worldvla_ros.training.video_metrics import decibels, squared_errors
-from worldvla_ros.whole_files import write_whole
+from worldvla_ros.whole_files import write_whole_csv
 
 EVALUATION_BATCH = 32  # frames
 COLUMNS = ('step', 'loss', 'psnr', 'moving_psnr', 'still_kept', 'held_out_codes', 'used_codes',
@@ -89,13 +89,7 @@ class QualityLog:
     def write(self, values: Mapping[str, float]) -> None:
         """Add a row of COLUMNS; the file is written whole."""
         self._rows.append({name: f'{value:.6g}' for name, value in values.items()})
-        write_whole(self._path, self._write_rows)
-
-    def _write_rows(self, draft: Path) -> None:
-        with draft.open('w', newline='') as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self._rows)
+        write_whole_csv(self._path, COLUMNS, self._rows)
 
     def plot(self) -> None:
         """Draw the PSNR of all and of moving pixels, and the use of the codebook."""

@@ -18,7 +18,6 @@ kept (a copy: all).
 """
 
 from collections.abc import Iterator, Sequence
-import csv
 from dataclasses import asdict, dataclass
 import json
 import math
@@ -36,7 +35,7 @@ from worldvla_ros.training.video_metrics import (
     decibels,
     frechet_distance,
 )
-from worldvla_ros.whole_files import write_whole
+from worldvla_ros.whole_files import write_whole, write_whole_csv
 
 MODEL, COPY, CODED_COPY, CEILING = ('world model', 'copy last frame', 'copy, tokenized',
                                     'tokenizer ceiling')
@@ -253,14 +252,9 @@ def write_report(report: Report, strips: Sequence[StripRow], folder: Path) -> No
                           for name in report.measures}}
     write_whole(folder / 'metrics.json', lambda draft: draft.write_text(
         json.dumps(content, indent=1, allow_nan=False) + '\n'))
-
-    def write_csv(draft: Path) -> None:
-        with draft.open('w', newline='') as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows({name: '' if _plain(value) is None else value
-                              for name, value in row.items()} for row in rows)
-    write_whole(folder / 'metrics.csv', write_csv)
+    write_whole_csv(folder / 'metrics.csv', rows[0], (
+        {name: '' if _plain(value) is None else value for name, value in row.items()}
+        for row in rows))
     write_whole(folder / 'curve.png', lambda draft: _draw_curve(report, draft))
     write_whole(folder / 'strip.png', lambda draft: draw_strips(strips).save(draft))
 

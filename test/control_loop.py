@@ -27,6 +27,8 @@ TOOL_DOWN = Rotation.from_rotvec([np.pi, 0, 0])
 class FakeBackend:
     """Answers when told to, and remembers which request each chunk answers."""
 
+    fault, restarts, heartbeat_age, memory_bytes = '', 0, 0.0, 0
+
     def __init__(self, latency=0):
         self.latency = latency  # polls until a request is answered; None: never by itself
         self.health = Health.READY

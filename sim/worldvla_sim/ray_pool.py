@@ -99,6 +99,13 @@ class RayPool(Generic[Job, Result]):
                         if queue:
                             start()
                     else:
+                        if (isinstance(answer, JobFailure) and answer.unable
+                                and (starting or busy or idle)):
+                            queue.append(job)  # for an actor of another machine
+                            ray.kill(actor)
+                            for other in [idle.pop() for _ in range(len(idle))]:
+                                send_next(other)
+                            continue
                         send_next(actor)
                     yield job, answer
             closed = [actor.close.remote() for actor in idle]

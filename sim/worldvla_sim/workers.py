@@ -40,9 +40,13 @@ def threads_per_worker(workers: int) -> int:
 
 @dataclass(frozen=True)
 class JobFailure:
-    """Why a job has no result."""
+    """Why a job has no result.
+
+    :param unable: the worker could not even make its handler; another one may be able to.
+    """
 
     reason: str
+    unable: bool = False
 
 
 @dataclass
@@ -95,15 +99,17 @@ class Answerer(Generic[Job, Result]):
 
     def answer(self, job: Job) -> Result | JobFailure:
         """Handle one job."""
+        unable = self._handler is None
         try:
             self._handler = self._handler or self._make_handler()
+            unable = False
             return self._handler(job)
         except Exception as error:
             traceback.print_exc()
             if not isinstance(error, WorldVLAError):  # whatever it was, the next job starts anew
                 with contextlib.suppress(Exception):
                     self.close()
-            return JobFailure(f'{type(error).__name__}: {error}')
+            return JobFailure(f'{type(error).__name__}: {error}', unable)
 
     def close(self) -> None:
         """Close the handler, if it can be; safe to repeat."""
@@ -140,7 +146,8 @@ class WorkerPool(Generic[Job, Result]):
     def run(self, jobs: Sequence[Job]) -> Generator[tuple[Job, Result | JobFailure], None, None]:
         """Yield each job with its result, in the order of completion.
 
-        Closing the iterator (or an exception in the consumer, Ctrl-C included) ends all workers.
+        A worker that cannot make its handler leaves its job to the others, as long as there are
+        any. Closing the iterator (or an exception in the consumer, Ctrl-C included) ends all.
         """
         queue = deque(jobs)
         self._workers = [self._start_worker() for _ in range(min(self._size, len(jobs)))]
@@ -153,6 +160,13 @@ class WorkerPool(Generic[Job, Result]):
                     if worker.connection not in ready:
                         continue
                     answer = self._receive(worker)
+                    if isinstance(answer, JobFailure) and answer.unable and len(self._workers) > 1:
+                        queue.append(job)
+                        self._retire(worker)
+                        for idle in self._workers:
+                            if idle.job is None:
+                                self._send_next(idle, queue)
+                        continue
                     if not worker.process.is_alive() and queue:
                         worker = self._replace(worker)
                     worker.job = None
@@ -178,8 +192,11 @@ class WorkerPool(Generic[Job, Result]):
                               f'(negative: signal; -9 is often the out-of-memory killer)')
         return answer
 
-    def _replace(self, worker: _Worker[Job]) -> _Worker[Job]:
-        worker.stop()
+    def _retire(self, worker: _Worker[Job]) -> None:
         self._workers.remove(worker)
+        worker.stop()
+
+    def _replace(self, worker: _Worker[Job]) -> _Worker[Job]:
+        self._retire(worker)
         self._workers.append(self._start_worker())
         return self._workers[-1]

@@ -30,7 +30,7 @@ from worldvla_sim.runner import (
     RunOptions,
     make_jobs,
 )
-from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
+from worldvla_sim.workers import threads_per_worker
 
 ROOT = Path(__file__).resolve().parents[2]
 HOLD = ['--policy', 'hold', '--suite', 'libero_object', '--tasks', '1', '--assets', 'builtin']
@@ -38,40 +38,6 @@ HOLD = ['--policy', 'hold', '--suite', 'libero_object', '--tasks', '1', '--asset
 
 def record(task=0, state=0, success=True, error=None):
     return EpisodeRecord('libero_object', task, 'do it', state, success, 100, error, 'builtin')
-
-
-def square(number):
-    """A job for the pool: fails, dies or answers."""
-    if number == 3:
-        raise ValueError('three')
-    if number == 4:
-        os._exit(9)
-    return number * number
-
-
-def make_square():
-    return square
-
-
-class Spoiled:
-    """A handler that is of no use any more once anything but an error of ours was raised."""
-
-    def __init__(self):
-        self.spoiled = False
-
-    def __call__(self, number):
-        if number < 2:
-            self.spoiled = number == 1
-            raise [ConfigError, RuntimeError][number]('out of something')
-        return self.spoiled
-
-    def close(self):
-        raise RuntimeError('nor can it be closed')
-
-
-def where_is_temp():
-    import tempfile
-    return lambda _: (tempfile.gettempdir(), os.environ['OMP_NUM_THREADS'])
 
 
 def test_wilson_interval_has_the_textbook_values():
@@ -113,29 +79,6 @@ def test_foreign_result_files_are_refused(tmp_path, content):
     (tmp_path / 'out.json').write_text(content)
     with pytest.raises(ConfigError, match='not a result file'):
         Results.load(tmp_path / 'out.json')
-
-
-def test_pool_names_the_job_that_raised_or_killed_its_worker_and_finishes_the_rest(capfd):
-    answers = dict(WorkerPool(make_square, 2).run(range(7)))
-    assert {job: answer for job, answer in answers.items() if job not in (3, 4)} == {
-        job: job * job for job in (0, 1, 2, 5, 6)}
-    assert answers[3] == JobFailure('ValueError: three')
-    assert 'exit code 9' in answers[4].reason
-    assert 'ValueError' in capfd.readouterr().err
-
-
-def test_a_handler_that_raised_what_nobody_expects_is_made_anew_for_the_next_job():
-    answers = dict(WorkerPool(Spoiled, 1).run(range(4)))
-    assert [answer.reason.partition(':')[0] for answer in (answers[0], answers[1])] == [
-        'ConfigError', 'RuntimeError']
-    assert [answers[2], answers[3]] == [False, False]
-
-
-def test_workers_have_one_thread_and_a_private_temp_folder_that_goes_away():
-    (_, (folder, threads)), = WorkerPool(where_is_temp, 1).run([0])
-    assert 'worldvla_worker_' in folder
-    assert not Path(folder).exists()
-    assert threads == os.environ.get('OMP_NUM_THREADS', '1')
 
 
 def test_command_plays_records_resumes_and_refuses_other_settings(tmp_path, capsys):

@@ -113,6 +113,21 @@ def test_jobs_are_answered_by_actors_and_failures_have_a_reason(ray, capfd):
     assert options['runtime_env']['env_vars']['LP_NUM_THREADS'] == '1'
 
 
+def test_an_actor_that_cannot_make_its_handler_leaves_its_jobs_to_the_others(ray, capfd):
+    """A machine of the cluster without assets failed all the jobs beside one that had them."""
+    fake, tried = ray(), []
+
+    def make_on_some_machines():
+        tried.append(1)
+        if len(tried) < 3:
+            raise ConfigError('no assets here')
+        return make_square()
+    jobs = [0, 1, 2, 5, 6]
+    assert dict(RayPool(make_on_some_machines, 3, 'auto').run(jobs)) == {
+        job: job * job for job in jobs}
+    assert fake.killed == 2
+
+
 def test_a_cluster_with_fewer_cores_than_workers_plays_everything(ray):
     """It waited for ever for actors that had no core."""
     fake = ray(cores=1)

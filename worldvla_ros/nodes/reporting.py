@@ -26,6 +26,9 @@ _LEVEL_OF_STATE = {
 _STANDING_CLOCK = (
     'simulated time stands still: the simulator is paused or gone, or it is in lockstep and this '
     'node is not (set control.mode)')
+_SILENCE_NS = 10_000_000_000  # of a simulator in lockstep, which sends again what is not answered
+_SILENT_SIMULATOR = (
+    'no frame for 10 s: the simulator is between two episodes, very slow, or gone')
 
 
 class RateMeter:
@@ -64,11 +67,13 @@ class Reporter:
         self.wrist = CameraReport()
         self.chunks = RateMeter()
         self._camera_rate = self._wrist_rate = 0.0
+        self._heard_ns: int | None = None  # steady time of the last frame, as far as reports tell
+        self._silent = False  # in lockstep no frame drives the robot, which is no halt to the loop
         self.clock_stands_still = False  # why the last command is a halt, if for Reason.CLOCK
         self.state_errors: dict[str, str] = {}  # by topic; what is wrong with its last message
         self.ignored = ''  # why the last instruction changed nothing; empty if it did
 
-    def halt_text(self) -> str:
+    def _halt_text(self) -> str:
         """Say what is wrong and what to do; empty while all is well."""
         controller = self._controller
         if controller.halt is Reason.WORKER_DOWN:
@@ -102,14 +107,18 @@ class Reporter:
         """Describe the active controller."""
         controller = self._controller
         schedule, latency = controller.schedule, controller.latency
-        state = _STATE_OF_REASON.get(controller.halt, PolicyStatus.STATE_HOLDING)
-        if controller.backend.health is Health.FAILED:
-            state = PolicyStatus.STATE_ERROR
         self._camera_rate = self.camera.frames.read(steady_ns)
         self._wrist_rate = self.wrist.frames.read(steady_ns)
+        self._silent = self._is_silent(steady_ns)
+        halt, text = controller.halt, self._halt_text()
+        if self._silent and halt is Reason.NONE:
+            halt, text = Reason.STALE_OBSERVATION, _SILENT_SIMULATOR
+        state = _STATE_OF_REASON.get(halt, PolicyStatus.STATE_HOLDING)
+        if controller.backend.health is Health.FAILED:
+            state = PolicyStatus.STATE_ERROR
         return PolicyStatus(
-            header=header, state=state, halt_reason=int(controller.halt),
-            halt_text=self.halt_text(), instruction=controller.instruction,
+            header=header, state=state, halt_reason=int(halt),
+            halt_text=text, instruction=controller.instruction,
             policy=controller.info.description,
             observation_age=controller.observation_age(now_ns),
             queue_depth=schedule.queue_depth,
@@ -157,13 +166,21 @@ class Reporter:
             self._worker(status, name),
             _diagnostic(f'{name}: control', *_judge_control(status),
                         rate_hz=status.control_rate, instruction=status.instruction or 'none',
-                        halt=controller.halt.name.lower(), underruns=status.underruns),
+                        halt=Reason(status.halt_reason).name.lower(), underruns=status.underruns),
             *arm,
         ])
 
     def inactive_diagnostics(self, status: PolicyStatus, name: str) -> DiagnosticArray:
         """Describe the worker: the rest has nothing to do while the node is not active."""
         return DiagnosticArray(header=status.header, status=[self._worker(status, name)])
+
+    def _is_silent(self, steady_ns: int) -> bool:
+        """Whether a simulator in lockstep has sent nothing for long, while it should."""
+        controller = self._controller
+        if (self._heard_ns is None or self._camera_rate or not controller.instruction
+                or not controller.settings.lockstep):
+            self._heard_ns = steady_ns
+        return steady_ns - self._heard_ns > _SILENCE_NS
 
     def _worker(self, status: PolicyStatus, name: str) -> DiagnosticStatus:
         backend = self._controller.backend
@@ -178,6 +195,8 @@ class Reporter:
         """Return a level and why."""
         if fault is not Reason.NONE:
             return DiagnosticStatus.ERROR, self._input_text(fault)
+        if self._silent:
+            return DiagnosticStatus.ERROR, _SILENT_SIMULATOR
         if report.refusal:
             return DiagnosticStatus.WARN, _refused_image(report)
         return DiagnosticStatus.OK, ''

@@ -37,7 +37,8 @@ from worldvla_sim.ros.episode import EpisodePlayer, EpisodeRequest, EpisodeState
 JOINT_NAMES = [*(f'panda_joint{i}' for i in range(1, 8)), 'panda_finger_joint1',
                'panda_finger_joint2']
 _PERIOD_NS = round(CONTROL_PERIOD * 1e9)
-_EPISODE_GAP_NS = 1_000_000_000  # so that no frame history reaches into the episode before
+# Beyond the largest obs.max_age of a policy node, so that no plan reaches into the next episode.
+_EPISODE_GAP_NS = 11_000_000_000
 _REPEAT_PERIOD = 0.5  # [s] wall time after which an unanswered frame is sent again
 _COMPLAINT_PERIOD = 5.0  # [s] between two log lines of the same complaint
 _OPEN_GRIPPER = -1.0

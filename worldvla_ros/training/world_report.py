@@ -156,12 +156,12 @@ class Report:
         clips = self.measures[MODEL]
         reasons = {}
         if clips[0].lpips is None:
-            reasons['lpips'] = 'needs --lpips-weights FILE (vgg16.pt of the StyleGAN2-ADA metrics)'
+            reasons['lpips'] = 'needs --lpips-weights FILE (`make judges` gets it)'
         if max(self.horizons) < MIN_FVD_FRAMES or len(clips) < MIN_FVD_VIDEOS:
             reasons['fvd'] = (f'needs {MIN_FVD_FRAMES} frames and {MIN_FVD_VIDEOS} clips or '
                               'more: raise --horizons or --clips')
         elif not clips[0].features:
-            reasons['fvd'] = 'needs --i3d-weights FILE (i3d_torchscript.pt of StyleGAN-V)'
+            reasons['fvd'] = 'needs --i3d-weights FILE (`make judges` gets it)'
         return reasons
 
     def in_words(self) -> str:

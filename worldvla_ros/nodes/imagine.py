@@ -47,13 +47,13 @@ def draw(response: Imagine.Response) -> NDArray[np.uint8]:
 
 def ask(node: Node, options: argparse.Namespace) -> Imagine.Response | None:
     """Call the service; None where nobody answers in time, which is said on stderr."""
+    actions = np.zeros((0, ACTION_DIM)) if options.actions is None else np.concatenate(
+        read_chunks(options.actions))[:options.steps]
     client = node.create_client(Imagine, f'{options.policy}/imagine')
     if not client.wait_for_service(options.wait):
         print(f'nobody serves {client.srv_name} after {options.wait:g} s; is the policy node '
               'running?', file=sys.stderr)
         return None
-    actions = np.zeros((0, ACTION_DIM)) if options.actions is None else np.concatenate(
-        read_chunks(options.actions))[:options.steps]
     answer = client.call_async(Imagine.Request(
         actions=actions.ravel().tolist(), instruction=options.instruction))
     rclpy.spin_until_future_complete(node, answer, timeout_sec=options.timeout)

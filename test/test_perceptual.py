@@ -86,11 +86,11 @@ def test_channel_weights_count_at_their_depth():
     for depth in range(5):
         only = arrays | {f'NetLinLayer_{other}/Conv_0/kernel': 0 * arrays[
             f'NetLinLayer_{other}/Conv_0/kernel'] for other in range(5) if other != depth}
-        parts.append(VggFeatures.from_flax(only).distances(pictures, pictures.flip(0)))
-    torch.testing.assert_close(sum(parts), weighted.distances(pictures, pictures.flip(0)))
+        parts.append(VggFeatures.from_flax(only)(pictures, pictures.flip(0)))
+    torch.testing.assert_close(sum(parts), weighted(pictures, pictures.flip(0)))
     plain = VggFeatures([(layer.weight, layer.bias) for block in weighted.blocks
                          for layer in block if isinstance(layer, torch.nn.Conv2d)])
-    torch.testing.assert_close(plain.distances(pictures, pictures.flip(0)),
+    torch.testing.assert_close(plain(pictures, pictures.flip(0)),
                                sum(part / (depth + 1) for depth, part in enumerate(parts)))
 
 
@@ -104,7 +104,7 @@ class Pictures(torch.nn.Module):
 def test_a_script_without_features_is_refused_as_a_perceptual_loss(tmp_path):
     torch.jit.script(Pictures()).save(str(tmp_path / 'vgg16.pt'))
     loss = load_perceptual_loss(tmp_path / 'vgg16.pt')
-    with pytest.raises(CheckpointError, match=r'expected features \[1, D\].*vgg16.pt'):
+    with pytest.raises(CheckpointError, match=r'expected features \[2, D\].*vgg16.pt'):
         loss(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
 
 

@@ -126,7 +126,10 @@ def test_frechet_distance_needs_two_samples():
 
 def test_lpips_is_the_squared_distance_of_the_features(tmp_path):
     lpips = PerceptualDistance(saved(LpipsStandIn(), tmp_path / 'vgg16.pt'))
-    np.testing.assert_allclose(lpips(grey(0, 51), grey(0, 102)), [0, 3 * 0.2 ** 2], atol=1e-6)
+    copy, other, real = grey(0, 0, 0), grey(51, 51, 0), grey(0, 102, 0)
+    np.testing.assert_allclose(
+        lpips([copy, other, real], real),
+        3 * np.square([[0, 0.4, 0], [0.2, 0.2, 0], [0, 0, 0]]), atol=1e-6)
 
 
 def test_a_video_has_one_feature_in_order_of_time(tmp_path):
@@ -147,7 +150,7 @@ def test_a_wrong_file_of_weights_is_refused(tmp_path):
         VideoFeatures(tmp_path / 'other.ckpt')
     swapped = PerceptualDistance(saved(I3dStandIn(), tmp_path / 'i3d.pt'))
     with pytest.raises(CheckpointError, match=r'does not take.*return_lpips'):
-        swapped(grey(0), grey(1))
+        swapped([grey(0)], grey(1))
     images = VideoFeatures(saved(Pictures(), tmp_path / 'pictures.pt'))
     with pytest.raises(CheckpointError, match=r'expected features \[1, D\]'):
         images(grey(0, 1))

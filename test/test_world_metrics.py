@@ -242,7 +242,7 @@ def test_what_was_held_out_is_read_from_the_checkpoint_and_not_contradicted(
     (['--checkpoint', '/nowhere'], '/nowhere'),
     (['--demonstrations', '/nowhere'], 'no demonstrations'),
     (['--horizons', '50'], 'horizons of at most 13 steps'),
-    (['--i3d-weights', '/nowhere/i3d.pt'], 'expected i3d_torchscript.pt'),
+    (['--i3d-weights', '/nowhere/i3d.pt'], 'expected i3d-kinetics-400.ckpt'),
     (['--out', '/proc/nowhere'], 'nowhere')])
 def test_a_wrong_option_is_told_in_a_sentence(command, capsys, change, message):
     assert main([*command, *change]) == 1

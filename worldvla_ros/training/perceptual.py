@@ -37,31 +37,30 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 class PerceptualLoss(nn.Module):
     """Distance of pictures as VGG-16 sees them; its weights are never trained."""
 
-    def distances(self, pixels: Tensor, other: Tensor) -> Tensor:
-        """Return the distance [N] of each pair of pictures [N, 3, H, W] in [-1, 1]."""
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return features [N, D] of pictures [N, 3, H, W] in [-1, 1].
+
+        They are scaled so that the distance of two pictures is their squared distance.
+        """
         raise NotImplementedError
 
     def forward(self, decoded: Tensor, pixels: Tensor) -> Tensor:
         """Return the mean distance of two batches [N, 3, H, W] in [-1, 1]; not negative."""
-        return self.distances(decoded, pixels).mean()
+        one, other = self.features(torch.cat((decoded, pixels))).chunk(2)
+        return (one - other).square().sum(-1).mean()
 
 
 class LpipsScript(PerceptualLoss):
-    """LPIPS by the TorchScript file.
-
-    Of pixels in [0, 255] it gives features that are scaled so that LPIPS with VGG-16 is their
-    squared distance.
-    """
+    """LPIPS by the TorchScript file."""
 
     def __init__(self, path: Path, device: str) -> None:
         super().__init__()
-        self._features = ScriptedFeatures(path, device, 'vgg16.pt of the StyleGAN2-ADA metrics',
-                                          resize_images=False, return_lpips=True)
+        self._network = ScriptedFeatures(path, device, 'vgg16.pt of the StyleGAN2-ADA metrics',
+                                         resize_images=False, return_lpips=True)
 
-    def distances(self, pixels: Tensor, other: Tensor) -> Tensor:
-        """Return the distance [N] of each pair of pictures [N, 3, H, W] in [-1, 1]."""
-        one, two = (self._features((batch + 1) * 127.5) for batch in (pixels, other))
-        return (one - two).square().sum(-1)
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the features [N, D] of pictures [N, 3, H, W] in [-1, 1]."""
+        return self._network((pixels + 1) * 127.5)
 
 
 class VggFeatures(PerceptualLoss):
@@ -69,7 +68,7 @@ class VggFeatures(PerceptualLoss):
     Distance of the features of VGG-16 before each pooling.
 
     :param convolutions: kernel [out, in, 3, 3] and bias [out] of each, in order
-    :param channel_weights: LPIPS's [C], at each of the five depths; None: all are 1
+    :param channel_weights: LPIPS's [C], not negative, at each of the five depths; None: all are 1
     """
 
     mean: Tensor
@@ -113,19 +112,20 @@ class VggFeatures(PerceptualLoss):
         return cls(convolutions, [vector(arrays, f'NetLinLayer_{depth}/Conv_0/kernel')
                                   for depth in range(len(VGG16_CHANNELS))])
 
-    def distances(self, pixels: Tensor, other: Tensor) -> Tensor:
-        """Return the distance [N] of each pair of pictures [N, 3, H, W] in [-1, 1].
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return the features [N, D] of pictures [N, 3, H, W] in [-1, 1].
 
-        It is the sum over depths and channels, and the mean over places (Zhang 2018, equation 1).
+        The distance sums over depths and channels and is the mean over places (Zhang 2018,
+        equation 1).
         """
-        features = ((torch.cat((pixels, other)) + 1) / 2 - self.mean) / self.std
-        distance = features.new_zeros(len(pixels))
+        features = ((pixels + 1) / 2 - self.mean) / self.std
+        parts = []
         for number, block in enumerate(self.blocks):
             features = block(features if number == 0 else F.max_pool2d(features, 2))
-            one, two = F.normalize(features, dim=1, eps=1e-6).chunk(2)
-            weights = self.channel_weights[number].view(1, -1, 1, 1)
-            distance = distance + (weights * (one - two).square()).sum(1).mean((1, 2))
-        return distance
+            places = features.shape[2] * features.shape[3]
+            weights = self.channel_weights[number].view(1, -1, 1, 1) / places
+            parts.append((F.normalize(features, dim=1, eps=1e-6) * weights.sqrt()).flatten(1))
+        return torch.cat(parts, 1)
 
 
 def load_lpips(path: Path, device: str = 'cpu') -> PerceptualLoss:

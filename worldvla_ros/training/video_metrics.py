@@ -7,7 +7,8 @@ of this package: both take what `make judges` gets from PyPI, or the TorchScript
 field passes around.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
 import math
 from pathlib import Path
 
@@ -77,11 +78,20 @@ class PerceptualDistance:
         self._device = device
 
     @torch.inference_mode()
-    def __call__(self, frames: Video, real: Video) -> NDArray[np.float64]:
-        """Return the distance (T,) of each pair of frames."""
-        pairs = (_planes(np.stack(pair)).to(self._device) / 127.5 - 1
-                 for pair in zip(frames, real, strict=True))  # one by one: 30 MB each at 256 px
-        return np.array([float(self._loss.distances(one[:1], one[1:])) for one in pairs])
+    def __call__(self, videos: Sequence[Video], real: Video) -> NDArray[np.float64]:
+        """Return the distance (N, T) of each frame of some videos from that of a real one."""
+        distances = np.empty((len(videos), len(real)))
+        seen: list[tuple[Video, Tensor]] = []  # of each video, and of the real one, a step before
+        for step, frames in enumerate(zip(*videos, real, strict=True)):
+            seen = [before if step and np.array_equal(before[0], frame)  # a copy never changes
+                    else (frame, self._features(frame))
+                    for frame, before in zip_longest(frames, seen)]
+            *imagined, truth = (features for _, features in seen)
+            distances[:, step] = [float((one - truth).square().sum()) for one in imagined]
+        return distances
+
+    def _features(self, frame: Video) -> Tensor:
+        return self._loss.features(_planes(frame[None]).to(self._device) / 127.5 - 1)
 
 
 class VideoFeatures:

@@ -17,7 +17,7 @@ later cost no second imagination.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 import hashlib
 from pathlib import Path
@@ -67,7 +67,7 @@ FRAMES_PER_PASS = 16  # through the image tokenizer at once: bounds the memory
 class Judges:
     """The metrics that need weights, as far as they were given."""
 
-    lpips: Callable[[Video, Video], NDArray[np.float64]] | None = None
+    lpips: Callable[[Sequence[Video], Video], NDArray[np.float64]] | None = None
     features: Callable[[Video], NDArray[np.float64]] | None = None
 
     @classmethod
@@ -134,14 +134,16 @@ def measure(clip: Clip, codes: NDArray[np.int64], pretrained: Pretrained, judges
         CODED_COPY: (np.repeat(decode(pretrained, first), len(real), axis=0), copied),
         CEILING: (decode(pretrained, real_codes), real_codes)}
     real_features = features(real)
+    distances = [None] * len(predicted) if judges.lpips is None else judges.lpips(
+        [video for video, _ in predicted.values()], real)
     measures = {}
-    for name, (video, video_codes) in predicted.items():
+    for (name, (video, video_codes)), lpips in zip(predicted.items(), distances, strict=True):
         errors = squared_errors(video, real)
         measures[name] = ClipMeasures(
             error=errors.mean((1, 2)), moved_error=(errors * moved).sum((1, 2)),
             moved_pixels=moved.sum((1, 2)), ssim=ssim(video, real),
             codes=CodesRight.count(video_codes, real_codes, first),
-            lpips=None if judges.lpips is None else judges.lpips(video, real),
+            lpips=lpips,
             features=features(video), real_features=real_features)
     return measures, StripRow(clip.title, clip.frames, predicted[MODEL][0])
 

@@ -148,6 +148,11 @@ def test_a_wrong_file_of_weights_is_refused(tmp_path):
         PerceptualDistance(tmp_path / 'other.ckpt')
     with pytest.raises(CheckpointError, match=r"has no 'batch_stats/Conv3d_1a_7x7/"):
         VideoFeatures(tmp_path / 'other.ckpt')
+    for kernel in ('text', np.zeros(3), np.zeros((3, 3, 4, 64))):
+        (tmp_path / 'other.ckpt').write_bytes(pickle.dumps(
+            {'VGG16_0': {'Conv_0': {'kernel': kernel, 'bias': np.zeros(64)}}}))
+        with pytest.raises(CheckpointError, match=r'other.ckpt.*; expected vgg16.ckpt'):
+            PerceptualDistance(tmp_path / 'other.ckpt')
     swapped = PerceptualDistance(saved(I3dStandIn(), tmp_path / 'i3d.pt'))
     with pytest.raises(CheckpointError, match=r'does not take.*return_lpips'):
         swapped([grey(0)], grey(1))

@@ -14,6 +14,8 @@ from torch import Tensor
 from worldvla_ros.errors import CheckpointError
 
 Arrays = dict[str, NDArray[np.float32]]
+MISFITS = (CheckpointError, KeyError, IndexError, ValueError, RuntimeError)
+"""What `load_arrays` and the making of a network raise for a file of something else."""
 
 # By name alone: NumPy's modules have moved since the files were written.
 _ALLOWED = {'ndarray': np.ndarray, 'dtype': np.dtype, '_reconstruct': np.empty(0).__reduce__()[0]}
@@ -54,7 +56,7 @@ def vector(arrays: Arrays, name: str) -> Tensor:
 
 
 def describe_misfit(path: Path, error: Exception) -> str:
-    """Say why a network could not be made of a file: what `load_arrays` or its making raised."""
+    """Say why a network could not be made of a file; the error is one of MISFITS."""
     if isinstance(error, CheckpointError):
         return str(error)
     if isinstance(error, KeyError):

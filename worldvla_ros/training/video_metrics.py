@@ -19,7 +19,7 @@ from torch import Tensor
 import torch.nn.functional as F
 
 from worldvla_ros.errors import CheckpointError
-from worldvla_ros.training.flax_weights import describe_misfit, load_arrays
+from worldvla_ros.training.flax_weights import MISFITS, describe_misfit, load_arrays
 from worldvla_ros.training.i3d import I3d
 from worldvla_ros.training.perceptual import load_lpips
 from worldvla_ros.training.torchscript import ScriptedFeatures
@@ -142,7 +142,7 @@ def _load_i3d(path: Path, device: str) -> Callable[[Tensor], Tensor]:
     except CheckpointError as no_script:
         try:
             return I3d(load_arrays(path)).to(device)
-        except (CheckpointError, KeyError, RuntimeError) as error:
+        except MISFITS as error:
             raise CheckpointError(
                 f'{describe_misfit(path, error)}; expected {expected}') from no_script
 

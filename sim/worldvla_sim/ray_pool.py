@@ -103,8 +103,8 @@ class RayPool(Generic[Job, Result]):
                                 and (starting or busy or idle)):
                             queue.append(job)  # for an actor of another machine
                             ray.kill(actor)
-                            for other in [idle.pop() for _ in range(len(idle))]:
-                                send_next(other)
+                            if idle:  # so the queue was empty
+                                send_next(idle.pop())
                             continue
                         send_next(actor)
                     yield job, answer

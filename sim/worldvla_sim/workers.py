@@ -160,18 +160,21 @@ class WorkerPool(Generic[Job, Result]):
                     if worker.connection not in ready:
                         continue
                     answer = self._receive(worker)
-                    if isinstance(answer, JobFailure) and answer.unable and len(self._workers) > 1:
+                    worker.job = None
+                    left_to_others = (isinstance(answer, JobFailure) and answer.unable
+                                      and len(self._workers) > 1)
+                    if left_to_others:
                         queue.append(job)
                         self._retire(worker)
-                        for idle in self._workers:
-                            if idle.job is None:
-                                self._send_next(idle, queue)
-                        continue
-                    if not worker.process.is_alive() and queue:
-                        worker = self._replace(worker)
-                    worker.job = None
-                    self._send_next(worker, queue)
-                    yield job, answer
+                    elif not worker.process.is_alive():
+                        self._retire(worker)
+                        if queue:
+                            self._workers.append(self._start_worker())
+                    for idle in self._workers:
+                        if idle.job is None:
+                            self._send_next(idle, queue)
+                    if not left_to_others:
+                        yield job, answer
         finally:
             for worker in self._workers:
                 worker.connection.close()  # all first, so that they end side by side
@@ -195,8 +198,3 @@ class WorkerPool(Generic[Job, Result]):
     def _retire(self, worker: _Worker[Job]) -> None:
         self._workers.remove(worker)
         worker.stop()
-
-    def _replace(self, worker: _Worker[Job]) -> _Worker[Job]:
-        self._retire(worker)
-        self._workers.append(self._start_worker())
-        return self._workers[-1]

@@ -4,6 +4,7 @@
 from dataclasses import dataclass
 import os
 from pathlib import Path
+import time
 
 import pytest
 
@@ -51,6 +52,7 @@ class Unmakeable:
 
     folder: str
     failures: int
+    seconds: float = 0.0
 
     def __call__(self):
         for number in range(self.failures):
@@ -58,6 +60,7 @@ class Unmakeable:
                 (Path(self.folder) / str(number)).touch(exist_ok=False)
             except FileExistsError:
                 continue
+            time.sleep(self.seconds)
             raise ConfigError('no assets here')
         return square
 
@@ -97,3 +100,11 @@ def test_where_no_worker_can_make_its_handler_every_job_says_why(tmp_path, worke
     answers = dict(WorkerPool(Unmakeable(str(tmp_path), 100), workers).run(range(5)))
     assert sorted(answers) == [*range(5)]
     assert {answer.reason for answer in answers.values()} == {'ConfigError: no assets here'}
+
+
+def test_a_job_is_not_left_to_a_worker_that_is_dead(tmp_path):
+    """The one that could play had died of its last job when the other found out that it cannot."""
+    answers = list(WorkerPool(Unmakeable(str(tmp_path), 1, seconds=4.0), 2).run([4, 4]))
+    assert [job for job, _ in answers] == [4, 4]
+    assert 'exit code 9' in answers[0][1].reason
+    assert answers[1][1].reason == 'ConfigError: no assets here'

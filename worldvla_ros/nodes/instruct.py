@@ -6,7 +6,7 @@ Like a dead-man switch it stops the robot when it goes, also when its terminal i
 
 import argparse
 import atexit
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import os
 from pathlib import Path
@@ -39,6 +39,7 @@ _STATE_NAMES = {
 _MATCH_POLL = 0.05  # [s]
 _LEAVE_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 """Beside Ctrl-C. SIGHUP: the terminal was closed; SIGQUIT: Ctrl-\\ in it."""
+_NUDGE_PERIOD = 0.05  # [s]
 
 
 class Instructor(Node):
@@ -171,7 +172,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.once is not None:
             return instruct_once(node, options)
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), heed_signals():
             try:
                 converse(node, options.timeout)
             finally:  # input from a closed terminal may end before its SIGHUP comes
@@ -218,6 +219,39 @@ def set_leave_handler(handler: Callable[[int, object], None] | signal.Handlers) 
     """Set what happens when the program is told to end."""
     for number in _LEAVE_SIGNALS:
         signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def heed_signals() -> Iterator[None]:
+    """
+    See that a signal ends a wait for input, whenever it comes.
+
+    Python runs a signal's handler between two of its own instructions. One that comes just before
+    the main thread begins to wait for a key would be heeded after the next key only, and the robot
+    would move on; therefore the main thread is woken until it has left.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    left = threading.Event()
+    main = threading.get_ident()
+
+    def nudge() -> None:
+        os.read(reader, 1)  # until Python writes that a signal has come, or the writer is closed
+        while not left.wait(_NUDGE_PERIOD):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    signal.signal(signal.SIGUSR1, lambda *_: None)  # a wait goes on after this one
+    earlier = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    nudger = threading.Thread(target=nudge, daemon=True)
+    nudger.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        left.set()
+        os.close(writer)
+        nudger.join()
+        os.close(reader)
 
 
 def interrupt_once(*_: object) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_ros.control.controller import PolicyController
+from worldvla_ros.control.instruction import InstructionTopic
 from worldvla_ros.control.settings import (
     LOCKSTEP,
     ControllerSettings,
@@ -112,7 +113,7 @@ class Loop:
             ControllerSettings(ControlSettings(**control), obs or ObservationSettings(),
                                limits=limits or SafetyLimits()),
             self.backend, BackendInfo('fake', HORIZON, 2, 4, reads_state, reads_wrist), self.estop,
-            translation_gain=GAIN, on_chunk=self.arrivals.append)
+            InstructionTopic(), translation_gain=GAIN, on_chunk=self.arrivals.append)
         self.now = 100 * SECOND
         self.outgoing = None
 

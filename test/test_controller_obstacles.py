@@ -7,7 +7,7 @@ import pytest
 
 from worldvla_ros.control.settings import ObservationSettings
 from worldvla_ros.errors import InstructionError
-from worldvla_ros.safety.limits import Reason, Verdict
+from worldvla_ros.safety.limits import Reason, SafetyLimits, Verdict
 
 any_obstacle = pytest.mark.parametrize('reason', OBSTACLES, ids=lambda reason: reason.name)
 
@@ -128,6 +128,33 @@ def test_stamps_that_jump_back_void_the_plan():
     loop.now -= 10 * SECOND
     assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK)
     assert loop.step().action.chunk.frame_stamps_ns == (loop.now - PERIOD,)
+
+
+@pytest.mark.parametrize('back', [1, 200, 400, 900])
+def test_a_clock_that_is_set_back_leaves_nothing_of_the_time_before(back):
+    """Pins a bug: up to a second's worth of old frames was taken for new, and of new for old."""
+    loop = Loop().run()
+    loop.now -= back * SECOND // 1000
+    assert loop.controller.tick(loop.now, loop.now).action is None
+    asked = len(loop.backend.requests)
+    loop.steps(3)
+    assert loop.outgoing.action is not None
+    assert all(one.stamp_ns > loop.now - 4 * PERIOD for _, observation in
+               loop.backend.requests[asked:] for one in observation.frames)
+
+
+@pytest.mark.parametrize('back', [200, 400, 900])
+def test_a_clock_that_is_set_back_leaves_no_pose_of_the_time_before(back):
+    """Pins a bug: the arm went 4 cm past the wall while the pose of before counted as new."""
+    loop = Loop(limits=SafetyLimits(workspace_max=(0.1, 1.0, 1.0), workspace_min=(-1.0,) * 3))
+    loop.reach(0.05)
+    loop.run()
+    loop.now -= back * SECOND // 1000
+    assert_hold(loop.controller.tick(loop.now, loop.now), Reason.NO_OBSERVATION)
+    assert_hold(loop.step(), Reason.WORKSPACE)
+    loop.reach(0.05)
+    loop.steps(3)
+    assert loop.outgoing.action is not None
 
 
 @pytest.mark.parametrize('gap, goes_on', [(SECOND // 2, True), (SECOND // 2 + 1, False),

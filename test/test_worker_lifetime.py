@@ -421,3 +421,17 @@ def test_a_worker_is_gone_when_the_node_is_killed(wait):
 def test_a_checkpoint_without_settings_of_its_own_is_read_with_those_that_are_named():
     policy = load_policy(replace(SETTINGS, settings='worldvla_256_libero_10'))
     assert (policy.image_size, policy.horizon, policy.history_length) == (256, 10, 2)
+
+
+# --- started from any folder ------------------------------------------------------------------
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(tmp_path, monkeypatch):
+    """Pins a bug: a torch.py, or another checkout, in the folder of `ros2 launch` was taken."""
+    (tmp_path / 'torch.py').write_text('raise ImportError("the wrong one")')
+    monkeypatch.chdir(tmp_path)
+    backend = new_backend()
+    try:
+        assert backend.start().horizon and backend.health is Health.READY
+    finally:
+        backend.stop()

@@ -16,7 +16,7 @@ from worldvla_ros.errors import ConfigError
 from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE
 from worldvla_ros.model.engine.network import Weights
 from worldvla_ros.nodes.backends import worker_settings
-from worldvla_ros.nodes.parameters import PolicyParameters, declare, read
+from worldvla_ros.nodes.parameters import PolicyParameters, check_files, declare, read
 from worldvla_sim.ros.bridge_settings import BridgeSettings
 
 CONFIG = Path(__file__).parents[2] / 'config'
@@ -180,3 +180,37 @@ def test_a_limit_can_change_while_the_node_runs_and_only_within_its_range(new_no
     assert good.successful and not bad.successful and 'limits.max_rotation' in bad.reason
     limits = read(node, PolicyParameters).limits
     assert (limits.max_translation, limits.max_rotation) == (0.01, 0.5)
+
+
+@pytest.mark.parametrize('section, name, counts', [
+    ('worldvla_policy', '/worldvla_policy', True),
+    ('/**', '/left/worldvla_policy', True),
+    ('/**/worldvla_policy', '/worldvla_policy', True),
+    ('/**/worldvla_policy', '/cell/left/worldvla_policy', True),
+    ('/*/worldvla_policy', '/left/worldvla_policy', True),
+    ('/left/worldvla_policy', '/left/worldvla_policy', True),
+    ('worldvla_policy', '/left/worldvla_policy', False),
+    ('/*/worldvla_policy', '/worldvla_policy', False),
+    ('/**/worldvla_polcy', '/worldvla_policy', False),
+    ('worldvla_policy', '/left_policy', False)])
+def test_a_parameter_file_without_a_section_for_the_node_is_refused(
+        domain_id, tmp_path, section, name, counts):
+    """Pins a bug: a robot ran without the limits of its file. ROS itself says what counts."""
+    path = tmp_path / 'robot.yaml'
+    path.write_text(f'{section}:\n  ros__parameters:\n    limits.max_translation: 0.01\n')
+    arguments = ['--ros-args', '--params-file', str(path)]
+    context = rclpy.Context()
+    rclpy.init(context=context, domain_id=domain_id, args=arguments)
+    namespace, _, base = name.rpartition('/')
+    node = rclpy.create_node(base, namespace=namespace or '/', context=context,
+                             start_parameter_services=False)
+    try:
+        assert bool(node._parameter_overrides) is counts
+        if counts:
+            check_files(node, arguments)
+        else:
+            with pytest.raises(ConfigError, match=f'no section for {name}.*its sections: /'):
+                check_files(node, arguments)
+    finally:
+        node.destroy_node()
+        context.try_shutdown()

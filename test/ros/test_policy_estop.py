@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The e-stop over DDS: it is heard, holds at once, and only a reset and an instruction end it."""
 
+import time
+
 from policy_client import LATCHED, NODE, TASK, is_zero, overrides
 import pytest
 from rclpy.exceptions import InvalidParameterValueException
@@ -10,6 +12,11 @@ from std_msgs.msg import Bool
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.msg import DeltaAction, PolicyStatus
 from worldvla_ros.nodes.policy_node import PolicyNode
+
+
+def stop_repeating():
+    """Be silent for so long that a text that came often is no repetition any more."""
+    time.sleep(3.1)
 
 
 def test_a_publisher_that_repeats_its_instruction_starts_nothing_after_an_estop(running, capfd):
@@ -27,8 +34,10 @@ def test_a_publisher_that_repeats_its_instruction_starts_nothing_after_an_estop(
     for _ in range(20):
         running.next(running.followed)
     assert all(map(is_zero, running.actions[count:]))
-    repeating.cancel()
     running.instruct('')
+    running.next_status(lambda status: 'a publisher repeats it' in status.halt_text)
+    repeating.cancel()
+    stop_repeating()
     running.instruct()
     running.next_motion()
     assert capfd.readouterr().err.count('instruction ignored: it came') == 1
@@ -85,6 +94,37 @@ def test_the_estop_stays_locked_through_a_cleanup(running):
     running.next_motion()
 
 
+def test_a_sentence_that_came_while_it_was_locked_starts_nothing_after_a_cleanup_either(running):
+    """Pins a bug: another configure forgot it, and the robot moved unasked."""
+    running.estop(True)
+    running.next_halt(DeltaAction.REASON_ESTOP)
+    running.instruct()
+    running.next(running.followed)
+    running.estop(False)
+    running.wait_for(lambda: running.trigger('estop_reset').success)
+    for transition in ('deactivate', 'cleanup', 'configure', 'activate'):
+        assert running.transition(transition)
+    count = len(running.actions)
+    running.instruct()
+    running.next_status(lambda status: 'publish an empty instruction' in status.halt_text)
+    assert all(map(is_zero, running.actions[count:]))
+    running.instruct('')
+    stop_repeating()
+    running.instruct()
+    running.next_motion()
+
+
+def test_a_second_publisher_locks_the_estop(running):
+    """Pins a bug: its heartbeat hid that the first one, with the button, had died."""
+    other = running.node.create_publisher(Bool, f'{NODE}/estop', 10)
+    running.next_halt(DeltaAction.REASON_ESTOP)
+    running.next_status(lambda status: '2 publishers' in status.halt_text)
+    running.take_away(other)
+    running.wait_for(lambda: running.trigger('estop_reset').success)
+    running.instruct()
+    running.next_motion()
+
+
 def test_the_estop_is_heard_while_nothing_is_configured(start_policy, client):
     start_policy(autostart=False)
     client.estop(True)
@@ -133,9 +173,8 @@ def test_an_estop_that_was_pressed_before_the_node_came_is_heard(
 def test_the_estop_stays_locked_while_its_topic_has_two_publishers(running):
     """Pins a bug: one's false unlocked it while another's button was pressed."""
     other = running.node.create_publisher(Bool, f'{NODE}/estop', 10)
-    running.wait_for(other.get_subscription_count)
-    running.estop(True)
     running.next_halt(DeltaAction.REASON_ESTOP)
+    running.estop(True)
     other.publish(Bool(data=False))
     response = running.trigger('estop_reset')
     assert not response.success and '2 publishers' in response.message

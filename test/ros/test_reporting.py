@@ -8,6 +8,7 @@ from std_msgs.msg import Header
 
 from worldvla_ros.msg import PolicyStatus
 from worldvla_ros.nodes.reporting import Reporter
+from worldvla_ros.safety.limits import Reason
 
 
 class Reports:
@@ -60,3 +61,23 @@ def test_without_work_to_do_a_silent_simulator_is_no_fault(stop):
     reports.loop.controller.idle(reports.loop.now, reports.loop.now)
     status = reports.wait(30)[0]
     assert status.state in (PolicyStatus.STATE_IDLE, PolicyStatus.STATE_PAUSED)
+
+
+def test_what_is_counted_since_configure_is_told_while_inactive_too():
+    """Pins a bug: the counts fell to zero."""
+    reports = Reports()
+    reports.loop.controller.schedule.underruns = 3
+    status = reports.reporter.inactive_status(Header(), Reason.INACTIVE)
+    assert status.underruns == 3
+    assert status.dropped_actions == reports.loop.controller.schedule.dropped_actions
+
+
+def test_a_rate_counts_from_the_activation_on():
+    """Pins a bug: the pause before counted, too, and the control rate read as next to nothing."""
+    reports = Reports()
+    reports.wait(1)
+    reports.steady_ns += 100 * SECOND
+    reports.reporter.restart(reports.steady_ns)
+    for _ in range(20):
+        reports.reporter.commands.add()
+    assert reports.wait(1)[0].control_rate == pytest.approx(20.0)

@@ -34,6 +34,17 @@ def test_a_goal_that_the_estop_overtakes_before_it_runs_says_so():
     assert result.termination == Result.TERMINATION_ESTOP and 'estop_reset' in result.message
 
 
+def test_a_goal_that_is_cancelled_before_it_runs_leaves_the_running_one_alone():
+    """Pins a bug: that one was told that it was pre-empted, and the robot moved on for nobody."""
+    ended, server = [], TaskServer.__new__(TaskServer)
+    server._loop, server._run = lambda: SimpleNamespace(), object()
+    server.end = lambda *reason: ended.append(reason)
+    goal = SimpleNamespace(is_cancel_requested=True, canceled=lambda: None)
+    with pytest.raises(StopIteration) as returned:
+        server._execute(goal).send(None)
+    assert returned.value.value.termination == Result.TERMINATION_CANCELED and not ended
+
+
 @pytest.fixture
 def ready(start_policy, client):
     """Return a client whose policy waits for a goal."""
@@ -64,6 +75,20 @@ def test_the_time_of_a_goal_runs_without_a_camera_too(ready):
     ready.next_status(lambda status: status.observation_age > 0.5 or status.observation_age < 0)
     status, result = ready.result_of(ready.send_goal(max_duration=0.2))
     assert status == GoalStatus.STATUS_SUCCEEDED and result.steps == 0
+
+
+def test_a_sentence_that_is_repeated_does_not_go_on_where_a_goal_ended(ready):
+    """Pins a bug: the robot moved on without any limit."""
+    repeating = ready.node.create_timer(0.02, ready.instruct)
+    for _ in range(3):  # by topic, until the goal takes over
+        ready.next(ready.followed)
+    _, result = ready.result_of(ready.send_goal(max_steps=12))
+    assert result.termination == Result.TERMINATION_MAX_STEPS and result.steps == 12
+    count = len(ready.actions)
+    for _ in range(20):
+        ready.next(ready.followed)
+    assert all(map(is_zero, ready.actions[count + 1:]))
+    repeating.cancel()
 
 
 def test_progress_is_reported_while_it_runs(ready):

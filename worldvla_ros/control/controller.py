@@ -56,13 +56,14 @@ class PolicyController:
     :param info: of the started backend
     :param estop: looked at in every call; who locks it calls `idle` at once, so that a lock counts
         although it is reset before the next tick
+    :param topic: what was heard of instructions until now
     :param translation_gain: share of a commanded translation that the arm covers within its
         control period; it tells where the arm is between two poses
     :param on_chunk: called for each chunk that the schedule accepts
     """
 
     def __init__(self, settings: ControllerSettings, backend: Backend, info: BackendInfo,
-                 estop: EStop, *, translation_gain: float = 1.0,
+                 estop: EStop, topic: InstructionTopic, *, translation_gain: float = 1.0,
                  on_chunk: Callable[[ChunkArrival], None] = lambda arrival: None) -> None:
         self.info = info
         self.backend = backend
@@ -77,7 +78,7 @@ class PolicyController:
             self._planner, backend, info, check_instruction=self.check_instruction,
             needs_backend=lambda: bool(self._instruction) and not (
                 self._paused or settings.lockstep))
-        self._topic = InstructionTopic()
+        self._topic = topic
         self._instruction = ''
         self._paused = False
         self._conflict = False
@@ -86,6 +87,7 @@ class PolicyController:
         self._previous = Command.hold(_KEEP_GRIPPER)
         self._obstructed = True  # something forbade motion when it was looked at last
         self._asked = False  # a frame came that no command has answered yet (lockstep)
+        self._latest_ns = 0  # what the clock said last
         self._answered: tuple[int, Outgoing] | None = None  # frame answered last, and with what
         # Frames further apart are of two episodes, or of a camera that was away in between.
         self._longest_gap_ns = max(round(settings.obs.max_age * 1e9), 2 * settings.period_ns)
@@ -123,7 +125,7 @@ class PolicyController:
         """Take the positions of the gripper's joints (n,) [m]; then as for `push_ee_pose`."""
         self._sensing.push_fingers(stamp_ns, fingers)
 
-    def hear(self, text: str) -> Heard:
+    def hear(self, text: str, steady_ns: int) -> Heard:
         """
         Take note of a text on the instruction topic; whoever publishes it may repeat it.
 
@@ -133,7 +135,7 @@ class PolicyController:
             text = self.check_instruction(text)
         except InstructionError:
             return Heard.NEW
-        return self._topic.hear(text, self._instruction, self.estop.locked)
+        return self._topic.hear(text, self._instruction, self.estop.locked, steady_ns)
 
     def set_instruction(self, text: str) -> None:
         """
@@ -184,6 +186,7 @@ class PolicyController:
 
     def poll(self, now_ns: int, steady_ns: int) -> None:
         """Collect what the backend answered and give it the next request."""
+        self._watch_clock(now_ns)
         self._planner.collect(now_ns, steady_ns)
         loop_waits = not self._obstructed and (self._asked or not self._settings.lockstep)
         self._planner.serve_request(loop_waits, now_ns, steady_ns)
@@ -300,6 +303,18 @@ class PolicyController:
         return self._sensing.wrist_fault(self._time_of_frames(now_ns))
 
     # --- inside --------------------------------------------------------------------------------
+
+    def _watch_clock(self, now_ns: int) -> None:
+        """
+        Forget what is stamped ahead where the clock was set back.
+
+        What came before would be taken for new, and what comes for old. In lockstep the frames
+        are the clock.
+        """
+        if now_ns < self._latest_ns and not self._settings.lockstep:
+            self._sensing.forget_after(now_ns)
+            self._void('the clock was set back')
+        self._latest_ns = now_ns
 
     def _time_of_frames(self, now_ns: int) -> int:
         """Return now; in lockstep a frame may come before its time."""

@@ -57,6 +57,12 @@ class PositionEstimate:
         self._poses.clear()
         self._sent.clear()
 
+    def forget_after(self, now_ns: int) -> None:
+        """Forget all if the pose or a command is of later than now [ns]."""
+        self._poses.forget_after(now_ns)
+        if self._sent and self._sent[-1][0] > now_ns:
+            self.clear()
+
     def _share_after(self, stamp_ns: int, sent_ns: int) -> float:
         """Return which share of a command's period lies after a stamp, 0 to 1."""
         return min(max((sent_ns + self._period_ns - stamp_ns) / self._period_ns, 0.0), 1.0)

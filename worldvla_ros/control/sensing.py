@@ -100,12 +100,15 @@ class Sensing:
 
     def clear(self) -> None:
         """Forget all."""
-        self.frames.clear()
-        if self.wrist is not None:
-            self.wrist.clear()
-        self.position.clear()
-        if self._arm is not None:
-            self._arm.clear()
+        for history in (self.frames, self.wrist, self.position, self._arm):
+            if history is not None:
+                history.clear()
+
+    def forget_after(self, now_ns: int) -> None:
+        """Forget what says that it is of later than now, because the clock was set back."""
+        for history in (self.frames, self.wrist, self.position, self._arm):
+            if history is not None:
+                history.forget_after(now_ns)
 
     @property
     def _wrist_is_frozen(self) -> bool:

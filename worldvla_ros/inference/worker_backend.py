@@ -204,7 +204,7 @@ class WorkerBackend:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, '-m', 'worldvla_ros.inference.worker', str(theirs.fileno()),
+                [sys.executable, '-P', '-m', 'worldvla_ros.inference.worker', str(theirs.fileno()),
                  str(self._frames.descriptor)],
                 pass_fds=(theirs.fileno(), self._frames.descriptor), stdin=subprocess.DEVNULL,
                 env=self._environment())

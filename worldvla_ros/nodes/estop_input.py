@@ -28,8 +28,9 @@ class EStopInput:
     """
     Listens as long as the node lives. Raises ConfigError for a heartbeat that is out of range.
 
-    The topic belongs to one publisher. While it has more, the latch stays locked: what one of them
-    releases, another may still press, and a message does not say whose it is. Several buttons
+    The topic belongs to one publisher. A second one locks the latch, and while it is there, it stays
+    locked: what one of them releases, another may still press, and a message does not say whose
+    it is. Several buttons
     need a node that joins them, as twist_mux has a topic for each.
 
     A publisher whose messages cannot arrive, because it is best effort, locks the latch, too:
@@ -67,11 +68,17 @@ class EStopInput:
 
     def _on_matched(self, matched: QoSSubscriptionMatchedInfo) -> None:
         """
-        Ask for what was said before, once there is a publisher that keeps it.
+        Lock for a second publisher; ask for what was said before, once one comes that keeps it.
 
-        Not at once: such a subscription fits no volatile publisher, which would be told, and tell
-        its user, that its messages do not arrive; they do, by the other subscription.
+        Two would cover for each other: the heartbeat of one hides that the other has died.
+
+        What was said is not asked for at once: such a subscription fits no volatile publisher,
+        which would be told, and tell its user, that its messages do not arrive; they do, by the
+        other subscription.
         """
+        if matched.current_count > 1:
+            self._lock(f'its topic has {matched.current_count} publishers; leave it to one of '
+                       f'them')
         publishers = self._publishers()
         unknown = len(publishers) < matched.current_count  # the graph is learnt separately
         if self._latched is None and (unknown or any(
@@ -82,8 +89,11 @@ class EStopInput:
                 event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False))
 
     def _on_unheard(self, _: QoSRequestedIncompatibleQoSInfo) -> None:
-        self.latch.lock('a best-effort publisher of its topic cannot be heard; make it reliable')
-        self._node.get_logger().error(f'e-stop locked: {self.latch.cause}')
+        self._lock('a best-effort publisher of its topic cannot be heard; make it reliable')
+
+    def _lock(self, cause: str) -> None:
+        self.latch.lock(cause)
+        self._node.get_logger().error(f'e-stop locked: {cause}')
         self._on_lock()
 
     def _on_message(self, message: Bool) -> None:

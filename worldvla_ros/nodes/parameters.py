@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of the policy node: declared, checked and read once into a frozen dataclass."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 import math
+from pathlib import Path
+import re
 from types import MappingProxyType
 from typing import Any, TypeVar, get_origin
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
+import yaml
 
 from worldvla_ros.config import FieldInfo, bounded, describe, nearest, unflatten
 from worldvla_ros.control.settings import ControllerSettings
@@ -172,6 +176,42 @@ def declare(node: Node, cls: type) -> None:
         if meant := nearest(name, infos):
             raise ConfigError(f'{unknown}; did you mean {meant!r}?')
         node.get_logger().warning(f'{unknown}; it changes nothing')
+
+
+def check_files(node: Node, arguments: Sequence[str]) -> None:
+    """
+    Raise ConfigError for a parameter file on the command line without a section for the node.
+
+    ROS would pass over it, and the limits in it would limit nothing.
+
+    :param arguments: of the program; files are given as `--params-file PATH`
+    """
+    name = node.get_fully_qualified_name()
+    for option, path in pairwise(arguments):
+        if option != '--params-file':
+            continue
+        sections = list(_sections(yaml.safe_load(Path(path).read_text(encoding='utf-8'))))
+        if not any(_matches(section, name) for section in sections):
+            raise ConfigError(
+                f'{path} has no section for {name}, so nothing in it would count; its sections: '
+                f'{", ".join(sections) or "none"}. Name the section /**{name[name.rindex("/"):]}')
+
+
+def _sections(content: Any, name: str = '') -> Iterator[str]:
+    """Yield the names of the nodes that a parameter file is for, from its root."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if key == 'ros__parameters':
+            yield name
+        else:
+            yield from _sections(value, f'{name}/{str(key).strip("/")}')
+
+
+def _matches(section: str, name: str) -> bool:
+    """Return whether a section is for a node, as rcl has it: * is one name, ** any number."""
+    patterns = {'*': '/[^/]+', '**': '(?:/[^/]+)*'}
+    tokens = section.strip('/').split('/')
+    return re.fullmatch(
+        ''.join(patterns.get(token, '/' + re.escape(token)) for token in tokens), name) is not None
 
 
 def read(node: Node, cls: type[T], changes: Mapping[str, Any] = MappingProxyType({})) -> T:

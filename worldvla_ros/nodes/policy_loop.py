@@ -23,7 +23,7 @@ from std_msgs.msg import Header, String
 from worldvla_ros.action import RunTask
 from worldvla_ros.control.controller import Outgoing, PolicyController
 from worldvla_ros.control.inquiries import Inquiries
-from worldvla_ros.control.instruction import Heard
+from worldvla_ros.control.instruction import Heard, InstructionTopic
 from worldvla_ros.control.planner import ChunkArrival
 from worldvla_ros.errors import InstructionError
 from worldvla_ros.inference.backend import Backend, BackendInfo, Result
@@ -50,16 +50,18 @@ class PolicyLoop:
 
     :param backend: started, and `info` what it said of itself
     :param estop: the node's, because it stays locked when the loop goes
+    :param topic: the node's, because what the e-stop barred stays barred, too
     :param tasks: the running goal; it ends with other instructions, halts and its own limits
     """
 
     def __init__(self, node: LifecycleNode, config: PolicyParameters, backend: Backend,
-                 info: BackendInfo, estop: EStop, tasks: TaskServer) -> None:
+                 info: BackendInfo, estop: EStop, topic: InstructionTopic,
+                 tasks: TaskServer) -> None:
         self._node = node
         self._config = config
         self._tasks = tasks
         self.controller = PolicyController(
-            config, backend, info, estop, translation_gain=config.servo.translation_gain,
+            config, backend, info, estop, topic, translation_gain=config.servo.translation_gain,
             on_chunk=self._on_chunk)
         self.active = False
         self._reporter = Reporter(self.controller)
@@ -97,6 +99,7 @@ class PolicyLoop:
         self.active = True
         self._look_for_rivals()
         self._answered_at_ns = self._clock_changed_ns = time.monotonic_ns()
+        self._reporter.restart(self._answered_at_ns)
         period = 1.0 / self._config.control.rate
         by_node_clock = simulated and not self._config.lockstep
         on_timer = self._idle if self._config.lockstep else self._tick
@@ -199,10 +202,10 @@ class PolicyLoop:
         return Header(stamp=conversions.to_time(stamp_ns), frame_id=self._config.base_frame)
 
     def _on_instruction(self, message: String) -> None:
+        heard = self.controller.hear(message.data, time.monotonic_ns())
         if not self.active:
             self._node.get_logger().warning('instruction ignored: the node is not active')
             return
-        heard = self.controller.hear(message.data)
         self._judge_instruction(heard)
         if heard is not Heard.NEW:
             self._followed.publish(String(data=self.controller.instruction))  # who asked may wait
@@ -216,7 +219,7 @@ class PolicyLoop:
 
     def _judge_instruction(self, heard: Heard) -> None:
         """Remember why an instruction was ignored, for reports; log it once for each cause."""
-        ignored = heard.value if heard in (Heard.LOCKED, Heard.REPEATED) else ''
+        ignored = '' if heard in (Heard.NEW, Heard.SAME) else heard.value
         if ignored and ignored != self._reporter.ignored:
             self._node.get_logger().error(f'instruction ignored: {ignored}')
         self._reporter.ignored = ignored

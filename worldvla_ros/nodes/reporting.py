@@ -128,15 +128,21 @@ class Reporter:
             latency_p50=_or_minus_one(latency.p50), latency_p99=_or_minus_one(latency.p99),
             control_rate=self.commands.read(steady_ns))
 
+    def restart(self, steady_ns: int) -> None:
+        """Count rates from now on, because the node was not active until now."""
+        for meter in (self.commands, self.chunks, self.camera.frames, self.wrist.frames):
+            meter.read(steady_ns)
+
     def inactive_status(self, header: Header, reason: Reason) -> PolicyStatus:
         """Describe the controller while it is not active."""
-        backend = self._controller.backend
+        backend, schedule = self._controller.backend, self._controller.schedule
         failed = backend.health is Health.FAILED
         return PolicyStatus(
             header=header,
             state=PolicyStatus.STATE_ERROR if failed else PolicyStatus.STATE_INACTIVE,
             halt_reason=int(reason), halt_text=backend.fault or REASON_TEXT[reason],
-            policy=self._controller.info.description, worker_restarts=backend.restarts,
+            policy=self._controller.info.description, underruns=schedule.underruns,
+            dropped_actions=schedule.dropped_actions, worker_restarts=backend.restarts,
             observation_age=-1.0, latency_p50=-1.0, latency_p99=-1.0)
 
     def diagnostics(self, now_ns: int, status: PolicyStatus, name: str) -> DiagnosticArray:

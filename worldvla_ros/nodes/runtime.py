@@ -6,6 +6,7 @@ from collections.abc import Callable
 import gc
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -21,6 +22,7 @@ from rosgraph_msgs.msg import Clock
 
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.inference.messages import TERMINAL_SIGNALS
+from worldvla_ros.nodes.parameters import check_files
 
 STOP_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
 _LAST_CALLBACKS = 20  # more than a node has goals and calls open at its end
@@ -77,6 +79,7 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
         executor.create_task(lambda: None)  # ends the wait for the next callback
     try:
         node = make_node(executor)
+        check_files(node, sys.argv if args is None else args)
     except (WorldVLAError, ParameterException) as error:
         get_logger('worldvla_ros').error(f'cannot start: {error}')
         rclpy.utilities.try_shutdown()

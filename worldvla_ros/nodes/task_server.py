@@ -136,7 +136,6 @@ class TaskServer:
         return CancelResponse.ACCEPT
 
     async def _execute(self, goal: ServerGoalHandle) -> RunTask.Result:
-        self.end(_Result.TERMINATION_PREEMPTED, 'another goal took over')
         loop = self._loop()
         if goal.is_cancel_requested:
             goal.canceled()
@@ -145,6 +144,7 @@ class TaskServer:
             goal.abort()
             return _Result(termination=_Result.TERMINATION_DEACTIVATED,
                            message='the node is not active')
+        self.end(_Result.TERMINATION_PREEMPTED, 'another goal took over')
         run = self._run = _Run(goal, loop.controller, loop.now_ns(), loop.controller.steps)
         try:
             loop.follow(goal.request.instruction)

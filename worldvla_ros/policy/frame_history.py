@@ -141,6 +141,11 @@ class FrameHistory:
         self._frames.clear()
         self._identical = 0
 
+    def forget_after(self, now_ns: int) -> None:
+        """Forget all frames if one is of later than now [ns]."""
+        if self._frames and self._frames[-1].stamp_ns > now_ns:
+            self.clear()
+
     @property
     def newest(self) -> Frame | None:
         """The frame with the latest stamp."""

@@ -64,6 +64,11 @@ class StateHistory(Generic[T]):
             return None
         return best[1]
 
+    def forget_after(self, now_ns: int) -> None:
+        """Forget all values if one is of later than now [ns]."""
+        if self._entries and self._entries[-1][0] > now_ns:
+            self.clear()
+
     def clear(self) -> None:
         """Forget all values."""
         self._entries.clear()
@@ -96,6 +101,11 @@ class ArmHistory:
         pose = self._poses.nearest(stamp_ns, self._tolerance_ns)
         fingers = self._fingers.nearest(stamp_ns, self._tolerance_ns)
         return None if pose is None or fingers is None else arm_state(*pose, fingers)
+
+    def forget_after(self, now_ns: int) -> None:
+        """Forget the poses, or the fingers, if one is of later than now [ns]."""
+        self._poses.forget_after(now_ns)
+        self._fingers.forget_after(now_ns)
 
     def clear(self) -> None:
         """Forget all."""

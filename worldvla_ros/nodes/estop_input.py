@@ -28,9 +28,9 @@ class EStopInput:
     """
     Listens as long as the node lives. Raises ConfigError for a heartbeat that is out of range.
 
-    The topic belongs to one publisher. A second one locks the latch, which stays locked while it is
-    there: what one of them releases, another may still press, and a message does not say whose it
-    is. Several buttons need a node that joins them, as twist_mux has a topic for each.
+    The topic belongs to one publisher. A second one locks the latch, which stays locked while it
+    is there: what one of them releases, another may still press, and a message does not say whose
+    it is. Several buttons need a node that joins them, as twist_mux has a topic for each.
 
     A publisher whose messages cannot arrive, because it is best effort, locks the latch, too:
     nobody would hear its button. What a transient_local publisher said last is heard although

@@ -10,7 +10,7 @@ those of a wrist camera are episodes of their own.
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 import json
 from pathlib import Path
@@ -23,7 +23,9 @@ from worldvla_ros.datatypes import ACTION_DIM
 from worldvla_ros.training.libero_hdf5 import (
     FILE_ENDING,
     FRAMES,
+    WRIST_FRAMES,
     demonstration_files,
+    first_frames,
     read_episodes,
 )
 
@@ -33,10 +35,14 @@ SPREAD = 0.618034  # of a turn: puts episodes of every task among those that are
 
 
 def pack(folder: Path, video: Path, wrist: bool) -> None:
-    """Write the frames of all demonstrations and, beside them, the lengths of the episodes."""
+    """Write the frames of all demonstrations and, beside them, the lengths of the episodes.
+
+    Refuses frames of two sizes, before it writes anything: a video has one.
+    """
     from imageio_ffmpeg import write_frames
-    episodes = chain.from_iterable(read_episodes(path, folder, wrist=wrist)
-                                   for path in demonstration_files(folder))
+    files = demonstration_files(folder)
+    _refuse_two_sizes(files, (FRAMES, WRIST_FRAMES) if wrist else (FRAMES,))
+    episodes = chain.from_iterable(read_episodes(path, folder, wrist=wrist) for path in files)
     lengths: list[int] = []
     writer = None
     for frames in (frames for episode in episodes for frames in (episode.frames, episode.wrist)
@@ -54,6 +60,19 @@ def pack(folder: Path, video: Path, wrist: bool) -> None:
         writer.close()
     video.with_suffix('.json').write_text(json.dumps(lengths) + '\n')
     print(f'{len(lengths)} episodes, {sum(lengths)} frames, {video.stat().st_size / 1e6:.1f} MB')
+
+
+def _refuse_two_sizes(files: Sequence[Path], cameras: Sequence[str]) -> None:
+    first = None
+    for path in files:
+        for camera in cameras:
+            for name, frame in first_frames(path, camera).items():
+                size, where = ' x '.join(map(str, frame.shape[:2])), f'{path}, {name}, {camera}'
+                first = first or (size, where)
+                if size != first[0]:
+                    raise SystemExit(f'{where} has frames of {size} px, expected {first[0]} px as '
+                                     f'in {first[1]}; pack each size into a video of its own, or '
+                                     'render one again (python -m worldvla_sim.rerender)')
 
 
 def unpack(video: Path, folder: Path) -> None:

@@ -200,6 +200,19 @@ def test_smoothed_targets_make_a_near_bin_better_than_a_far_one():
     assert loss(100, 1e-3) == pytest.approx(loss(100, 0.0), rel=1e-5)
 
 
+def test_what_is_logged_of_each_branch_is_not_smoothed():
+    """Pins a bug: the action column depended on bin_smoothing, and runs could not be compared."""
+    labels = torch.tensor([COMPACT.bins.start + 100, COMPACT.bins.start, COMPACT.codes.start])
+    logits = torch.randn(3, COMPACT.size, generator=torch.Generator().manual_seed(0))
+    is_world = torch.tensor([False, False, True])
+    plain, smooth = (loss_terms(logits, labels, is_world, COMPACT, LossConfig(bin_smoothing=s))
+                     for s in (0.0, 2.0))
+    nll = -logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    assert smooth.action.item() == pytest.approx(nll[:2].mean().item(), rel=1e-5)
+    assert smooth.world.item() == pytest.approx(nll[2].item(), rel=1e-5)
+    assert smooth.cross_entropy.item() != pytest.approx(plain.cross_entropy.item(), rel=1e-3)
+
+
 def test_smoothing_leaves_other_tokens_alone():
     logits, labels = torch.randn(3, COMPACT.size), torch.tensor([COMPACT.eoa, COMPACT.separator,
                                                                  COMPACT.codes.start])

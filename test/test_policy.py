@@ -283,6 +283,23 @@ def test_a_released_checkpoint_loads_by_its_hub_id_and_the_name_of_its_settings(
     assert loaded.predict_chunk(Observation((frame(1), frame(2)), TASK)).horizon == 5
 
 
+@pytest.mark.parametrize(('lost', 'places'), [
+    ('chameleon/tokenizer/vqgan.ckpt', ('model_256/libero_goal/image_tokenizer',
+                                        'chameleon/tokenizer')),
+    ('chameleon', ('model_256/libero_goal/image_tokenizer', 'chameleon/tokenizer')),
+    ('base_model', ('model_256/libero_goal/tokenizer.json', 'base_model/tokenizer.json',
+                    'chameleon/tokenizer/text_tokenizer.json'))])
+def test_tokenizers_are_missed_before_weights_are_fetched(hub, released, lost, places):
+    """Pins a bug: they were looked for after 14 GB had been fetched and read."""
+    (released / lost).rename(released / 'elsewhere')
+    with pytest.raises(CheckpointError) as error:
+        WorldVLAPolicy.from_pretrained('Somebody/WorldVLA', subfolder='model_256/libero_goal',
+                                       settings='worldvla_256_libero')
+    assert all(str(released / place) in str(error.value) for place in places)
+    assert not any(pattern.startswith('model_256/libero_goal/model')
+                   for patterns in hub for pattern in patterns)
+
+
 @pytest.mark.parametrize('options', [{'subfolder': 'model_256/libero_goal'}, {}])
 def test_settings_are_missed_before_weights_are_fetched(hub, options):
     with pytest.raises(CheckpointError, match=r'no .*policy\.json.*, worldvla_256_libero_10,'):
@@ -340,6 +357,14 @@ def test_nan_of_one_frame_is_gone_with_it(policy, decoder, ahead):
                            for one in (spoiled, fresh))
         np.testing.assert_array_equal(chunk.token_ids, expected.token_ids)
         np.testing.assert_array_equal(chunk.entropy, expected.entropy)
+
+
+@pytest.mark.parametrize(('content', 'got'), [('null', 'None'), ('3', '3'), ('[]', r'\[\]')])
+def test_settings_that_are_no_object_are_refused(tmp_path, content, got):
+    """Pins a bug: null and numbers ended in a TypeError."""
+    (tmp_path / 'policy.json').write_text(content)
+    with pytest.raises(CheckpointError, match=f'policy.json: expected an object .*got {got}$'):
+        PolicySettings.load(tmp_path / 'policy.json')
 
 
 @pytest.mark.parametrize(('entry', 'message'), [

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
@@ -72,6 +73,20 @@ def test_the_no_op_filter_leaves_a_demonstration_on_its_side():
     filtered = one.kept(kept_steps(one.actions, one.executed))
     assert len(filtered.actions) < len(one.actions)
     assert draw_of(filtered) == draw_of(one) != draw_of(episode(1))
+
+
+def test_a_demonstration_of_libero_and_its_copy_that_was_rendered_again_are_on_one_side(tmp_path):
+    """Pins a bug: LIBERO's own files are read without their first action, the copies with it."""
+    originals = [episode(number, steps=60) for number in range(10)]
+    write_hdf5(tmp_path / 'original' / 'pick_demo.hdf5', originals, layout='converter')
+    read = episode_actions(tmp_path / 'original' / 'pick_demo.hdf5')
+    with h5py.File(tmp_path / 'original' / 'pick_demo.hdf5') as file:
+        stored = {name: file[f'data/{name}/actions'][:] for name in file['data']}
+    draws = {name: draw(name, *actions) for name, actions in read.items()}
+    for name, actions in stored.items():
+        assert len(actions) == len(read[name][0]) + 1
+        assert draw(name, actions, actions) == draws[name]
+    assert len(set(draws.values())) == 10
 
 
 def test_what_has_no_actions_goes_by_its_name():

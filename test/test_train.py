@@ -40,6 +40,16 @@ def test_every_recipe_is_read(path):
     load_yaml(path, VqganRunConfig if 'vqgan' in path.stem else TrainConfig)
 
 
+@pytest.mark.parametrize(('tokenizer', 'policies'), [
+    ('mini_vqgan', ('mini_cpu', 'mini_cpu_dagger')), ('mini_gpu_vqgan', ('mini_gpu',))])
+def test_recipes_hold_out_by_the_split_of_their_image_tokenizer(tokenizer, policies):
+    """Pins a bug: the large tokenizer had seen what its policy held out."""
+    recipes = ROOT / 'config' / 'train'
+    split = load_yaml(recipes / f'{tokenizer}.yaml', VqganRunConfig).split
+    for policy in policies:
+        assert load_yaml(recipes / f'{policy}.yaml', TrainConfig).data.split == split
+
+
 def test_what_the_gpu_recipe_makes_is_small_enough_to_ship():
     """At most 40 MB with the image tokenizer, for as many text tokens as the recipe allows."""
     config = load_yaml(ROOT / 'config' / 'train' / 'mini_gpu.yaml', TrainConfig)

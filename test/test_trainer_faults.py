@@ -2,6 +2,9 @@
 """Training that is stopped, killed or given what does not fit: nothing is lost."""
 
 from dataclasses import replace
+import os
+from pathlib import Path
+import shutil
 import signal
 
 import pytest
@@ -15,6 +18,7 @@ from worldvla_ros.training import run_folder
 from worldvla_ros.training.batches import fitting_batch
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import DatasetError, TrainingError
+from worldvla_ros.training.loss_of_batch import TERMS
 from worldvla_ros.training.run_folder import RunFolder, read_metrics
 from worldvla_ros.training.stop_signals import StopSignals
 from worldvla_ros.training.train import train
@@ -63,9 +67,12 @@ def test_few_held_out_episodes_make_smaller_batches(tmp_path):
     assert row['step'] == '3' and float(row['action']) > 0 and float(row['world']) > 0
 
 
-def test_an_evaluation_that_fails_costs_no_step(tmp_path, monkeypatch):
+@pytest.mark.parametrize('save_every', [2, 100])
+def test_an_evaluation_that_fails_costs_no_step(tmp_path, monkeypatch, save_every):
+    """Pins a bug: where less was saved than evaluated, it cost all since the last checkpoint."""
     small_store(tmp_path, num_episodes=20)
-    config = tiny_config(tmp_path, steps=2)
+    config = tiny_config(tmp_path, steps=4)
+    config = replace(config, run=replace(config.run, save_every=save_every, evaluate_every=2))
 
     def fails(trainer):
         raise DatasetError('a broken sample')
@@ -73,6 +80,29 @@ def test_an_evaluation_that_fails_costs_no_step(tmp_path, monkeypatch):
     with pytest.raises(DatasetError, match='a broken sample'):
         train(config)
     assert RunFolder(config).latest().name == 'step-00000002'
+
+
+@pytest.mark.parametrize(('accumulate', 'most'), [(1, 22), (2, 11), (8, 5), (40, 1)])
+def test_an_evaluation_takes_no_more_at_once_than_a_training_step_and_says_the_same(
+        tmp_path, monkeypatch, accumulate, most):
+    """Pins a bug: a run that just fitted ran out of memory at its first evaluation.
+
+    Of batches of 40, 22 samples can be filled; those of a part may lack a branch.
+    """
+    small_store(tmp_path, num_episodes=20)
+    config = tiny_config(tmp_path, world_share=0.25, accumulate=accumulate)
+    config = replace(config, data=replace(config.data, batch_size=40),
+                     loss=replace(config.loss, bin_smoothing=1.5))
+    trainer = Trainer(build_experiment(config))
+    loss, table, seen = trainer._loss_of_one, trainer._experiment.held_out, []
+    with torch.no_grad():
+        whole = loss.eval()(trainer._collate(table, table.batch(22, 0.25, 0, 0).tolist()))
+    monkeypatch.setattr(loss, 'forward', lambda batches, *sums, forward=loss.forward: seen.append(
+        sum(len(batch.input_ids) for batch in batches)) or forward(batches, *sums))
+    values = trainer.evaluate()
+    assert max(seen) == most and sum(seen) == 22
+    for name in TERMS:
+        assert values[name] == pytest.approx(getattr(whole, name).item(), rel=1e-5), name
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
@@ -103,6 +133,42 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monke
     left = sorted((tmp_path / 'run' / 'checkpoints').iterdir())
     assert [path.name for path in left] == ['step-00000002', 'step-00000004']
     assert train(config) is not None
+
+
+@pytest.mark.parametrize('file', [
+    'train.yaml', 'trainer.pt', 'config.json', 'model.safetensors', 'policy.json',
+    'tokenizer.json', 'image_tokenizer/config.json', 'image_tokenizer/model.safetensors'])
+def test_a_checkpoint_that_a_power_cut_emptied_is_named_and_the_one_before_it_serves(
+        tmp_path, file):
+    """Pins a bug: most of the messages named a value of a file and no way out."""
+    config = tiny_config(tmp_path, steps=4)
+    whole = weights(train(config))
+    newest = RunFolder(config).latest()
+    (newest / file).write_bytes(b'')
+    with pytest.raises(TrainingError, match=f'checkpoint {newest} is damaged .*delete this'):
+        train(config)
+    shutil.rmtree(newest)
+    assert weights(train(config)) == whole
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Pins a bug: after a power cut a renamed folder held empty files."""
+    config, events = tiny_config(tmp_path, steps=1), []
+    fsync, rename = os.fsync, Path.rename
+    monkeypatch.setattr(os, 'fsync', lambda file: events.append(
+        str(Path(f'/proc/self/fd/{file}').readlink())) or fsync(file))
+    monkeypatch.setattr(Path, 'rename', lambda draft, target: events.append(
+        (str(draft), str(target))) or rename(draft, target))
+    trainer = Trainer(build_experiment(config))
+    trainer.step = 1
+    events.clear()
+    trainer._save()
+    saved = RunFolder(config).latest()
+    draft = next(event[0] for event in events if event[1:] == (str(saved),))
+    at = events.index((draft, str(saved)))
+    files = {str(path.relative_to(saved)) for path in saved.rglob('*')} | {'.'}
+    assert {os.path.relpath(event, draft) for event in events[:at]} == files
+    assert events[at + 1] == str(saved.parent)
 
 
 def test_what_a_killed_save_left_goes_with_the_next(tmp_path):

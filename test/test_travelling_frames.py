@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from training_data import episode, with_wrist, write_hdf5
 
 from worldvla_ros.training.frames import load_frames
@@ -58,3 +59,21 @@ def test_the_wrist_camera_travels_as_episodes_of_its_own(tmp_path):
     wrist = with_wrist(smooth(1, 3)).wrist
     assert np.abs(dark.astype(int) - smooth(1, 3).frames).mean() < 2
     assert np.abs(bright.astype(int) - wrist).mean() < 2
+
+
+@pytest.mark.parametrize('other', ['task', 'wrist'])
+def test_frames_of_two_sizes_are_refused_before_anything_is_written(tmp_path, other):
+    """Pins a bug: the later ones came back as garbage without a word."""
+    small, large = smooth(1, 3), smooth(2, 3)
+    large = replace(large, frames=large.frames.repeat(2, 1).repeat(2, 2))
+    episodes = [replace(small, wrist=large.frames)] if other == 'wrist' else [small, large]
+    for number, one in enumerate(episodes):
+        write_hdf5(tmp_path / 'demos' / f'task{number}_demo.hdf5', [one])
+    with pytest.raises(subprocess.CalledProcessError) as error:
+        run('pack', tmp_path / 'demos', tmp_path / 'frames.mp4',
+            *(['--wrist'] if other == 'wrist' else []))
+    said = error.value.stderr
+    odd = 'task0_demo.hdf5, demo_1, obs/eye_in' if other == 'wrist' else 'task1_demo.hdf5, demo_2'
+    assert odd in said and '128 x 128 px, expected 64 x 64 px' in said
+    assert 'task0_demo.hdf5, demo_1, obs/agentview_rgb' in said and 'Traceback' not in said
+    assert not list(tmp_path.glob('frames.*'))

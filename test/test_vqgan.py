@@ -15,6 +15,7 @@ from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer, save_image_tokenizer
 from worldvla_ros.training.failures import TrainingError
 from worldvla_ros.training.frames import load_frames
+from worldvla_ros.training.replay_list import Replay, ReplayList, actions_digest
 from worldvla_ros.training.vqgan import train_vqgan
 from worldvla_ros.training.vqgan_quality import perplexity, reconstruction_quality
 from worldvla_ros.training.vqgan_trainer import VqganTrainer
@@ -46,6 +47,16 @@ def test_the_wrist_camera_is_learned_from_where_it_is_asked_for(tmp_path):
     assert len(few.train) + len(few.held_out) == 40
     assert train_vqgan(config(tmp_path, steps=2, wrist=True)) == reconstruction_quality(
         load_image_tokenizer(tmp_path / 'tokenizer'), both.held_out)
+
+
+def test_an_image_tokenizer_can_keep_to_the_replays_of_its_policy(tmp_path, capsys):
+    episodes = [moving_square(number) for number in range(30)]
+    write_hdf5(tmp_path / 'demos' / 'push_demo.hdf5', episodes)
+    ReplayList(False, [Replay('push', one.name, actions_digest(one.actions, one.executed), '',
+                              number % 3 == 0, 4, 4) for number, one in enumerate(episodes)]
+               ).save(tmp_path / 'replays.json')
+    train_vqgan(config(tmp_path, steps=1, only=str(tmp_path / 'replays.json')))
+    assert 'numeric: 9 episodes for training + 1 held out' in capsys.readouterr().err
 
 
 def test_a_result_that_is_rounded_is_the_one_that_is_measured(demos):

@@ -84,12 +84,24 @@ def interrupted(demos, monkeypatch):
 def test_a_run_goes_on_with_its_demonstrations_moved_but_not_with_others(demos, interrupted):
     (demos / 'demos').rename(demos / 'moved')
     write_hdf5(demos / 'demos' / 'push_demo.hdf5', [moving_square(i) for i in range(11)])
-    with pytest.raises(TrainingError, match=r'trained on other demonstrations \(sha256:'):
+    with pytest.raises(TrainingError, match=r'trained on other demonstrations \(sha256-2:'):
         train_vqgan(interrupted)
     write_hdf5(demos / 'demos' / 'push_demo.hdf5', [moving_square(i, 3) for i in range(10)])
     with pytest.raises(TrainingError, match='trained on other demonstrations'):
         train_vqgan(interrupted)
     train_vqgan(replace(interrupted, demonstrations=str(demos / 'moved')))
+
+
+@pytest.mark.parametrize('change', ['frames', 'actions'])
+def test_demonstrations_that_were_rendered_or_recorded_again_are_others(demos, interrupted,
+                                                                        change):
+    """Pins a bug: as many steps of the same names were taken for the same demonstrations."""
+    again = [moving_square(number) for number in range(10)]
+    again[3] = replace(again[3], frames=again[3].frames // 2) if change == 'frames' else replace(
+        again[3], actions=again[3].actions / 2)
+    write_hdf5(demos / 'demos' / 'push_demo.hdf5', again)
+    with pytest.raises(TrainingError, match='trained on other demonstrations'):
+        train_vqgan(interrupted)
 
 
 def test_a_run_goes_on_with_or_without_the_perceptual_loss_as_it_began(demos, interrupted):
@@ -109,11 +121,13 @@ def test_a_state_from_before_there_was_a_choice_of_splits_was_split_by_number(de
     train_vqgan(interrupted)
 
 
-def test_a_state_that_does_not_say_its_demonstrations_is_refused(demos, interrupted):
+@pytest.mark.parametrize('data', [{}, {'data': 'sha256:0123456789ab'}])
+def test_a_state_that_does_not_say_its_demonstrations_is_refused(demos, interrupted, data):
+    """Nor does one that says their names and lengths alone."""
     path = demos / 'tokenizer.run' / 'state.pt'
     state = torch.load(path, weights_only=True)
     del state['data']
-    torch.save(state, path)
+    torch.save(state | data, path)
     with pytest.raises(TrainingError, match=r'of an older version .*delete .*tokenizer\.run'):
         train_vqgan(interrupted)
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file is whole or as it was before."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -31,6 +34,27 @@ def test_a_target_stays_as_it_was_when_its_successor_cannot_be_written(tmp_path)
         write_whole(target, write)
     assert target.read_text() == '{}'
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_content_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    """Pins a bug: a power cut just after the renaming left an empty file."""
+    events = []
+    monkeypatch.setattr(os, 'fsync', lambda file: events.append(
+        (Path(f'/proc/self/fd/{file}').readlink(), target.exists())))
+    target = tmp_path / 'table.json'
+    write_whole(target, lambda draft: draft.write_text('{}'))
+    (draft, before), (folder, after) = events
+    assert (draft.parent, draft.suffix, before) == (tmp_path, '.json', False)
+    assert (folder, after) == (tmp_path, True)
+
+
+def test_a_folder_that_cannot_be_flushed_keeps_its_new_file(tmp_path, monkeypatch):
+    def fsync(file):
+        if Path(f'/proc/self/fd/{file}').is_dir():
+            raise OSError(22, 'Invalid argument')
+    monkeypatch.setattr(os, 'fsync', fsync)
+    write_whole(tmp_path / 'table.json', lambda draft: draft.write_text('{}'))
+    assert (tmp_path / 'table.json').read_text() == '{}'
 
 
 def test_writers_that_choose_a_format_by_suffix_find_it_on_the_draft(tmp_path):

@@ -238,6 +238,18 @@ def test_what_was_held_out_is_read_from_the_checkpoint_and_not_contradicted(
     assert 'held out by split published, and numeric is asked for' in capsys.readouterr().err
 
 
+def test_episodes_that_the_weights_may_have_seen_are_warned_of(command, tmp_path, capsys):
+    """Pins a bug: a policy that started from one of another split was measured without a word."""
+    (tmp_path / 'checkpoint' / 'train.yaml').write_text(
+        'data: {split: numeric, earlier_splits: [published]}\n')
+    assert main(command) == 0
+    assert 'were trained with split published before' in capsys.readouterr().err
+    (tmp_path / 'checkpoint' / 'train.yaml').write_text(
+        'data: {split: numeric, earlier_splits: []}\n')
+    assert main(command) == 0
+    assert 'warning' not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('change, message', [
     (['--checkpoint', '/nowhere'], '/nowhere'),
     (['--demonstrations', '/nowhere'], 'no demonstrations'),

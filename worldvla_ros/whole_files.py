@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that appear whole or not at all, and the folders that others are written in for it.
 
+Content is on the disk before its name is, so that a power cut leaves no empty file under it.
 Folders: `training.run_folder` and `training.store`; HDF5: `worldvla_sim.demonstrations`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+import contextlib
 import csv
 import os
 from pathlib import Path
@@ -21,9 +23,42 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     draft = path.with_name(f'.{os.getpid()}-{path.name}')
     try:
         write(draft)
+        flush(draft)
         draft.replace(path)
+        _flush_names(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or a folder with all in it, is on the disk.
+
+    :raises OSError: as the disk reports it, such as one that turns out to be full.
+    """
+    if path.is_dir():
+        for entry in path.iterdir():
+            flush(entry)
+        _flush_names(path)
+        return
+    with path.open('rb') as file:
+        os.fsync(file.fileno())
+
+
+def rename_whole(draft: Path, target: Path) -> None:
+    """Rename a folder that is full, when it is on the disk; OSError as `flush` and `rename`."""
+    flush(draft)
+    draft.rename(target)
+    _flush_names(target.parent)
+
+
+def _flush_names(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_whole_csv(path: Path, columns: Collection[str], rows: Iterable[Mapping[str, Any]]

@@ -56,6 +56,27 @@ def fingerprint_beside_weights(folder: Path) -> str:
     return f'sha256:{digest.hexdigest()[:12]}'
 
 
+def _load_image_tokenizer(path: str | Path, described: Path, repository: Path, device: str
+                          ) -> ImageTokenizer:
+    """Load the image tokenizer beside the settings or, as released, of the whole repository.
+
+    From the Hub every tokenizer comes with it, and no weights of the network.
+
+    :param path: of the repository: a folder or Hub id.
+    Raises CheckpointError that names both places where neither has one.
+    """
+    own, released = described / IMAGE_TOKENIZER_FOLDER, repository / RELEASED_IMAGE_TOKENIZER
+    images = own if own.exists() else released
+    try:
+        resolve_folder(path, str(images.relative_to(repository)))  # patterns of a sub-folder
+        if images == released and not has_image_tokenizer(released):
+            raise CheckpointError(f'{released} lacks its files')
+    except CheckpointError as error:
+        raise CheckpointError(f'no image tokenizer for {path}: looked for {own} and {released}; '
+                              f'{error}') from error
+    return load_image_tokenizer(images, device)
+
+
 @dataclass(frozen=True, eq=False)
 class Pretrained:
     """The networks, tokenizers and settings of one checkpoint."""
@@ -82,7 +103,8 @@ class Pretrained:
              settings: str | Path | None = None) -> 'Pretrained':
         """Load a checkpoint folder or Hub id: ours, or the released repository's layout.
 
-        Raises CheckpointError; for settings that are missing or wrong before weights are fetched.
+        Raises CheckpointError; for settings and tokenizers that are missing or wrong before the
+        weights are fetched.
 
         :param dtype: 'auto' is bfloat16 where the device multiplies it fast, else float32.
         :param num_actions: horizon, where it shall differ from the checkpoint's.
@@ -94,15 +116,13 @@ class Pretrained:
                                    else settings_file(settings))
         if num_actions is not None:
             used = replace(used, horizon=num_actions)
+        repository = (described, *described.parents)[len(Path(subfolder or '').parts)]
+        image_tokenizer = _load_image_tokenizer(path, described, repository, device)
+        text_tokenizer = TextTokenizer.from_folder(
+            described, *(repository / file for file in RELEASED_TEXT_TOKENIZERS))
         folder = resolve_folder(path, subfolder)
-        repository = (folder, *folder.parents)[len(Path(subfolder or '').parts)]
-        images, released = folder / IMAGE_TOKENIZER_FOLDER, repository / RELEASED_IMAGE_TOKENIZER
-        if not images.exists() and has_image_tokenizer(released):
-            images = released
         return cls(model=load_model(folder, device=device, dtype=pick_dtype(dtype, device)),
-                   image_tokenizer=load_image_tokenizer(images, device),
-                   text_tokenizer=TextTokenizer.from_folder(
-                       folder, *(repository / file for file in RELEASED_TEXT_TOKENIZERS)),
+                   image_tokenizer=image_tokenizer, text_tokenizer=text_tokenizer,
                    settings=used, fingerprint=fingerprint(folder))
 
     @property

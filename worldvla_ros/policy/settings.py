@@ -87,8 +87,9 @@ class PolicySettings:
         if isinstance(entries, dict):
             entries = _NEWER | entries
         if not isinstance(entries, dict) or set(entries) != known:
+            got = sorted(entries) if isinstance(entries, dict) else repr(entries)
             raise CheckpointError(f'{path}: expected an object with the keys {sorted(known)}, '
-                                  f'got {sorted(entries)}')
+                                  f'got {got}')
         try:
             return from_mapping(cls, entries, where=str(path))
         except ConfigError as error:

@@ -20,7 +20,9 @@ from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training.batches import SampleTable
+from worldvla_ros.training.earlier_splits import leak_warning, with_earlier_splits
 from worldvla_ros.training.failures import DatasetError
+from worldvla_ros.training.run_folder import load_saved
 from worldvla_ros.training.samples import VIDEO_PROMPT, SampleBuilder
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.splits import SplitCounts
@@ -46,6 +48,12 @@ class Experiment:
     counts: SplitCounts  # of the episodes
 
     @property
+    def split_report(self) -> str:
+        """Say how many episodes are held out, and whether the weights may have seen them."""
+        warning = leak_warning(self.config.data.split, self.config.data.earlier_splits)
+        return '\n'.join(filter(None, (self.counts.in_words(), warning)))
+
+    @property
     def range_report(self) -> str:
         """Say in one line how many labels saturate, on each axis."""
         shares = ', '.join(f'{axis} {share:.1%}' for axis, share in
@@ -60,7 +68,7 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
 
     :param resume_from: checkpoint of this run whose weights, text tokenizer and settings go on.
     Raises DatasetError for a store that is empty or of another tokenizer, CheckpointError for
-    weights of another vocabulary.
+    weights of another vocabulary, TrainingError for a damaged checkpoint of this run.
     """
     image_tokenizer = load_image_tokenizer(config.data.tokenizer)
     store = TokenStore.open(config.data.store, tokenizer_fingerprint(image_tokenizer))
@@ -68,8 +76,11 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     if config.data.state:
         store.require_states()
     source = str(resume_from or config.model.init_from)
+    config = with_earlier_splits(config, source)
     if source:
-        pretrained = _loaded(source, config, store, train, image_tokenizer)
+        given = (load_saved(resume_from) if resume_from is not None
+                 else Pretrained.load(source, dtype='float32'))
+        pretrained = _carried_over(given, source, config, store, train, image_tokenizer)
     else:
         pretrained = _new(config, store, train, image_tokenizer)
     samples = SampleBuilder(pretrained.prompts, config.data.history_length, config.data.horizon,
@@ -188,13 +199,12 @@ def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
     return Pretrained(model, image_tokenizer, text_tokenizer, settings)
 
 
-def _loaded(folder: str, config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
-            image_tokenizer: ImageTokenizer) -> Pretrained:
-    """Load a checkpoint; its shape, action range and prompts go on, history may differ.
+def _carried_over(given: Pretrained, folder: str, config: TrainConfig, store: TokenStore,
+                  train: list[StoredEpisode], image_tokenizer: ImageTokenizer) -> Pretrained:
+    """Fit a checkpoint to a run; its shape, action range and prompts go on, history may differ.
 
     One that has not read the state of the arm begins to where the configuration says so.
     """
-    given = Pretrained.load(folder, dtype='float32')
     have = (given.model.config.vocabulary.num_codes, given.settings.image_size)
     if have != (store.header.num_codes, store.header.image_size):
         raise CheckpointError(

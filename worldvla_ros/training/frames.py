@@ -18,14 +18,16 @@ from worldvla_ros.training.libero_hdf5 import (
     WRIST_FRAMES,
     demonstration_files,
     episode_actions,
-    episode_lengths,
+    first_frames,
     read_episodes,
     task_name,
 )
+from worldvla_ros.training.replay_list import ReplayList, actions_digest, kept_steps
 from worldvla_ros.training.splits import Key, SplitCounts, draw
 from worldvla_ros.training.splits import split as split_keys
 
 MOVING_DIFFERENCE = 12  # of 255 in any channel: above what shading flickers by
+DIGEST_KIND = 'sha256-2:'  # the first kind named neither actions nor frames
 MEMORY_SHARE = 0.8  # of what is available that frames may fill; training needs some, too
 
 Span = tuple[int, int]  # frames [start, stop) of an episode
@@ -62,9 +64,12 @@ class LoadedFrames:
     counts: SplitCounts  # of their episodes
 
 
-def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: bool = False
-                ) -> LoadedFrames:
+def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: bool = False,
+                only: Path | None = None) -> LoadedFrames:
     """Return the frames for training and the held-out ones, 90 to 10 episodes.
+
+    Failed episodes are left out, as `tokenise` leaves them out: else the same split would hold
+    out others than in the store.
 
     All are held in memory: 49 kB each at 128 px, 197 kB at 256 px. Where there are more than
     `most` frames, pairs of neighbours are taken evenly from all episodes.
@@ -72,11 +77,10 @@ def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: 
     :param split: see `splits`; that of the policy, or the tokenizer has seen what that is
         measured on.
     :param wrist: those of the wrist camera, too.
+    :param only: list of replays that the store was filtered by, see `tokenise`; None for none.
     :raises DatasetError: too few demonstrations, or their frames do not fit into memory.
     """
-    files = demonstration_files(folder)
-    actions = {(task_name(path, folder), name): recorded
-               for path in files for name, recorded in episode_actions(path).items()}
+    actions = _chosen_actions(folder, only)
     lengths = {key: len(labels) for key, (labels, _) in actions.items()}
     sides = split_keys({key: draw(key[1], *recorded) for key, recorded in actions.items()}, split)
     if not all(sides):
@@ -90,7 +94,7 @@ def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: 
     _require_memory(sum(part.num_frames for part in parts), image_size, folder)
     for part in parts:
         part.allocate(image_size)
-    for path in files:
+    for path in demonstration_files(folder):
         for episode in read_episodes(path, folder, wrist=wrist):
             key = (episode.task, episode.name)
             for part in parts:
@@ -101,12 +105,33 @@ def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: 
         split, *([Path(task).name for task, _ in keys] for keys in sides)))
 
 
-def episodes_digest(folder: Path) -> str:
-    """Return a short name of the demonstrations below a folder: tasks, names and lengths."""
-    listed = sorted((task_name(path, folder), name, length)
-                    for path in demonstration_files(folder)
-                    for name, length in episode_lengths(path).items())
-    return f'sha256:{hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]}'
+def episodes_digest(folder: Path, only: Path | None = None) -> str:
+    """Return a short name of what `load_frames` reads: tasks, names, actions and first frames.
+
+    It begins with DIGEST_KIND.
+    """
+    actions = _chosen_actions(folder, only)
+    pictures = {(task_name(path, folder), name):
+                f'{frame.shape} {hashlib.sha256(frame.tobytes()).hexdigest()}'
+                for path in demonstration_files(folder)
+                for name, frame in first_frames(path).items()}
+    listed = [(*key, actions_digest(*actions[key]), pictures[key]) for key in sorted(actions)]
+    return f'{DIGEST_KIND}{hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]}'
+
+
+def _chosen_actions(folder: Path, only: Path | None
+                    ) -> dict[Key, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return the actions of the demonstrations that `tokenise.filtered_episodes` yields."""
+    replays = None if only is None else ReplayList.load(only)
+    chosen = {}
+    for path in demonstration_files(folder):
+        task = task_name(path, folder)
+        for name, recorded in episode_actions(path, failed=False).items():
+            if replays is None or (
+                    replays.succeeded(task, name, actions_digest(*recorded))
+                    and (not replays.drop_no_ops or kept_steps(*recorded).any())):
+                chosen[task, name] = recorded
+    return chosen
 
 
 class _Part:

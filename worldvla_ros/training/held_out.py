@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from worldvla_ros.training.batches import Batch, SampleTable, fitting_batch
 from worldvla_ros.training.decoding_error import decoding_errors
@@ -18,13 +19,15 @@ DECODED_SAMPLES = 64
     'force_eager')  # every prompt has another shape
 def held_out_values(loss: LossOfBatch, experiment: Experiment,
                     collate: Callable[[SampleTable, list[int]], Sequence[Batch]], *,
-                    decode: bool) -> dict[str, float]:
+                    at_once: int, decode: bool) -> dict[str, float]:
     """Return TERMS over the first batches of the held-out episodes, without dropout.
 
     The batches are smaller where a branch of these episodes cannot fill its share; empty where it
     has no sample at all. The loss stays in evaluation mode.
 
     :param collate: puts some samples of a table into batches.
+    :param at_once: most samples that pass the network together; it changes no value, but a
+        training step has room for no more.
     :param decode: whether the errors of decoded chunks come with them, for which the weights must
         be whole.
     """
@@ -37,12 +40,28 @@ def held_out_values(loss: LossOfBatch, experiment: Experiment,
     loss.eval()
     rows = []
     for i in range(min(config.run.evaluation_batches, len(table) // size)):
-        batches = collate(table, table.batch(size, share, 0, i).tolist())
-        terms = loss([batch.to(loss.model.device) for batch in batches])
-        rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
+        indices = table.batch(size, share, 0, i).tolist()
+        count = -(-size // at_once)
+        rows.append(_terms_of_parts(loss, [collate(table, indices[part::count])
+                                           for part in range(count)]))
     values = dict(zip(TERMS, torch.stack(rows).nanmean(0).tolist(), strict=True))
     if not decode:
         return values
     return values | decoding_errors(
         pretrained.model, table.evenly('action', DECODED_SAMPLES), pretrained.action_tokenizer,
         chunk_mask=pretrained.settings.chunk_mask, choice=pretrained.settings.bin_choice)
+
+
+def _terms_of_parts(loss: LossOfBatch, parts: Sequence[Sequence[Batch]]) -> Tensor:
+    """Return TERMS [T] of a batch that passes the network in parts, as if it were at once."""
+    device = loss.model.device
+    sums = loss.sums([batch for part in parts for batch in part]).to(device) / len(parts)
+    rows, counts = [], []
+    for part in parts:
+        terms = loss([batch.to(device) for batch in part], sums)
+        rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
+        is_world = torch.cat([batch.target_is_world for batch in part])
+        tokens = {'action': int((~is_world).sum()), 'world': int(is_world.sum())}
+        counts.append([tokens.get(name.removesuffix('_accuracy'), 1) for name in TERMS])
+    weights = torch.tensor(counts, device=device)  # [P, T]: means by tokens, else by parts
+    return torch.where(weights > 0, torch.stack(rows) * weights, 0.0).sum(0) / weights.sum(0)

@@ -123,10 +123,32 @@ def episode_lengths(path: Path) -> dict[str, int]:
     return lengths
 
 
-def episode_actions(path: Path) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Return `recorded_actions` of each demonstration of a file, without reading its frames."""
+def episode_actions(path: Path, *, failed: bool = True
+                    ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Return `recorded_actions` of each demonstration of a file, without reading its frames.
+
+    :param failed: those of failed demonstrations, too.
+    """
     with _opened(path) as data:
-        return {name: recorded_actions(data[name]) for name in _names(data, path)}
+        actions = {}
+        for name in _names(data, path):
+            with _named(path, name):
+                if failed or _succeeded(data[name]):
+                    actions[name] = recorded_actions(data[name])
+    return actions
+
+
+def first_frames(path: Path, camera: str = FRAMES) -> dict[str, NDArray[np.uint8]]:
+    """Return the first frame (H, W, 3) of each demonstration of a file, as it is stored.
+
+    :param camera: FRAMES or WRIST_FRAMES.
+    """
+    frames = {}
+    with _opened(path) as data:
+        for name in _names(data, path):
+            with _named(path, name):
+                frames[name] = _dataset(data[name], camera, (None, None, None, 3))[0]
+    return frames
 
 
 def recorded_actions(group: h5py.Group) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -200,9 +222,13 @@ def _read_episode(group: h5py.Group, name: str, task: str, wrist: bool) -> Episo
     states = _states(group, problem, stored)
     return Episode(name, task, _instruction(group, problem, task),
                    frames=images(FRAMES), actions=actions,
-                   executed=executed, success=bool(_array(group, 'dones', (stored,))[-1]),
+                   executed=executed, success=_succeeded(group),
                    states=None if states is None else states[:steps],
                    wrist=images(WRIST_FRAMES) if wrist else None)
+
+
+def _succeeded(group: h5py.Group) -> bool:
+    return bool(_array(group, 'dones', (len(group['actions']),))[-1])
 
 
 def _array(group: h5py.Group, key: str, shape: tuple[int | None, ...]) -> NDArray[Any]:

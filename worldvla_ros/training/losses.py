@@ -51,10 +51,10 @@ class LossTerms:
     """
 
     total: Tensor  # what is minimised
-    cross_entropy: Tensor  # [nat] weighted
+    cross_entropy: Tensor  # [nat] weighted, of smoothed targets where bin_smoothing is given
     z_loss: Tensor  # mean squared log-partition [nat^2], without its weight
-    action: Tensor  # [nat] mean over the labelled tokens of the action branch; NaN without any
-    world: Tensor  # [nat] mean over the labelled tokens of the world branch; NaN without any
+    action: Tensor  # [nat] mean of -log p(label) of the action branch's tokens; NaN without any
+    world: Tensor  # [nat] likewise of the world branch; neither is smoothed
     action_accuracy: Tensor  # share of the action branch's tokens that greedy would choose
     world_accuracy: Tensor  # likewise of the world branch
 
@@ -126,8 +126,9 @@ def loss_terms(logits: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Voc
     z_loss = log_partition.square().sum() / sums[2]
     cross_entropy = _cross_entropy(nll, labels, is_world, vocabulary, config, sums)
     with torch.no_grad():
+        of_label = log_partition - _target_logits(logits, labels, vocabulary, 0.0)
         correct = (logits.argmax(-1) == labels).float()
-        shown = torch.stack([nll, correct])
+        shown = torch.stack([of_label, correct])
         of_world = is_world.float()
         action, action_accuracy = (shown * (1 - of_world)).sum(1) / (1 - of_world).sum()
         world, world_accuracy = (shown * of_world).sum(1) / of_world.sum()

@@ -24,20 +24,21 @@ import torch
 import yaml
 
 from worldvla_ros.config import differences, flatten, load_yaml
-from worldvla_ros.errors import ConfigError
+from worldvla_ros.errors import CheckpointError, ConfigError
 from worldvla_ros.model.checkpoint import save_model
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.pretrained import IMAGE_TOKENIZER_FOLDER, Pretrained
 from worldvla_ros.policy.settings import POLICY_FILE
 from worldvla_ros.training.decoding_error import ERRORS
+from worldvla_ros.training.earlier_splits import CONFIG_FILE
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.steps import learning_rate
-from worldvla_ros.whole_files import draft_folder, write_whole_csv
+from worldvla_ros.whole_files import draft_folder, rename_whole, write_whole_csv
 
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
-CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
+STATE_FILE, METRICS_FILE = 'trainer.pt', 'metrics.csv'
 COLUMNS = ('step', 'split', 'total', 'cross_entropy', 'z_loss', 'action', 'world',
            'action_accuracy', 'world_accuracy', *ERRORS, 'grad_norm', 'learning_rate',
            'tokens_per_s', 'mfu')
@@ -74,11 +75,17 @@ class RunFolder:
         self._checkpoints = self.path / 'checkpoints'
 
     def latest(self) -> Path | None:
-        """Return the newest checkpoint, None in a new run; ConfigError if it is another run's."""
+        """Return the newest checkpoint, None in a new run.
+
+        Raises ConfigError if it is another run's, TrainingError if it does not say whose.
+        """
         found = sorted(self._checkpoints.glob('step-*'))
         if not found:
             return None
-        stored, given = self._stored(found[-1]), flatten(self._config)
+        try:
+            stored, given = self._stored(found[-1]), flatten(self._config)
+        except ConfigError as error:
+            raise _damaged(found[-1], error) from error
         fixed = (_INHERITED if stored['model.init_from'] else ())
         if changed := differences(stored, given, {*filter(_may_change, given), *fixed}):
             raise ConfigError(f'{self.path} holds a run of another configuration '
@@ -140,7 +147,7 @@ class RunFolder:
             write(draft)
             if target.exists():
                 shutil.rmtree(target)
-            draft.rename(target)
+            rename_whole(draft, target)
         except OSError as error:
             raise TrainingError(f'cannot write {target}: {explain_os_error(error)}; what was '
                                 'saved before is whole') from error
@@ -154,9 +161,13 @@ class RunFolder:
 
 
 def _may_change(name: str) -> bool:
-    """Say whether a run may go on with another value; moved data is known by fingerprint."""
-    where = ('data.store', 'data.tokenizer', 'model.init_from', 'model.init_store')
-    return name in where or (name.startswith('run.') and name != 'run.seed')
+    """Say whether a run may go on with another value.
+
+    Moved data is known by fingerprint; what the run filled in is not asked for.
+    """
+    those = ('data.store', 'data.tokenizer', 'data.earlier_splits', 'model.init_from',
+             'model.init_store')
+    return name in those or (name.startswith('run.') and name != 'run.seed')
 
 
 def _copied(model: Transformer, dtype: torch.dtype) -> Transformer:
@@ -173,9 +184,22 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location='cpu', weights_only=True,
                                            mmap=True)  # each process reads what it needs of it
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise TrainingError(f'{path} cannot be read: {str(error).splitlines()[0]}; delete the '
-                            'folder to resume from the checkpoint before it') from error
+        raise _damaged(checkpoint, f'{path} cannot be read: {error}') from error
     return state
+
+
+def load_saved(checkpoint: Path) -> Pretrained:
+    """Read the networks of a checkpoint of this run in float32; TrainingError if damaged."""
+    try:
+        return Pretrained.load(checkpoint, dtype='float32')
+    except CheckpointError as error:
+        raise _damaged(checkpoint, error) from error
+
+
+def _damaged(checkpoint: Path, why: object) -> TrainingError:
+    reason = (str(why) or repr(why)).splitlines()[0]
+    return TrainingError(f'the checkpoint {checkpoint} is damaged or of another version '
+                         f'({reason}); delete this folder to go on from the checkpoint before it')
 
 
 class MetricsLog:

@@ -28,6 +28,9 @@ class DataConfig:
     state: bool = bounded(False, doc='the state of the arm in the prompt of the action branch')
     wrist: bool = bounded(False, doc='the wrist camera in the prompt of the action branch')
     split: str = bounded('hashed', choices=SPLITS, doc='which episodes are held out: see splits')
+    earlier_splits: tuple[str, ...] = bounded(
+        (), doc='others that the weights were trained with before; the run fills it in from '
+                'train.yaml of model.init_from, to warn')
     action_range: str = bounded('data', choices=('data', 'libero', 'checkpoint'),
                                 doc='extremes of the training episodes, the published ones, or '
                                     'those of model.init_from, which has the last word')
@@ -110,7 +113,8 @@ class RunConfig:
     threads: int = bounded(1, minimum=1, doc='of torch on the CPU')
     loader_processes: int = bounded(0, minimum=0, doc='that build batches; 0: one thread, which '
                                                       'is enough beside a CPU\'s training')
-    save_every: int = bounded(500, minimum=1, unit='step')
+    save_every: int = bounded(500, minimum=1, unit='step',
+                              doc='at least: each evaluation is of a step that is saved')
     log_every: int = bounded(20, minimum=1, unit='step')
     evaluate_every: int = bounded(500, minimum=1, unit='step')
     evaluation_batches: int = bounded(8, minimum=0, doc='of the held-out episodes; 0: none')

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which demonstrations are held out: one rule for policies, image tokenizers and their metrics.
 
-    hashed      by a hash of the actions, one in ten: the same demonstration is on the same side in
-                every store, in whichever folder it lies and whatever is recorded beside it later
+    hashed      by a hash of the last actions, one in ten: the same demonstration is on the same
+                side in every store, in whichever folder it lies, whatever is recorded beside it
+                later, and whether it is one of LIBERO's own or was rendered again
     numeric     the last tenth of each file by number: nothing of a file with less than ten
     published   the last tenth of each file by name, as the public code does (2 after 10: of 50
                 demonstrations 5 to 9 are held out)
 
 A rule that knows a demonstration by its folder would hold out another one where only that folder
 is given, and the frames of a demonstration that was rendered again could be on both sides.
+
+Until 2026-11-28 all moving steps were hashed, of which LIBERO's own files, read without their
+first action, have one less than a copy that was rendered again: checkpoints of 'hashed' from
+before held out other episodes, see `earlier_splits`.
 """
 
 from collections import Counter, defaultdict
@@ -24,6 +29,7 @@ from worldvla_ros.training.replay_list import kept_steps
 
 SPLITS = ('hashed', 'numeric', 'published')
 TRAIN_SHARE = 0.9  # of the episodes of each task (paper, section 4.1)
+HASHED_STEPS = 32  # that move, the last ones; the shortest of 360 demonstrations had 64
 Key = tuple[str, str]  # task and name of an episode
 
 
@@ -31,10 +37,11 @@ def draw(name: str, actions: NDArray[np.floating], executed: NDArray[np.floating
     """Return what stands for chance in 'hashed': in [0, 1), from what moves of an episode.
 
     In float32, as a store keeps actions (T, 7), and without the no-ops, so that the published
-    filter changes nothing. What has no actions, such as frames alone, goes by its name.
+    filter changes nothing. From the end, since the first action is lost where frames are read a
+    step late (`libero_hdf5`). What has no actions, such as frames alone, goes by its name.
     """
     both = np.stack([actions, executed]).astype(np.float32)
-    moved = both[:, kept_steps(both[0], both[1])]
+    moved = both[:, kept_steps(both[0], both[1])][:, -HASHED_STEPS:]
     digest = hashlib.sha256(moved.tobytes() or name.encode()).digest()
     return int.from_bytes(digest[:6], 'big') / 2 ** 48
 

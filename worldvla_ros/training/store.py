@@ -34,7 +34,7 @@ from worldvla_ros.training.failures import DatasetError, TrainingError, explain_
 from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.splits import draw
 from worldvla_ros.training.splits import split as split_keys
-from worldvla_ros.whole_files import draft_folder
+from worldvla_ros.whole_files import draft_folder, rename_whole
 
 FORMAT = 2
 """Raised whenever what is written changes, so that an old store is not misread."""
@@ -297,7 +297,7 @@ def _write(folder: Path, header: StoreHeader, episodes: list[StoredEpisode],
             np.save(draft / f'{name}.npy', array)
         entries = {**asdict(header), 'episodes': [asdict(episode) for episode in episodes]}
         (draft / HEADER_FILE).write_text(json.dumps(entries) + '\n')
-        draft.rename(folder)
+        rename_whole(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

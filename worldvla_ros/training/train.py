@@ -18,11 +18,11 @@ import torch.distributed as dist
 
 from worldvla_ros.config import load_yaml
 from worldvla_ros.errors import WorldVLAError
-from worldvla_ros.policy.pretrained import Pretrained
+from worldvla_ros.training.earlier_splits import with_earlier_splits
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.parallel import pick_device
-from worldvla_ros.training.run_folder import RunFolder, plot_metrics
+from worldvla_ros.training.run_folder import RunFolder, load_saved, plot_metrics
 from worldvla_ros.training.run_lock import alone_in
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.trainer import Trainer
@@ -42,8 +42,7 @@ def train(config: TrainConfig) -> Path | None:
         experiment = build_experiment(config, checkpoint)
         trainer = Trainer(experiment, checkpoint)
         if not dist.is_initialized() or dist.get_rank() == 0:
-            print(experiment.counts.in_words(), experiment.range_report, sep='\n',
-                  file=sys.stderr)
+            print(experiment.split_report, experiment.range_report, sep='\n', file=sys.stderr)
             if checkpoint is not None:
                 print(f'resuming from {checkpoint}', *folder.changes(checkpoint), sep='\n  ',
                       file=sys.stderr)
@@ -62,7 +61,8 @@ def export(config: TrainConfig) -> Path:
                             f'saved every {config.run.save_every} steps, and when you stop it)')
     with alone_in(folder.path):
         print(f'exporting {checkpoint.name} of {config.run.steps} steps', file=sys.stderr)
-        result = folder.export(Pretrained.load(checkpoint, dtype='float32'))
+        folder = RunFolder(with_earlier_splits(config, checkpoint))
+        result = folder.export(load_saved(checkpoint))
         plot_metrics(folder.path)
     return result
 

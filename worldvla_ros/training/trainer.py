@@ -101,6 +101,7 @@ class Trainer:
             model.parameters(), choice.learning_rate, (choice.beta1, choice.beta2),
             weight_decay=choice.weight_decay, fused=True)  # a quarter of the time on a CPU
         self.step = 0  # optimizer steps done
+        self._saved = 0  # of these in the newest checkpoint
         if resume_from is not None:
             self._resume(resume_from)
 
@@ -203,8 +204,11 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """Return `held_out_values` of the network as it is now."""
-        return held_out_values(self._loss_of_one, self._experiment, self._collate,
-                               decode=not self._sharded)
+        data = self._config.data
+        return held_out_values(
+            self._loss_of_one, self._experiment, self._collate,
+            at_once=data.batch_size // (self._processes * data.accumulate),
+            decode=not self._sharded)
 
     def batches(self, step: int) -> tuple[tuple[Batch, ...], ...]:
         """Return this process's share of the batch of a step, in its parts."""
@@ -245,14 +249,18 @@ class Trainer:
 
     def _save_and_evaluate(self, log: MetricsLog | None) -> None:
         run = self._config.run
-        if self._due(run.save_every):  # first: what the evaluation meets costs no step
-            self._save()
-        if self._due(run.evaluate_every):
+        evaluated = self._due(run.evaluate_every)
+        if self._due(run.save_every) or (evaluated and self._can_evaluate()):
+            self._save()  # first: what the evaluation meets costs no step
+        if evaluated:
             self._evaluate(log)
+
+    def _can_evaluate(self) -> bool:
+        return bool(self._experiment.held_out and self._config.run.evaluation_batches)
 
     def _evaluate(self, log: MetricsLog | None) -> None:
         """Write `evaluate` into the log, where there is anything to evaluate on."""
-        if not self._experiment.held_out or not self._config.run.evaluation_batches:
+        if not self._can_evaluate():
             return
         # Weights that are spread are gathered by all processes, for the same batches.
         values = self.evaluate() if self._sharded or self._rank == 0 else {}
@@ -273,13 +281,16 @@ class Trainer:
         return bool(any_asked)
 
     def _stop(self) -> NoReturn:
-        if not self._due(self._config.run.save_every):  # else it was saved just now
-            self._save()
+        self._save()
         if self._rank == 0:
             tqdm.write(f'stopped after step {self.step}, which is saved', sys.stderr)
         raise KeyboardInterrupt
 
     def _save(self) -> None:
+        """Write a checkpoint of this step, if it has none yet; every process must call it."""
+        if self._saved == self.step:
+            return
+        self._saved = self.step
         pretrained = self._whole_pretrained()
         state = {'step': self.step, 'optimizer': whole_optimizer_state(self._optimizer),
                  'data': self._experiment.data}
@@ -309,4 +320,4 @@ class Trainer:
                 f'{self._experiment.data}; restore the store, or start a new run with '
                 'model.init_from')
         load_optimizer_state(self._optimizer, state['optimizer'])
-        self.step = state['step']
+        self.step = self._saved = state['step']

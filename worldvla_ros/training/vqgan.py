@@ -26,7 +26,12 @@ from worldvla_ros.config import differences, flatten, from_mapping, load_yaml
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.model.image_tokenizer import round_to_half, save_image_tokenizer
 from worldvla_ros.training.failures import TrainingError, explain_os_error
-from worldvla_ros.training.frames import LoadedFrames, episodes_digest, load_frames
+from worldvla_ros.training.frames import (
+    DIGEST_KIND,
+    LoadedFrames,
+    episodes_digest,
+    load_frames,
+)
 from worldvla_ros.training.loading import made_by_threads
 from worldvla_ros.training.run_lock import alone_in
 from worldvla_ros.training.vqgan_quality import (
@@ -36,10 +41,11 @@ from worldvla_ros.training.vqgan_quality import (
     reconstruction_quality,
 )
 from worldvla_ros.training.vqgan_trainer import VqganRunConfig, VqganTrainer
-from worldvla_ros.whole_files import write_whole
+from worldvla_ros.whole_files import rename_whole, write_whole
 
-MAY_CHANGE = ('demonstrations', 'output', 'init_from', 'perceptual_weights', 'save_every',
-              'evaluate_every', 'device', 'threads', 'loader_threads', 'learning_rate', 'dtype')
+MAY_CHANGE = ('demonstrations', 'only', 'output', 'init_from', 'perceptual_weights',
+              'save_every', 'evaluate_every', 'device', 'threads', 'loader_threads',
+              'learning_rate', 'dtype')
 """What a resumed run may do otherwise: where things are, and how often they are looked at.
 
 The demonstrations are known by their digest, wherever they are; and a run with the perceptual
@@ -57,7 +63,7 @@ class VqganRun:
         self.path = self._output.with_name(self._output.name + '.run')
         if self._output.exists():
             raise TrainingError(f'{self._output} exists; give another output, or delete it first')
-        self._data = episodes_digest(Path(config.demonstrations))
+        self._data = episodes_digest(Path(config.demonstrations), _only(config))
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, None in a new run; TrainingError if it is another run's."""
@@ -79,7 +85,8 @@ class VqganRun:
             raise TrainingError(f'{self.path} holds a run of another configuration '
                                 f'({"; ".join(changed)}); give another output, or restore the '
                                 'values to resume it')
-        if (data := state.pop('data', None)) is None:
+        data = state.pop('data', None) or ''
+        if not data.startswith(DIGEST_KIND):
             raise TrainingError(f'{path} is of an older version and does not say which '
                                 f'demonstrations it is of; delete {self.path} to begin again')
         if data != self._data:
@@ -107,7 +114,7 @@ class VqganRun:
             round_to_half(trainer.tokenizer)
         try:
             save_image_tokenizer(trainer.tokenizer, draft)
-            draft.rename(self._output)
+            rename_whole(draft, self._output)
         except OSError as error:
             raise TrainingError(f'cannot write {self._output}: {explain_os_error(error)}; what '
                                 'was saved before is whole') from error
@@ -128,7 +135,7 @@ def train_vqgan(config: VqganRunConfig) -> ReconstructionQuality:
 def _train_run(config: VqganRunConfig, run: VqganRun) -> ReconstructionQuality:
     state = run.load()
     frames = load_frames(Path(config.demonstrations), config.image_size, config.most_frames,
-                         config.split, wrist=config.wrist)
+                         config.split, wrist=config.wrist, only=_only(config))
     print(frames.counts.in_words(), file=sys.stderr)
     trainer = VqganTrainer(config)
     if not config.perceptual_weights:
@@ -181,6 +188,10 @@ def _train(config: VqganRunConfig, run: VqganRun, trainer: VqganTrainer,
                 trainer.revived = 0
             if last or trainer.step % config.save_every == 0:
                 run.save(trainer)
+
+
+def _only(config: VqganRunConfig) -> Path | None:
+    return Path(config.only) if config.only else None
 
 
 def _plain(config: VqganRunConfig) -> dict[str, Any]:

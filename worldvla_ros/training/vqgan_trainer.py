@@ -51,6 +51,8 @@ class VqganRunConfig:
     steps: int = bounded(REQUIRED, minimum=1)
     init_from: str = bounded('', doc='tokenizer to start from; empty: random weights')
     image_size: int = bounded(128, minimum=32, unit='px')
+    only: str = bounded('', doc='list of worldvla_sim.replay that tokenise is given; empty: all '
+                                'demonstrations that succeeded')
     wrist: bool = bounded(False, doc='the frames of the wrist camera, too')
     split: str = bounded('hashed', choices=SPLITS, doc='which episodes are held out: see splits; '
                                                        "that of the policy's data.split")

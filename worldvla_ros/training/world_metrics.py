@@ -33,6 +33,7 @@ from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.world_model import WorldModel
+from worldvla_ros.training.earlier_splits import earlier_splits, leak_warning
 from worldvla_ros.training.failures import explain_os_error
 from worldvla_ros.training.frames import differing
 from worldvla_ros.training.held_out_clips import Clip, load_clips, split_of_checkpoint
@@ -166,6 +167,8 @@ def world_metrics(options: argparse.Namespace) -> Report:
     """Measure as the command's options say, write the results, and return them."""
     torch.set_num_threads(options.threads)
     split = split_of_checkpoint(options.checkpoint, options.split)
+    if warning := leak_warning(split, earlier_splits(options.checkpoint, split)):
+        print(f'world_metrics: {warning}', file=sys.stderr)
     device = pick_device(options.device)
     judges = Judges.load(options.lpips_weights, options.i3d_weights, device)
     pretrained = Pretrained.load(options.checkpoint, device=device, dtype=options.dtype)

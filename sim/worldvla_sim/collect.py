@@ -23,9 +23,11 @@ from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.policy.named_checkpoints import NAMES
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
-from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, parse_indices, resumable
+from worldvla_sim.commands import EXIT_OK, MAX_SEED, end_as_on_ctrl_c, parse_indices, resumable
 from worldvla_sim.dagger import LearnerSettings, learner_settings, record_turns
 from worldvla_sim.demonstrations import (
+    DEMONSTRATION,
+    FAILURE,
     DemonstrationRecorder,
     demonstration_names,
     keep_to_settings,
@@ -42,6 +44,8 @@ from worldvla_sim.tasks import SUITES, load_task, suite_tasks
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 _MAX_ATTEMPTS_PER_DEMO = 4
+_MAX_ATTEMPTS = 10 ** 5  # of one task; each has a seed of its own
+_LARGEST_SEED = (MAX_SEED + 1) // _MAX_ATTEMPTS - 1
 
 
 @dataclass(frozen=True)
@@ -87,21 +91,21 @@ class AttemptFolder:
 
     def success_file(self, number: int) -> Path:
         """Where a successful attempt is kept."""
-        return self.path / f'{number:05d}.hdf5'
+        return self.path / f'{number:05d}{DEMONSTRATION}'
 
     def failure_marker(self, number: int) -> Path:
         """Says that an attempt was played and failed."""
-        return self.path / f'{number:05d}.failed'
+        return self.path / f'{number:05d}{FAILURE}'
 
     @property
     def successes(self) -> list[Path]:
         """Whole demonstrations so far, in the order of their attempts."""
-        return sorted(self.path.glob('*.hdf5'))
+        return sorted(self.path.glob(f'*{DEMONSTRATION}'))
 
     @property
     def failures(self) -> int:
         """Number of attempts that failed."""
-        return len(list(self.path.glob('*.failed')))
+        return len(list(self.path.glob(f'*{FAILURE}')))
 
     def is_complete(self) -> bool:
         """Whether the task's final file is there with enough demonstrations."""
@@ -119,7 +123,7 @@ class AttemptFolder:
         if self.failures > _MAX_ATTEMPTS_PER_DEMO * self.per_task:
             raise SimulationError(f'task {self.task}: {self.failures} attempts failed for '
                                   f'{len(self.successes)} demonstrations; less noise may help')
-        numbers = (number for number in range(10 ** 5)
+        numbers = (number for number in range(_MAX_ATTEMPTS)
                    if not self.success_file(number).exists()
                    and not self.failure_marker(number).exists())
         return [Attempt(self.task, next(numbers)) for _ in range(missing)]
@@ -161,7 +165,7 @@ class AttemptRunner:
         env = self._kept.get(
             settings.suite, attempt.task, assets=settings.assets, robot=settings.robot,
             msaa=settings.msaa, image_size=settings.image_size, wrist=settings.wrist)
-        seed = 100_000 * settings.seed + attempt.number
+        seed = _MAX_ATTEMPTS * settings.seed + attempt.number
         recorder = self._record(env, seed)
         if recorder is None:
             folder.path.mkdir(parents=True, exist_ok=True)
@@ -198,10 +202,15 @@ def collect(settings: CollectionSettings, tasks: Sequence[int], per_task: int, o
             workers: int = 1) -> dict[int, int]:
     """Record until every task has its demonstrations; return failed attempts per task.
 
-    :raises SimulationError: an attempt ended in an error, such as a full disk.
+    :raises SimulationError: an attempt ended in an error, such as a full disk, or there is no
+        such suite or task.
+    :raises ConfigError: no simulator takes the seed, or `out` is of other settings.
     """
-    _check_settings(out, settings)
     folders = [AttemptFolder(out, settings, task, per_task) for task in tasks]
+    if not 0 <= settings.seed <= _LARGEST_SEED:
+        raise ConfigError(f'--seed must be from 0 to {_LARGEST_SEED}, got {settings.seed}: it is '
+                          f'followed by {_MAX_ATTEMPTS} seeds of attempts')
+    _check_settings(out, settings)
     open_folders = [folder for folder in folders if not folder.is_complete()]
     failed = dict.fromkeys(tasks, 0)
     done = sum(per_task if folder not in open_folders else len(folder.successes)
@@ -239,18 +248,21 @@ def _check_settings(out: Path, settings: CollectionSettings) -> None:
     keep_to_settings(out / 'collection.json', settings, CollectionSettings.from_dict, 'made')
 
 
-def _image_size(learner: LearnerSettings | None, asked: int | None) -> int:
+def _image_size(learner: LearnerSettings | None, asked: int | None, wrist: bool) -> int:
     """Return the side [px] of the pictures to record.
 
-    :raises ConfigError: another one was asked for than the learner sees.
+    :raises ConfigError: another one was asked for than the learner sees, or not its wrist camera.
     """
     if learner is None or learner.weights is None:
         return CollectionSettings.image_size if asked is None else asked
-    seen = PolicySettings.load(Path(learner.name) / POLICY_FILE).image_size
-    if asked not in (None, seen):
-        raise ConfigError(f'{learner.name} needs images of {seen} px, got --image-size {asked}; '
-                          f'leave it out')
-    return seen
+    seen = PolicySettings.load(Path(learner.name) / POLICY_FILE)
+    if seen.reads_wrist and not wrist:
+        raise ConfigError(f'{learner.name} needs the wrist camera, which is not recorded; give '
+                          f'--wrist')
+    if asked not in (None, seen.image_size):
+        raise ConfigError(f'{learner.name} needs images of {seen.image_size} px, got '
+                          f'--image-size {asked}; leave it out')
+    return seen.image_size
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -283,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all demonstrations are there, 2 on errors, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
     learner = learner_settings(options.policy) if options.policy is not None else None
-    image_size = _image_size(learner, options.image_size)
+    image_size = _image_size(learner, options.image_size, options.wrist)
     settings = CollectionSettings(
         options.suite, resolve_assets(options.assets).kind, options.robot, options.msaa,
         image_size, options.wrist, options.noise, options.seed, learner)

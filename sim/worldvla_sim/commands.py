@@ -12,6 +12,7 @@ from typing import ParamSpec
 from worldvla_ros.errors import WorldVLAError
 
 EXIT_OK, EXIT_ERRORS, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+MAX_SEED = 2 ** 32 - 1  # of NumPy
 
 Arguments = ParamSpec('Arguments')
 
@@ -28,10 +29,22 @@ def parse_indices(text: str) -> list[int]:
             raise argparse.ArgumentTypeError(
                 f'{text!r} is not a list of indices and ranges such as 0,3-5')
         first, last = match.groups()
-        indices.extend(range(int(first), int(last or first) + 1))
-    if not indices:
-        raise argparse.ArgumentTypeError(f'{text!r} names no index (ranges go upwards)')
+        if not (numbers := range(int(first), int(last or first) + 1)):
+            raise argparse.ArgumentTypeError(
+                f'{part.strip()!r} in {text!r} names no index (ranges go upwards)')
+        indices.extend(numbers)
     return sorted(set(indices))
+
+
+def seed(text: str) -> int:
+    """Return a seed that NumPy takes: a whole number from 0 to 2**32 - 1.
+
+    :raises argparse.ArgumentTypeError: anything else.
+    """
+    if not text.isdecimal() or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(
+            f'expected a whole number from 0 to {MAX_SEED}, got {text!r}')
+    return int(text)
 
 
 def end_as_on_ctrl_c() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_ros.whole_files import write_whole
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.observation import SimObservation, rendered
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Settings = TypeVar('Settings', bound='DataclassInstance')
 WRIST_IMAGES = 'eye_in_hand_rgb'  # below `obs`
+DEMONSTRATION, FAILURE = '.hdf5', '.failed'  # endings of what is recorded, or was tried in vain
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +112,26 @@ def keep_to_settings(path: Path, settings: Settings, read: Callable[[dict[str, A
 
     :param read: undoes `asdict`.
     :param how: 'made' or 'rendered'.
-    :raises ConfigError: the folder is of other settings, or cannot be used.
+    :raises ConfigError: the folder holds some of other settings, or cannot be used.
     """
+    wanted = json.dumps(asdict(settings)) + '\n'
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        earlier = json.loads(path.read_text()) if path.exists() else asdict(settings)
-        if read(earlier) != settings:
+        earlier = path.read_text() if path.exists() else None
+        if earlier == wanted:
+            return
+        if (earlier is not None and _holds_demonstrations(path.parent)
+                and read(json.loads(earlier)) != settings):
             raise ConfigError(f'{path.parent} holds demonstrations {how} with other settings '
-                              f'({earlier}); name another folder')
-        path.write_text(json.dumps(asdict(settings)) + '\n')
+                              f'({earlier.strip()}); name another folder')
+        write_whole(path, lambda draft: draft.write_text(wanted))
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f'cannot use the folder {path.parent}: {error}') from error
+
+
+def _holds_demonstrations(folder: Path) -> bool:
+    """Whether there are files of demonstrations, or of attempts, at any depth."""
+    return any(path.suffix in (DEMONSTRATION, FAILURE) for path in folder.rglob('*'))
 
 
 @contextlib.contextmanager

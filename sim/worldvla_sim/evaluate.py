@@ -16,6 +16,7 @@ from worldvla_ros.arguments import positive_int
 from worldvla_ros.config import differences
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.policy.named_checkpoints import NAMES
+from worldvla_sim.assets.pack import PACK_VERSION
 from worldvla_sim.commands import (
     EXIT_ERRORS,
     EXIT_INTERRUPTED,
@@ -23,11 +24,12 @@ from worldvla_sim.commands import (
     EXIT_USAGE,
     end_as_on_ctrl_c,
     parse_indices,
+    seed,
 )
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import LOCKSTEP, MSAA_LEVELS, REALTIME, ROBOTS
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.policies import POLICIES, checkpoint_name, policy_factory
+from worldvla_sim.policies import POLICIES, absolute_policy, checkpoint_name, policy_factory
 from worldvla_sim.ray_pool import RayPool
 from worldvla_sim.report import write_report
 from worldvla_sim.results import Results, describe_run, summary_table
@@ -55,8 +57,9 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
     """Play all jobs and return their records; with `path` save them after every episode.
 
     :param resume: keep the records of an earlier, interrupted run in `path` and play the rest;
-        episodes that ended in an error are played again. Without it, records in `path` are
-        refused, so that the same command given again loses none.
+        those of `jobs` that ended in an error are played again, and an error of another episode
+        keeps the results incomplete. Without it, records in `path` are refused, so that the same
+        command given again loses none.
     :param ray: address of a Ray cluster that the workers run on.
     :raises ConfigError: `path` holds results, or resuming, those of other settings; or it cannot
         be written.
@@ -65,24 +68,29 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
     if path is not None and path.exists():
         earlier = Results.load(path)
         if resume:
-            results.records, results.runs = _resumable_records(earlier, settings), earlier.runs
+            _require_same(earlier, settings)
+            results.records, results.runs = earlier.records, earlier.runs
         elif earlier.records:
             raise ConfigError(f'{path} exists with {len(earlier.records)} episodes; add --resume '
                               f'to go on, or name another file')
     options = RunOptions(threads_per_worker(workers), videos)
-    make_handler = functools.partial(make_runner, settings, options)
+    # A worker of Ray runs in another folder.
+    make_handler = functools.partial(
+        make_runner, replace(settings, policy=absolute_policy(settings.policy)), options)
     pool: WorkerPool[EpisodeJob, EpisodeRecord] | RayPool[EpisodeJob, EpisodeRecord] = (
         WorkerPool(make_handler, workers) if ray is None
         else RayPool(make_handler, workers, ray))
-    done = {(record.task, record.init_state) for record in results.records}
-    missing = [job for job in jobs if (job.task, job.init_state) not in done]
-    run = describe_run()
+    done = {_job_of(record) for record in results.records if record.error is None}
+    missing = [job for job in jobs if job not in done]
+    left, run = set(missing), describe_run()
     if path is not None:
         results.save(path)  # now, so that a path that cannot be written costs no episode
     episodes = pool.run(missing)
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit='episode') as progress:
         try:
             for job, answer in episodes:
+                left.discard(job)
+                results.records = [one for one in results.records if _job_of(one) != job]
                 results.records.append(_record_of(settings, job, answer))
                 if run not in results.runs:
                     results.runs.append(run)
@@ -91,22 +99,26 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
                     results.save(path)
         finally:
             episodes.close()
-            played = {(record.task, record.init_state) for record in results.records}
-            results.complete = {(job.task, job.init_state) for job in jobs} <= played
+            results.complete = not left and not any(
+                record.error is not None and _job_of(record) not in jobs
+                for record in results.records)
             results.records.sort(key=lambda record: (record.task, record.init_state))
             if path is not None:
                 results.save(path)
     return results
 
 
-def _resumable_records(earlier: Results, settings: EvaluationSettings) -> list[EpisodeRecord]:
-    """Return the earlier records that need not be played again."""
+def _job_of(record: EpisodeRecord) -> EpisodeJob:
+    return EpisodeJob(record.task, record.init_state)
+
+
+def _require_same(earlier: Results, settings: EvaluationSettings) -> None:
+    """Raise ConfigError where earlier results are of other settings."""
     before = {**_DEFAULTS, **earlier.settings}  # the file may be older than a setting
     now = asdict(settings)
     if different := differences(before, now, before.keys() - now.keys()):
         raise ConfigError(f'cannot resume with other settings ({"; ".join(different)}); '
                           f'name another result file')
-    return [record for record in earlier.records if record.error is None]
 
 
 def _record_of(settings: EvaluationSettings, job: EpisodeJob,
@@ -149,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--robot', choices=ROBOTS, default='light')
     parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=0)
     parser.add_argument('--image-size', type=positive_int, default=256, help='[px] (default: 256)')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=seed, default=0)
     parser.add_argument('--max-steps', type=positive_int,
                         help='default: the published limit of the suite')
     parser.add_argument('--execute', type=positive_int, metavar='N',
@@ -173,11 +185,13 @@ def _checked(options: argparse.Namespace) -> tuple[EvaluationSettings, list[Epis
     """Return what to play; all that can be wrong is found before the first episode."""
     policy_factory(options.policy, execute=options.execute)
     jobs = make_jobs(options.suite, options.tasks, options.init_states)
+    assets = resolve_assets(options.assets).kind
     settings = EvaluationSettings(
-        policy=options.policy, suite=options.suite, assets=resolve_assets(options.assets).kind,
+        policy=options.policy, suite=options.suite, assets=assets,
         robot=options.robot, msaa=options.msaa, image_size=options.image_size, seed=options.seed,
         max_steps=options.max_steps, execute=options.execute, over=options.over,
-        mode=options.mode, device=options.device, checkpoint=checkpoint_name(options.policy))
+        mode=options.mode, device=options.device, checkpoint=checkpoint_name(options.policy),
+        pack_version=PACK_VERSION if assets == 'builtin' else '')
     if settings.over == ROS:
         require_ros()
         if options.videos and not settings.checkpoint:
@@ -196,8 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         settings, jobs = _checked(options)
-        videos = (EpisodeVideos(options.videos, options.videos_of, _short_name(settings))
-                  if options.videos else None)
+        videos = (EpisodeVideos(options.videos.absolute(), options.videos_of,
+                                _short_name(settings)) if options.videos else None)
         if videos is not None:
             videos.create()
         results = evaluate(settings, jobs, workers=options.workers, path=options.json,

@@ -163,15 +163,22 @@ def policy_factory(name: str, *, execute: int | None = None, threads: int = 1,
                              device=device)
 
 
+def absolute_policy(policy: str) -> str:
+    """Return what names the same policy in every working folder."""
+    return policy if policy in (*POLICIES, *NAMES) else str(Path(policy).absolute())
+
+
 def checkpoint_folder(policy: str) -> Path:
     """Return the folder of a checkpoint that is given by it or by name.
 
+    A name comes first, as for the policy node: a folder of that name is ./NAME.
+
     :raises ConfigError: neither a known name nor a folder; lists the names.
     """
-    if Path(policy).is_dir():
-        return Path(policy)
     if policy in NAMES:
         return Path(locate_checkpoint(policy))
+    if Path(policy).is_dir():
+        return Path(policy)
     raise ConfigError(f'unknown policy {policy!r}: neither one of '
                       f'{", ".join((*POLICIES, *NAMES))} nor the folder of a checkpoint')
 

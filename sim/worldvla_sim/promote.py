@@ -44,7 +44,7 @@ def evidence(files: Iterable[Path], folder: Path) -> dict[str, Results]:
     :raises ConfigError: one is of other weights, not complete, or has errors or episodes twice;
         or two are of the same suite.
     """
-    there, by_suite = checkpoint_name(str(folder)), dict[str, Results]()
+    there, by_suite = checkpoint_name(str(folder.absolute())), dict[str, Results]()
     for file in files:
         results = Results.load(file)
         suite, evaluated = results.settings.get('suite', ''), results.settings.get('checkpoint')

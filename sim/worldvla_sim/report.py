@@ -201,10 +201,10 @@ def _comparison(runs: Sequence[Run]) -> str:
 
 
 def _conditions(run: Run) -> tuple[str, str, str, str]:
-    """Return assets, checkpoint, inputs and mode of a run, as its records say."""
+    """Return assets, checkpoint, inputs and mode of a run, as its episodes that ran say."""
     def each(values: Iterable[str]) -> str:
         return ', '.join(sorted(set(values) - {''})) or 'unknown'
-    records = run.records
+    records = [record for record in run.records if record.error is None]
     mode = each(f'{one.mode} over ROS' if one.over == 'ros' else f'{one.mode} in one process'
                 for one in records)
     return (each(one.assets for one in records), each(one.policy for one in records),

@@ -15,6 +15,7 @@ import json
 from pathlib import Path
 import shutil
 import sys
+from typing import Any
 
 import h5py
 import numpy as np
@@ -52,6 +53,13 @@ class Pictures:
     robot: str | None = None  # None: as the file says, or else 'light'
     msaa: int = 0
     wrist: bool = False  # the wrist camera, too; False: where it was recorded
+
+
+@dataclass(frozen=True)
+class Rendering(Pictures):
+    """The same for the whole folder, with what `assets` and `robot` came to in its files."""
+
+    simulations: tuple[str, ...] = ()  # in words
 
 
 @dataclass(frozen=True)
@@ -114,7 +122,7 @@ class RenderedFile:
                  ) -> None:
         self._source, self._target = source, target
         self._parts = target.with_name(f'.{target.name.removesuffix(FILE_ENDING)}.parts')
-        self._simulation, self._pictures = simulation, pictures
+        self.simulation, self._pictures = simulation, pictures
         self._names = list(episode_lengths(source))
 
     def __len__(self) -> int:
@@ -125,7 +133,7 @@ class RenderedFile:
         """What is still to be rendered."""
         if self.is_complete:
             return []
-        return [RenderJob(self._source, name, self._part(name), self._simulation, self._pictures)
+        return [RenderJob(self._source, name, self._part(name), self.simulation, self._pictures)
                 for name in self._names if not self._part(name).exists()]
 
     @property
@@ -143,7 +151,7 @@ class RenderedFile:
             data.attrs.update(source.attrs)
             said = json.loads(source.attrs.get('env_args', '{}'))
             data.attrs['env_args'] = json.dumps(
-                said | asdict(self._pictures) | asdict(self._simulation))
+                said | asdict(self._pictures) | asdict(self.simulation))
             for name in self._names:
                 with h5py.File(self._part(name)) as part:
                     file.copy(part[name], data, name=name)
@@ -164,12 +172,9 @@ def files_to_render(folder: Path, out: Path, pictures: Pictures, suite: str | No
     root = folder if folder.is_dir() else folder.parent
     if out.resolve().is_relative_to(root.resolve()):
         raise ConfigError(f'{out} lies among the demonstrations in {root}; name a folder outside')
-    sources = demonstration_files(folder)
-    keep_to_settings(out / 'rendering.json', pictures, lambda known: Pictures(**known),
-                     'rendered')
     found = resolve_assets(pictures.assets or 'auto').kind
     files = []
-    for source in sources:
+    for source in demonstration_files(folder):
         with open_demonstrations(source) as data:
             simulation = simulation_of(source, data, suite=suite, assets=found,
                                        robot=pictures.robot or ROBOTS[0])
@@ -178,7 +183,21 @@ def files_to_render(folder: Path, out: Path, pictures: Pictures, suite: str | No
         if pictures.robot is not None:
             simulation = replace(simulation, robot=pictures.robot)
         files.append(RenderedFile(source, out / source.relative_to(root), simulation, pictures))
+    _check_settings(out, pictures, found, files)
     return files
+
+
+def _check_settings(out: Path, pictures: Pictures, found: str, files: Sequence[RenderedFile]
+                    ) -> None:
+    """Keep one folder to one rendering; ConfigError also where `auto` finds other assets now."""
+    simulations = tuple(sorted({file.simulation.in_words() for file in files}))
+    asked = asdict(pictures) | {'assets': found if pictures.assets else None}
+
+    def read(known: dict[str, Any]) -> Rendering:
+        said = known.get('simulations', simulations)  # a folder may be older than this
+        return Rendering(**{**known, 'simulations': tuple(said)})
+    keep_to_settings(out / 'rendering.json', Rendering(**asked, simulations=simulations), read,
+                     'rendered')
 
 
 def rerender(files: Sequence[RenderedFile], *, workers: int = 1) -> None:

@@ -23,6 +23,7 @@ from worldvla_sim.episodes import EpisodeRecord
 
 FORMAT = 'worldvla_ros/evaluation/1'
 _PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'rclpy', 'ros-rclpy')
+_FIRST_PACK = '1.0'  # version of the built-in assets in files that do not say theirs
 _Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
@@ -60,6 +61,8 @@ class Results:
             known = {item.name for item in fields(EpisodeRecord)}
             records = [EpisodeRecord(**{key: value for key, value in record.items()
                                         if key in known}) for record in content['records']]
+            if content['settings'].get('assets') == 'builtin':
+                content['settings'].setdefault('pack_version', _FIRST_PACK)
             older = [content['run']] if content.get('run') else []  # one for the whole file
             return cls(content['settings'], records, content['complete'],
                        content.get('runs', older), path)
@@ -133,8 +136,11 @@ def summary_table(records: Iterable[EpisodeRecord]) -> str:
 
 
 def conditions(records: Iterable[EpisodeRecord]) -> str:
-    """Return in one line what the records hold for: suite, policy, assets, robot, mode."""
-    records = list(records)
+    """Return in one line what the episodes that ran hold for: suite, policy, assets, robot, mode.
+
+    An error is of no condition: its record has what was asked for, not what was there.
+    """
+    records = [record for record in records if record.error is None]
 
     def each(describe: Callable[[EpisodeRecord], str]) -> str:
         return ', '.join(sorted({describe(record) for record in records} - {''})) or 'unknown'

@@ -34,6 +34,7 @@ class EvaluationSettings:
     mode: str = LOCKSTEP  # or REALTIME: the simulator does not wait (over ROS alone)
     device: str = 'cpu'  # torch device of a checkpoint
     checkpoint: str = ''  # name and fingerprints of a checkpoint
+    pack_version: str = ''  # of the built-in assets; '' with official ones
 
     def __post_init__(self) -> None:
         """Refuse what cannot be played."""

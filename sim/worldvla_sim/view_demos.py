@@ -28,7 +28,10 @@ _SHEET_FRAMES, _SHEET_COLUMNS = 24, 6
 
 
 def _write_picture(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a picture whole or not at all; ConfigError when it cannot be written."""
+    """Write a picture or a video whole or not at all; ConfigError when it cannot be written."""
+    if not path.parent.is_dir():
+        raise ConfigError(f'cannot write {path}: there is no folder {path.parent}; make it, or '
+                          f'name another')
     try:
         write_whole(path, write)
     except OSError as error:
@@ -43,9 +46,12 @@ def upright(images: np.ndarray) -> np.ndarray:
 def save_video(demo: Demonstration, path: Path) -> None:
     """Write a demonstration as an H.264 mp4 at the control rate."""
     frames = upright(demo.seen.agentview)
-    with pictures.VideoWriter(path, frames.shape[1:3], 1 / CONTROL_PERIOD) as video:
-        for frame in frames:
-            video.add(frame)
+
+    def write(draft: Path) -> None:
+        with pictures.VideoWriter(draft, frames.shape[1:3], 1 / CONTROL_PERIOD) as video:
+            for frame in frames:
+                video.add(frame)
+    _write_picture(path, write)
 
 
 def save_sheet(demo: Demonstration, path: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make demo` end to end: what it leaves behind, and what it says when it cannot."""
 
+import contextlib
 import json
 from pathlib import Path
 import signal
@@ -8,15 +9,23 @@ import subprocess
 import sys
 
 from ament_index_python.packages import get_package_prefix
+from builtin_interfaces.msg import Time
 import cv2
 import numpy as np
 from processes import programs_in
 import pytest
+from std_msgs.msg import Header
 
 from worldvla_ros.datatypes import Frame, Observation
+from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.inference.scripted_backends import replay_backend
+from worldvla_ros.msg import Episode
+from worldvla_sim.ros import demo as demo_program
+from worldvla_sim.ros.recorder import EpisodeRecording
+from worldvla_sim.tasks import load_task
 
 STEPS, TIMEOUT = 12, 200
+KEPT = {'libero_goal_task0_init0_failure_abcdef.mp4', 'mine.mp4'}  # not of a demo
 
 
 @pytest.fixture
@@ -62,6 +71,86 @@ def test_the_demo_leaves_a_video_a_contact_sheet_chunks_and_a_table(demo):
     assert result.chunk.actions.shape == (info.horizon, 7)
     assert f'{row["chunks"]} chunks' in info.description
     backend.stop()
+
+
+class StubClient:
+    """Stands for the client: episodes that end as their initial state says."""
+
+    policy = 'stub'
+
+    def __init__(self, processes):
+        pass
+
+    def wait_until_ready(self):
+        """Nothing is started."""
+
+    def play(self, suite, task, init_state, on_step):
+        """0: played to its end; 1: stalls; 2: Ctrl-C."""
+        if init_state == 1:
+            raise WorldVLAError('no control step for 60 s')
+        if init_state == 2:
+            raise KeyboardInterrupt
+        record = EpisodeRecording('pick up the milk')
+        record.frames = {1: np.zeros((64, 64, 3), np.uint8)}
+        record.finish(Episode(state=Episode.STATE_TIMEOUT, suite=suite, task=task, step=3,
+                              header=Header(stamp=Time(nanosec=1)), assets='builtin'))
+        return record
+
+
+@pytest.fixture
+def stub_demo(monkeypatch, tmp_path_factory, domain_id):
+    """Run the program without nodes in a folder with the results of an earlier run."""
+    monkeypatch.setattr(demo_program, 'ProcessGroup',
+                        lambda graph, logs: contextlib.nullcontext())
+    monkeypatch.setattr(demo_program, 'EpisodeClient', StubClient)
+    monkeypatch.setattr(demo_program, 'end_as_on_ctrl_c', lambda: None)
+    out = tmp_path_factory.mktemp('out')
+    for name in ('episodes.json', 'contact_sheet.png', 'libero_goal_task0_init0.mp4',
+                 'libero_goal_task0_init0_chunks.npz', *KEPT):
+        (out / name).touch()
+
+    def run(states):
+        monkeypatch.setattr('sys.argv', ['demo', '--out', str(out), '--tasks', '7',
+                                         '--init-states', states])
+        return demo_program.main(), out
+    return run
+
+
+def names_in(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_stalled_episode_is_an_error_and_the_others_are_told(stub_demo, capsys):
+    """Pins a bug: the first stall ended the demo and lost what had been played before."""
+    status, out = stub_demo('0,1,3')
+    assert status == 1
+    rows = json.loads((out / 'episodes.json').read_text())
+    assert [(row['init_state'], row['error']) for row in rows] == [
+        (0, None), (1, 'no control step for 60 s'), (0, None)]
+    assert rows[1]['outcome'] == 'ERROR'
+    assert rows[1]['instruction'] == load_task('libero_object', 7).instruction
+    shown = capsys.readouterr().out
+    assert 'success 0 of 2, errors 1 (libero_object, builtin assets' in shown
+    assert 'error in task 7, initial state 1: no control step' in shown
+    assert names_in(out) == KEPT | {
+        'episodes.json', 'contact_sheet.png', 'libero_object_task7_init0.mp4',
+        'libero_object_task7_init3.mp4'}
+
+
+def test_ctrl_c_shows_what_was_played_and_leaves_nothing_of_an_earlier_run(stub_demo, capsys):
+    """Pins a bug: older results stood in the folder as if they were of the interrupted run."""
+    status, out = stub_demo('0,2')
+    assert status == 130
+    said = capsys.readouterr()
+    assert 'success 0 of 1, errors 0' in said.out and 'interrupted' in said.err
+    assert 'libero_goal_task0_init0.mp4' not in names_in(out)
+    status, out = stub_demo('2')
+    assert status == 130 and names_in(out) == KEPT
+
+
+def test_what_does_not_exist_is_refused_before_anything_starts(stub_demo, capsys):
+    assert stub_demo('50')[0] == 1
+    assert 'initial states 0 to 49' in capsys.readouterr().err
 
 
 def test_a_checkpoint_that_does_not_exist_fails_in_one_clear_line(demo):

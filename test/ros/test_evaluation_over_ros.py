@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Episodes over ROS: the same results as in one process, and errors that are no failures."""
 
+import contextlib
 import os
 from pathlib import Path
 import signal
@@ -13,6 +14,7 @@ from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
 from worldvla_sim import evaluate
 from worldvla_sim.policies import checkpoint_name
 from worldvla_sim.results import Results
+from worldvla_sim.ros import evaluation
 from worldvla_sim.ros.evaluation import RosEpisodeRunner, evaluation_graph
 from worldvla_sim.runner import EpisodeJob, EpisodeRunner, EvaluationSettings, RunOptions
 from worldvla_sim.videos import EpisodeVideos
@@ -68,6 +70,29 @@ def test_an_episode_over_ros_equals_that_in_one_process_and_a_dead_node_is_an_er
     finally:
         for runner in runners.values():
             runner.close()
+
+
+def test_the_nodes_hear_this_machine_alone_whatever_the_shell_says(settings, monkeypatch):
+    """Pins a bug: an exported discovery range or peer let a robot in the net join the episodes."""
+    shell = {'ROS_DOMAIN_ID': '7', 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'SUBNET',
+             'ROS_STATIC_PEERS': '10.0.0.1'}
+    for name, value in shell.items():
+        monkeypatch.setenv(name, value)
+    started = []
+
+    class NoNodes(contextlib.nullcontext):
+        def __init__(self, graph, logs):
+            started.append({name: os.environ.get(name) for name in shell})
+            raise WorldVLAError('none are needed')
+    monkeypatch.setattr(evaluation, 'ProcessGroup', NoNodes)
+    runner = RosEpisodeRunner(settings, RunOptions())
+    for _ in range(2):
+        with pytest.raises(WorldVLAError, match='none are needed'):
+            runner(EpisodeJob(4, 1))
+        assert {name: os.environ.get(name) for name in shell} == shell, 'to be left out again'
+    for seen in started:
+        assert seen.pop('ROS_DOMAIN_ID') != '7'
+        assert seen == {'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST', 'ROS_STATIC_PEERS': None}
 
 
 @pytest.mark.slow

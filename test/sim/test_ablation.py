@@ -7,26 +7,33 @@ from dataclasses import replace
 import json
 import os
 from pathlib import Path
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from training_runs import tiny_config
 import yaml
 
 from worldvla_ros.config import flatten
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.run_folder import COLUMNS
-from worldvla_ros.training.store import TokenStore
+from worldvla_ros.training.store import HEADER_FILE, TokenStore
 from worldvla_sim.ablation import __main__ as command
 from worldvla_sim.ablation import run
 from worldvla_sim.ablation.paper import PAPER
 from worldvla_sim.ablation.plan import load_plan, tokens_per_step
 from worldvla_sim.ablation.report import lines_of, markdown_table, text_table
+from worldvla_sim.assets.pack import PACK_VERSION
 from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.policies import checkpoint_name
 from worldvla_sim.results import Results, wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,26 +62,31 @@ def plan_file(folder, **changes):
     return path
 
 
-def finish(output, steps):
+def finish(output, steps, weight=0):
     """Leave what a stage leaves that was exported after these steps."""
     Path(output).mkdir(parents=True, exist_ok=True)
     with (Path(output) / 'metrics.csv').open('w', newline='') as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerow({'step': steps, 'split': 'train', 'tokens_per_s': 1000})
-    (Path(output) / 'final').mkdir(exist_ok=True)
+    final = Path(output) / 'final'
+    final.mkdir(exist_ok=True)
+    PolicySettings('stub', True).save(final / POLICY_FILE)
+    save_file({'weight': np.full(3, weight, np.float32)}, final / 'model.safetensors')
 
 
 def play(plan, row, successes, state_of_error=None):
     """Write the results that an evaluation of a trained row would write."""
     stage = row.final
     folder = plan.output / 'rows' / row.name
-    finish(stage.run.output, stage.run.steps)
+    for one in row.stages:
+        finish(one.run.output, one.run.steps)
     records = [EpisodeRecord('libero_object', 1, 'do it', state, state < successes, 100,
                              'broken' if state == state_of_error else None, 'builtin', 8.0)
                for state in range(plan.config.evaluation.init_states)]
-    settings = {'policy': str(Path(stage.run.output) / 'final'), 'suite': 'libero_object',
-                'seed': 0, 'assets': 'builtin'}
+    policy = str(Path(stage.run.output) / 'final')
+    settings = {'policy': policy, 'suite': 'libero_object', 'seed': 0, 'assets': 'builtin',
+                'checkpoint': checkpoint_name(policy), 'pack_version': PACK_VERSION}
     Results(settings, records, complete=True).save(folder / 'evaluation.json')
 
 
@@ -254,6 +266,74 @@ def test_a_row_that_was_made_with_another_plan_is_not_shown_as_this_one(
     assert '1/2' not in capsys.readouterr().out
     assert command.main([*arguments, '--rows', 'plain']) == 1
     assert 'run.steps: 4 -> 8' in capsys.readouterr().out
+
+
+def finished(file):
+    """Names of the rows that count as finished."""
+    plan = load_plan(file)
+    return {row.name for row in plan.rows if run.outcome(row, plan).finished}
+
+
+def test_a_row_of_other_data_does_not_count(tmp_path, capsys, caplog, fake_processes):
+    """Pins a bug: a store that was made anew under its old name changed no row."""
+    file = plan_file(tmp_path)
+    assert command.main(['--config', str(file)]) == 0
+    assert finished(file) == {'plain', 'short', 'two'} and not caplog.text
+    header = Path(load_plan(file).rows[0].final.data.store) / HEADER_FILE
+    content = header.read_text()
+    said = json.loads(content)
+    header.write_text(json.dumps({**said, 'data': 'sha256:other'}))
+    assert finished(file) == set()
+    assert re.search(r'row plain: its episodes do not count \(stage 0, content of data.store: .*'
+                     r"-> 'sha256:other'\)", caplog.text)
+    assert command.main(['--config', str(file)]) == 1
+    assert 'other data' in capsys.readouterr().out
+    header.rename(header.with_name('moved'))  # a report needs no store
+    assert finished(file) == {'plain', 'short', 'two'}
+
+
+def test_a_row_of_other_weights_does_not_count(tmp_path, caplog, capsys, fake_processes):
+    """Pins a bug: the episodes of weights that were there before stood for those of today."""
+    file = plan_file(tmp_path)
+    assert command.main(['--config', str(file)]) == 0
+    plain, _, two = load_plan(file).rows
+    finish(plain.final.run.output, plain.final.run.steps, weight=1)
+    first = two.stages[0].run
+    finish(first.output, first.steps, weight=1)
+    assert finished(file) == {'short'}
+    assert 'row plain: its episodes do not count (checkpoint:' in caplog.text
+    assert 'row two: its episodes do not count (stage 1, content of model.init_from:' in (
+        caplog.text)
+    assert command.main(['--config', str(file)]) == 1
+    assert 'evaluation.json is of another checkpoint' in capsys.readouterr().out
+    (plain_results := tmp_path / 'ablation/rows/plain/evaluation.json').unlink()
+    assert command.main(['--config', str(file), '--rows', 'plain']) == 0 and plain_results.exists()
+
+
+@pytest.mark.parametrize('stage', [0, 1])
+def test_a_row_with_a_stage_that_is_not_trained_does_not_count(tmp_path, caplog, fake_processes,
+                                                               stage):
+    """Pins a bug: the results of a checkpoint that was gone counted on."""
+    file = plan_file(tmp_path)
+    assert command.main(['--config', str(file)]) == 0
+    shutil.rmtree(load_plan(file).rows[2].stages[stage].run.output)
+    assert finished(file) == {'plain', 'short'}
+    assert f'stage {stage} is not trained to its last step' in caplog.text
+
+
+def test_a_row_of_another_asset_pack_does_not_count(tmp_path, monkeypatch, fake_processes):
+    file = plan_file(tmp_path)
+    assert command.main(['--config', str(file)]) == 0
+    monkeypatch.setattr(run, 'PACK_VERSION', 'other')
+    assert finished(file) == set()
+
+
+def test_a_stage_that_is_older_than_the_note_of_its_data_still_counts(tmp_path, fake_processes):
+    file = plan_file(tmp_path)
+    assert command.main(['--config', str(file)]) == 0
+    for noted in (tmp_path / 'ablation').rglob('*.origin'):
+        noted.unlink()
+    assert finished(file) == {'plain', 'short', 'two'}
 
 
 def test_the_dry_run_counts_down(tmp_path, capsys, fake_processes):

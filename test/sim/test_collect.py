@@ -3,6 +3,7 @@
 
 import errno
 import json
+from pathlib import Path
 import shutil
 
 import h5py
@@ -10,8 +11,10 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from worldvla_ros.errors import SimulationError
+from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim import collect, view_demos
+from worldvla_sim.dagger import LearnerSettings
 from worldvla_sim.demonstrations import (
     DemonstrationRecorder,
     demonstration_names,
@@ -120,6 +123,77 @@ def test_a_size_that_the_policy_does_not_see_is_refused_before_anything_is_writt
     assert not (tmp_path / 'new').exists()
 
 
+@pytest.mark.parametrize(('wrong', 'message'), [
+    (['--suite', 'libero_objct'], "unknown suite 'libero_objct'"),
+    (['--tasks', '12'], 'has no task 12'),
+    (['--seed', '20261128'], '--seed must be from 0 to 42948, got 20261128'),
+    (['--seed=-1'], '--seed must be from 0 to 42948, got -1')])
+def test_a_command_that_cannot_work_leaves_no_folder_that_refuses_the_right_one(
+        wrong, message, tmp_path, capsys):
+    """Pins a bug: settings were noted before they were known to work, and held the folder."""
+    assert collect.main([*COMMAND, '--out', str(tmp_path / 'new'), *wrong]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_policy_that_reads_the_wrist_camera_is_refused_without_it_before_anything_is_written(
+        tmp_path, monkeypatch, capsys):
+    """Pins a bug: the first attempt found that out, and the folder was without a wrist by then."""
+    (tmp_path / 'reader').mkdir()
+    PolicySettings('stub', False, reads_wrist=True).save(tmp_path / 'reader' / POLICY_FILE)
+    learner = LearnerSettings(str(tmp_path / 'reader'), 'sha256:0')
+    monkeypatch.setattr(collect, 'learner_settings', lambda name: learner)
+    policy = ['--policy', 'reader', '--image-size', '256', '--out', str(tmp_path / 'new')]
+    assert collect.main([*COMMAND, *policy]) == 2
+    assert 'needs the wrist camera' in capsys.readouterr().err
+    assert not (tmp_path / 'new').exists()
+    monkeypatch.setattr(collect, 'collect', lambda *_, **__: {})
+    assert collect.main([*COMMAND, *policy, '--wrist']) == 0
+
+
+NOTE = 'collection.json'
+
+
+def note(folder, **settings):
+    collect._check_settings(folder, collect.CollectionSettings('libero_object', 'builtin',
+                                                               **settings))
+    return (folder / NOTE).read_text()
+
+
+@pytest.mark.parametrize('broken', [False, True])
+def test_a_folder_without_demonstrations_or_attempts_is_free(tmp_path, broken):
+    """Pins a bug: a run that had recorded nothing, or died as it wrote, held the folder."""
+    first = note(tmp_path)
+    if broken:
+        (tmp_path / NOTE).write_text(first[:20])
+    assert json.loads(note(tmp_path, seed=3))['seed'] == 3
+    for name in ('.task.attempts/00000.failed', '.task.attempts/00001.hdf5', 'task_demo.hdf5'):
+        made = tmp_path / name
+        made.parent.mkdir(exist_ok=True)
+        made.touch()
+        with pytest.raises(ConfigError, match='made with other settings'):
+            note(tmp_path)
+        made.unlink()
+    assert json.loads(note(tmp_path))['seed'] == 0
+
+
+def test_settings_are_written_whole_and_only_when_they_change(tmp_path, monkeypatch):
+    note(tmp_path)
+    (tmp_path / 'task_demo.hdf5').touch()
+    before = (tmp_path / NOTE).stat().st_ino
+    note(tmp_path)
+    assert (tmp_path / NOTE).stat().st_ino == before
+    older = json.loads((tmp_path / NOTE).read_text())
+    del older['learner']
+    (tmp_path / NOTE).write_text(json.dumps(older))
+    with monkeypatch.context() as full:
+        full.setattr(Path, 'replace', lambda *_: (_ for _ in ()).throw(OSError(28, 'full')))
+        with pytest.raises(ConfigError, match='full'):
+            note(tmp_path)
+    assert json.loads((tmp_path / NOTE).read_text()) == older
+    assert 'learner' in note(tmp_path)
+
+
 def test_killed_runs_continue_with_attempts_that_were_not_played(tmp_path):
     settings = collect.CollectionSettings('libero_object', 'builtin')
     folder = collect.AttemptFolder(tmp_path, settings, TASK, per_task=3)
@@ -212,3 +286,12 @@ def test_viewer_makes_table_sheet_video_and_histogram(collected, tmp_path, capsy
 def test_viewer_says_how_many_demonstrations_there_are(collected, capsys):
     assert view_demos.main([str(collected[1]), '--demo', '7']) == 2
     assert 'has 1 demonstrations' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['--mp4', '--sheet', '--histogram'])
+def test_a_picture_in_a_folder_that_is_missing_is_refused_in_a_sentence(collected, tmp_path,
+                                                                         capsys, option):
+    """Pins a bug: --mp4 ended in the traceback of the program that encodes."""
+    file = tmp_path / 'nowhere' / 'picture.mp4'
+    assert view_demos.main([str(collected[1]), option, str(file)]) == 2
+    assert f'cannot write {file}: there is no folder {file.parent}' in capsys.readouterr().err

@@ -15,7 +15,7 @@ def test_indices_are_lists_and_ranges(text, expected):
     assert parse_indices(text) == expected
 
 
-@pytest.mark.parametrize('text', ['', 'a', '1-', '-1', '5-3', '1;2', '1--2'])
+@pytest.mark.parametrize('text', ['', 'a', '1-', '-1', '5-3', '1;2', '1--2', '0,9-5'])
 def test_other_indices_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError, match=r'such as|names no'):
         parse_indices(text)

@@ -121,6 +121,7 @@ def test_settings_survive_json_and_are_not_mixed(tmp_path):
     turns = collect.CollectionSettings('libero_object', 'builtin', learner=SETTINGS)
     plain = dataclasses.replace(turns, learner=None)
     collect._check_settings(tmp_path, turns)
+    (tmp_path / 'task_demo.hdf5').touch()
     collect._check_settings(tmp_path, turns)
     with pytest.raises(ConfigError, match='other settings'):
         collect._check_settings(tmp_path, plain)
@@ -128,4 +129,5 @@ def test_settings_survive_json_and_are_not_mixed(tmp_path):
 
 def test_a_folder_from_before_there_were_learners_goes_on(tmp_path):
     (tmp_path / 'collection.json').write_text('{"suite": "libero_object", "assets": "builtin"}')
+    (tmp_path / 'task_demo.hdf5').touch()
     collect._check_settings(tmp_path, collect.CollectionSettings('libero_object', 'builtin'))

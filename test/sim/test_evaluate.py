@@ -16,10 +16,11 @@ import pytest
 
 from worldvla_ros.datatypes import ActionChunk
 from worldvla_ros.errors import ConfigError, SimulationError
-from worldvla_ros.policy.named_checkpoints import NAMES
+from worldvla_ros.policy.named_checkpoints import NAMES, locate_checkpoint
 from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim import collect, evaluate, policies
+from worldvla_sim.assets.pack import PACK_VERSION
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.results import Results, describe_run, summary_table, wilson_interval
@@ -112,12 +113,27 @@ def test_command_plays_records_resumes_and_refuses_other_settings(tmp_path, caps
 def test_a_checkpoint_that_changed_is_not_resumed_but_an_older_file_is():
     settings = EvaluationSettings('folder', 'libero_object', 'builtin',
                                   checkpoint='mini, sha256:1')
-    earlier = Results(asdict(settings), [record(), record(state=1, error='x')])
+    earlier = Results(asdict(settings))
     del earlier.settings['device']  # written before there was such a setting
-    kept = evaluate._resumable_records(earlier, settings)
-    assert [one.init_state for one in kept] == [0]
+    evaluate._require_same(earlier, settings)
     with pytest.raises(ConfigError, match=r'sha256:1.* -> .*sha256:2'):
-        evaluate._resumable_records(earlier, replace(settings, checkpoint='mini, sha256:2'))
+        evaluate._require_same(earlier, replace(settings, checkpoint='mini, sha256:2'))
+
+
+def test_results_of_another_asset_pack_are_not_resumed_and_older_files_are_of_the_first(
+        tmp_path, monkeypatch, capsys):
+    """Pins a bug: what the assets looked like was promised to be in the results, and was not."""
+    out = tmp_path / 'out.json'
+    hold = [*HOLD, '--max-steps', '1', '--init-states', '0', '--json', str(out), '--resume']
+    assert evaluate.main(hold) == 0
+    content = json.loads(out.read_text())
+    assert content['settings'].pop('pack_version') == PACK_VERSION
+    out.write_text(json.dumps(content))
+    assert Results.load(out).settings['pack_version'] == '1.0'
+    assert evaluate.main(hold) == 0
+    monkeypatch.setattr(evaluate, 'PACK_VERSION', '1.1')
+    assert evaluate.main(hold) == 2
+    assert "pack_version: '1.0' -> '1.1'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('file', ['policy.json', 'config.json', 'tokenizer.json',
@@ -154,6 +170,102 @@ def test_other_episodes_that_are_there_do_not_make_an_evaluation_complete(tmp_pa
     monkeypatch.setattr(evaluate.WorkerPool, 'run', interrupted)
     assert evaluate.main([*hold, '--init-states', '2-3']) == 130
     assert len(Results.load(out).records) == 2 and not Results.load(out).complete
+
+
+def test_an_error_of_an_episode_that_is_not_played_again_is_kept_and_told(tmp_path, capsys):
+    """Pins a bug: a resumed command dropped errors of other episodes and said it was complete."""
+    out = tmp_path / 'out.json'
+    hold = [*HOLD, '--max-steps', '1', '--json', str(out), '--resume']
+    assert evaluate.main([*hold, '--init-states', '0-1']) == 0
+    results = Results.load(out)
+    results.records = [replace(one, error='broken') for one in results.records]
+    results.save(out)
+    capsys.readouterr()
+    assert evaluate.main([*hold, '--init-states', '1-2']) == 1
+    assert 'error in task 1, initial state 0: broken' in capsys.readouterr().err
+    results = Results.load(out)
+    assert [(one.init_state, one.error) for one in results.records] == [
+        (0, 'broken'), (1, None), (2, None)]
+    assert not results.complete
+    assert evaluate.main([*hold, '--init-states', '0']) == 0
+    assert Results.load(out).complete
+
+
+def test_an_error_stays_until_its_episode_was_played_again(tmp_path, monkeypatch):
+    out = tmp_path / 'out.json'
+    hold = [*HOLD, '--max-steps', '1', '--init-states', '0', '--json', str(out), '--resume']
+    assert evaluate.main(hold) == 0
+    results = Results.load(out)
+    results.records = [replace(results.records[0], error='broken')]
+    results.save(out)
+
+    def interrupted(self, jobs):
+        assert jobs == [EpisodeJob(1, 0)]
+        raise KeyboardInterrupt
+        yield
+    monkeypatch.setattr(evaluate.WorkerPool, 'run', interrupted)
+    assert evaluate.main(hold) == 130
+    left = Results.load(out)
+    assert [one.error for one in left.records] == ['broken'] and not left.complete
+
+
+def test_workers_get_absolute_paths_and_the_file_keeps_what_was_given(
+        checkpoint, tmp_path, monkeypatch):
+    """Pins a bug: a worker of Ray, in a folder of its own, looked for relative paths there."""
+    monkeypatch.chdir(tmp_path)
+    made = []
+
+    def make_runner(settings, options):
+        made.append((settings.policy, options.videos.folder))
+        raise ConfigError('enough')
+
+    class Pool:
+        def __init__(self, make_handler, workers):
+            self.make_handler = make_handler
+
+        def run(self, jobs):
+            with pytest.raises(ConfigError):
+                self.make_handler()
+            yield from ()
+    monkeypatch.setattr(evaluate, 'make_runner', make_runner)
+    monkeypatch.setattr(evaluate, 'WorkerPool', Pool)
+    monkeypatch.setattr(evaluate, 'checkpoint_name', lambda policy: f'{policy}, sha256:0')
+    assert evaluate.main(['--policy', 'checkpoint', '--suite', 'libero_object', '--tasks', '1',
+                          '--assets', 'builtin', '--init-states', '0', '--videos', 'videos',
+                          '--json', 'out.json']) == 0
+    assert made == [(checkpoint, tmp_path / 'videos')]
+    assert Results.load(tmp_path / 'out.json').settings['policy'] == 'checkpoint'
+    assert policies.absolute_policy('expert') == 'expert'
+
+
+def test_a_folder_called_like_a_shipped_checkpoint_is_not_taken_for_it(tmp_path, monkeypatch):
+    """Pins a bug: the evaluation in process played another checkpoint than that over ROS."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NAMES[0]).mkdir()
+    assert policies.checkpoint_folder(NAMES[0]) == Path(locate_checkpoint(NAMES[0]))
+    assert policies.checkpoint_folder(f'./{NAMES[0]}').samefile(tmp_path / NAMES[0])
+
+
+def test_an_error_takes_no_part_in_the_conditions_of_a_table():
+    """Pins a bug: its record says what was asked for, in other words than the episodes that ran.
+
+    One error made '0 px' and a second name of the checkpoint of the line below the table.
+    """
+    ran = replace(record(), policy='mini, sha256:1', image_size=128, robot='light')
+    error = replace(record(state=1, error='x'), policy='mini, weights sha256:1', robot='full')
+    assert summary_table([ran, error]).splitlines()[-1] == (
+        'libero_object; mini, sha256:1; builtin assets, light robot, 128 px; lockstep over '
+        'process')
+
+
+@pytest.mark.parametrize('seed', ['-1', '4294967296', 'x'])
+def test_a_seed_that_no_simulator_takes_is_refused_before_the_first_episode(seed, capsys):
+    """Pins a bug: --seed -1 made an error of every episode."""
+    with pytest.raises(SystemExit) as ended:
+        evaluate.main([*HOLD, f'--seed={seed}'])
+    assert ended.value.code == 2
+    assert f"--seed: expected a whole number from 0 to 4294967295, got '{seed}'" in (
+        capsys.readouterr().err)
 
 
 def test_a_run_is_described_where_there_is_no_git(monkeypatch):

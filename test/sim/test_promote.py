@@ -2,6 +2,7 @@
 """A checkpoint ships only when its evaluation beats the shipped one's; what ships is whole."""
 
 from dataclasses import asdict
+import json
 from pathlib import Path
 import shutil
 
@@ -84,6 +85,7 @@ def test_a_better_checkpoint_ships_whole_with_its_evaluation_and_the_old_card(
     ({'won': 3, 'suite': 'libero_goal'}, 'no evaluation of libero_object'),
     ({'won': 3, 'assets': 'official'}, 'assets:'),
     ({'won': 3, 'over': 'ros'}, 'over:'),
+    ({'won': 3, 'pack_version': '1.1'}, 'pack_version:'),
     ({'won': 3, 'mode': 'realtime'}, 'mode:'),
     ({'won': 3, 'checkpoint': 'mini, sha256:0'}, 'evaluate that one')])
 def test_what_is_not_shown_to_be_better_changes_nothing(folders, tmp_path, capsys, changes,
@@ -94,6 +96,25 @@ def test_what_is_not_shown_to_be_better_changes_nothing(folders, tmp_path, capsy
     assert command(new, shipped, tmp_path / 'new.json') == 2
     assert message in capsys.readouterr().err
     assert contents(shipped) == before
+
+
+def test_evidence_that_is_older_than_the_packs_version_is_of_the_first_pack(folders, tmp_path):
+    new, shipped = folders
+    file = shipped / 'evaluation' / 'libero_object.json'
+    content = json.loads(file.read_text())
+    del content['settings']['pack_version']
+    file.write_text(json.dumps(content))
+    evaluate(new, tmp_path / 'new.json', 3, pack_version='1.0')
+    assert command(new, shipped, tmp_path / 'new.json') == 0
+
+
+def test_a_new_folder_called_like_a_shipped_one_is_taken_for_itself(folders, tmp_path,
+                                                                    monkeypatch):
+    new, shipped = folders
+    new = new.rename(tmp_path / 'worldvla-mini')
+    evaluate(new, tmp_path / 'new.json', 3)
+    monkeypatch.chdir(tmp_path)
+    assert command(new.name, shipped, tmp_path / 'new.json') == 0
 
 
 def test_a_shipped_checkpoint_without_evidence_of_its_own_is_not_replaced(folders, tmp_path,

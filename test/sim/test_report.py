@@ -2,7 +2,7 @@
 """The report is one valid page that says what was measured with what, beside published rates."""
 
 import base64
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -79,6 +79,16 @@ def test_errors_are_counted_apart_and_listed(tmp_path):
     assert '3/4|75.0% [30%, 95%]|1|100|2.0' in row_with(page, 'pick & place', '3/4')
     assert 'the bridge <died>' in row_with(page, 'the bridge')
     assert '4 episodes ran, 3 succeeded; 1 ended in an error' in page
+
+
+def test_an_error_takes_no_part_in_the_conditions_of_a_run(tmp_path):
+    """Pins a bug: its record says what was asked for, in other words than what ran."""
+    given = results(error='x')
+    given.records[-1] = replace(given.records[-1], policy='folder', image_size=0, robot='full')
+    page = report.render_report([given], tmp_path)
+    ours = row_with(page, 'in one process', CHECKPOINT, 'builtin')
+    assert ours.split('|')[1:5] == ['builtin', CHECKPOINT, '128 px, light robot',
+                                    'lockstep in one process']
 
 
 def test_runs_of_one_policy_are_told_apart_by_what_differs(tmp_path):

@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Demonstrations are rendered again from their states: ours and LIBERO's own."""
 
+from dataclasses import asdict
 import json
 
 import h5py
 import numpy as np
 import pytest
 
-from worldvla_ros.errors import SimulationError
+from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import observation_lag, read_episodes
 from worldvla_sim import rerender
 from worldvla_sim.demonstrations import DemonstrationRecorder, whole_file, write_demonstration
 from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.libero_setup import Assets
 from worldvla_sim.tasks import load_task
 
 SUITE, TASK, SEED, STEPS = 'libero_goal', 7, 5, 4  # the stove stands elsewhere with another seed
@@ -144,9 +146,50 @@ def test_it_goes_on_after_an_error_that_is_named(ours, tmp_path, capsys):
 def test_pictures_of_two_kinds_do_not_mix(ours, tmp_path, capsys):
     assert rerender.main(arguments(ours, ours / 'new')) == 2
     assert 'name a folder outside' in capsys.readouterr().err
-    rerender.files_to_render(ours, tmp_path / 'new', rerender.Pictures(32))
+    assert rerender.main(arguments(ours, tmp_path / 'new')) == 0
     assert rerender.main(arguments(ours, tmp_path / 'new', 48)) == 2
     assert 'rendered with other settings' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('asked', [None, 'auto'])
+def test_assets_that_were_found_since_do_not_mix_with_those_of_before(
+        liberos, tmp_path, monkeypatch, asked):
+    """Pins a bug: `auto` was compared as it was given, so a resumed run rendered both kinds."""
+    def files(found, assets=asked):
+        monkeypatch.setattr(rerender, 'resolve_assets',
+                            lambda choice: Assets(found if choice == 'auto' else choice, tmp_path))
+        return rerender.files_to_render(liberos, tmp_path / 'new',
+                                        rerender.Pictures(32, assets), SUITE)
+    file, = files('builtin')
+    file.jobs[0].part.parent.mkdir()
+    file.jobs[0].part.touch()
+    files('builtin')
+    with pytest.raises(ConfigError, match=r'rendered with other settings.*builtin assets'):
+        files('official')
+    if asked:
+        files('official', 'builtin')
+
+
+def test_assets_that_the_files_say_are_not_looked_for(ours, tmp_path, monkeypatch):
+    for found in ('builtin', 'official'):
+        monkeypatch.setattr(rerender, 'resolve_assets',
+                            lambda choice, found=found: Assets(found, tmp_path))
+        file, = rerender.files_to_render(ours, tmp_path / 'new', rerender.Pictures(32))
+        assert file.simulation.assets == 'builtin'
+        if found == 'builtin':
+            file.jobs[0].part.parent.mkdir()
+            file.jobs[0].part.touch()
+
+
+def test_a_folder_that_is_older_than_the_note_of_its_assets_goes_on(ours, tmp_path):
+    out, pictures = tmp_path / 'new', rerender.Pictures(32)
+    file, = rerender.files_to_render(ours, out, pictures)
+    file.jobs[0].part.parent.mkdir()
+    file.jobs[0].part.touch()
+    (out / 'rendering.json').write_text(json.dumps(asdict(pictures)))
+    rerender.files_to_render(ours, out, pictures)
+    assert json.loads((out / 'rendering.json').read_text())['simulations'] == [
+        'builtin assets, light robot']
 
 
 @pytest.mark.parametrize(('xml', 'complaint'), [

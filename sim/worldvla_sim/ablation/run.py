@@ -2,6 +2,7 @@
 """Train and evaluate rows, each step in a process of its own, several rows at a time.
 
     OUTPUT/rows/NAME/stage0.yaml  stage0/  train.log     one stage of training, and what it said
+    OUTPUT/rows/NAME/stage0.origin                       fingerprints of what it is trained on
     OUTPUT/rows/NAME/evaluation.json  evaluate.log       the episodes
     OUTPUT/rows/NAME/error.txt                           why the row is not finished
 
@@ -11,7 +12,8 @@ Everything is read back from these files, so a killed ablation goes on where it 
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 import contextlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+import logging
 import os
 from pathlib import Path
 import statistics
@@ -20,20 +22,23 @@ import sys
 import threading
 
 from tqdm import tqdm
-import yaml
 
-from worldvla_ros.config import differences, flatten, load_yaml
+from worldvla_ros.config import differences
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.training.run_folder import read_metrics
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import TokenStore
+from worldvla_sim.ablation.origins import changes, note
 from worldvla_sim.ablation.plan import ROWS, AblationConfig, Plan, Row, tokens_per_step
+from worldvla_sim.assets.pack import PACK_VERSION
 from worldvla_sim.episodes import EpisodeRecord
+from worldvla_sim.policies import checkpoint_name
 from worldvla_sim.results import Results
 
 _EVALUATION = 'evaluation.json'
 _POLL = 1.0  # [s] between looks at the files of running rows
 _PATIENCE = 10.0  # [s] for a stopped process to end
+_logger = logging.getLogger(__name__)
 
 
 class AblationError(WorldVLAError):
@@ -57,11 +62,16 @@ class Outcome:
 
 
 def outcome(row: Row, plan: Plan) -> Outcome:
-    """Read what there is of a row; what was made with another plan does not count."""
+    """Read what there is of a row.
+
+    What was made with another plan, on other data or with other weights does not count, and a log
+    line says so.
+    """
     config, folder = plan.config, _folder(row, plan)
     records: list[EpisodeRecord] = []
     measured: dict[str, float] = {}
-    if not any(_changes(stage, folder / f'stage{i}.yaml') for i, stage in enumerate(row.stages)):
+    doubts = _doubts(row, plan)
+    if not doubts:
         wanted = {(task, state) for task in config.tasks
                   for state in range(config.evaluation.init_states)}
         records = [record for record in _records(row, plan)
@@ -70,9 +80,36 @@ def outcome(row: Row, plan: Plan) -> Outcome:
             if line['split'] == 'held_out' and int(line['step']) == row.final.run.steps:
                 measured = {name: float(value) for name, value in line.items()
                             if name not in ('step', 'split') and value}
+    elif (folder / _EVALUATION).exists():
+        _logger.warning('row %s: its episodes do not count (%s)', row.name, '; '.join(doubts))
     error = folder / 'error.txt'
     return Outcome(row, tuple(records), measured, error.read_text() if error.exists() else None,
                    config.num_episodes)
+
+
+def _doubts(row: Row, plan: Plan) -> list[str]:
+    """Say why the episodes of a row are not those of its plan, its data and its weights."""
+    folder = _folder(row, plan)
+    doubts = [f'stage {number}, {change}' for number, stage in enumerate(row.stages)
+              for change in changes(stage, folder / f'stage{number}.yaml')]
+    doubts += [f'stage {number} is not trained to its last step'
+               for number, stage in enumerate(row.stages) if not _is_trained(stage)]
+    return doubts or _other_weights(row, plan)
+
+
+def _other_weights(row: Row, plan: Plan) -> list[str]:
+    """Say how the checkpoint and the assets of a row differ from those that were evaluated."""
+    path = _folder(row, plan) / _EVALUATION
+    if not path.exists():
+        return []
+    played = Results.load(path).settings
+    try:
+        now = {'checkpoint': checkpoint_name(_result_folder(row.final))}
+    except WorldVLAError as error:
+        return [str(error)]
+    if played.get('assets') == 'builtin':
+        now['pack_version'] = PACK_VERSION
+    return differences(played, {**played, **now})
 
 
 def _records(row: Row, plan: Plan) -> list[EpisodeRecord]:
@@ -201,6 +238,9 @@ def _run_row(row: Row, plan: Plan, processes: Processes) -> None:
     try:
         for number, stage in enumerate(row.stages):
             _train(stage, folder / f'stage{number}.yaml', folder / 'train.log', processes)
+        if changed := _other_weights(row, plan):
+            raise AblationError(f'{folder / _EVALUATION} is of another checkpoint or pack '
+                                f'({"; ".join(changed)}); delete it')
         processes.run('worldvla_sim.evaluate', _evaluation_arguments(row, plan.config, folder),
                       folder / 'evaluate.log')
     except (WorldVLAError, OSError) as failure:
@@ -210,21 +250,14 @@ def _run_row(row: Row, plan: Plan, processes: Processes) -> None:
 
 
 def _train(stage: TrainConfig, file: Path, log: Path, processes: Processes) -> None:
-    if changed := _changes(stage, file):
-        raise AblationError(f'{file.parent} was made with another plan ({"; ".join(changed)}); '
-                            f'delete it, or give another output')
+    if changed := changes(stage, file):
+        raise AblationError(f'{file.parent} was made with another plan or other data '
+                            f'({"; ".join(changed)}); delete it, or give another output')
     if _is_trained(stage):
         return
-    file.write_text(yaml.safe_dump(asdict(stage)))
+    note(stage, file)
     processes.run('worldvla_ros.training.train', ['--config', str(file)], log,
                   threads=stage.run.threads)
-
-
-def _changes(stage: TrainConfig, file: Path) -> list[str]:
-    """Say how a stage differs from the one that the file holds, if there is one."""
-    if not file.exists():
-        return []
-    return differences(flatten(load_yaml(file, TrainConfig)), flatten(stage))
 
 
 def _evaluation_arguments(row: Row, config: AblationConfig, folder: Path) -> list[str]:

@@ -2,9 +2,11 @@
 """`make demo`: start the graph, play LIBERO episodes over topics, show what came of it."""
 
 import argparse
+from collections.abc import Iterator, Sequence
 import json
 import os
 from pathlib import Path
+import re
 import sys
 
 import rclpy
@@ -16,6 +18,7 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.graph import DEMO_ARGUMENTS, demo_graph
 from worldvla_ros.msg import Episode
 from worldvla_ros.nodes.process_group import ProcessGroup
+from worldvla_ros.whole_files import write_whole
 from worldvla_sim.commands import (
     EXIT_ERRORS,
     EXIT_INTERRUPTED,
@@ -26,8 +29,11 @@ from worldvla_sim.commands import (
 from worldvla_sim.pictures import evenly_spaced, save_contact_sheet
 from worldvla_sim.ros.episode_client import EpisodeClient
 from worldvla_sim.ros.recorder import EpisodeRecording, summary_row
+from worldvla_sim.runner import EpisodeJob, make_jobs
+from worldvla_sim.tasks import SUITES, load_task
 
 _SHEET_COLUMNS = 8
+_ROWS, _SHEET = 'episodes.json', 'contact_sheet.png'
 
 
 def play_with_bar(client: EpisodeClient, suite: str, task: int, init_state: int,
@@ -44,11 +50,15 @@ def play_with_bar(client: EpisodeClient, suite: str, task: int, init_state: int,
         return client.play(suite, task, init_state, on_step=show)
 
 
-def play_demo(options: argparse.Namespace, out: Path) -> list[dict[str, object]]:
-    """Run all episodes; leave videos, chunks, a contact sheet and a JSON file in `out`."""
+def play_demo(options: argparse.Namespace, out: Path) -> Iterator[dict[str, object]]:
+    """Play all episodes and yield a row of each, when it is in `episodes.json`.
+
+    Videos, chunks and a contact sheet come beside it in `out`. What cannot be played to its end
+    is the row of an error, and the next episode is played.
+    """
     policy, bridge = demo_graph({name: getattr(options, name) for name in DEMO_ARGUMENTS})
     bridge.parameters['max_steps'] = options.max_steps or 0
-    episodes = [(task, state) for task in options.tasks for state in options.init_states]
+    jobs = make_jobs(options.suite, options.tasks, options.init_states)
     rows, sheet = [], []
     with ProcessGroup([policy, bridge], out) as processes:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C ends the block
@@ -57,25 +67,54 @@ def play_demo(options: argparse.Namespace, out: Path) -> list[dict[str, object]]
             print('starting the policy and the simulator ...', flush=True)
             client.wait_until_ready()
             print(f'policy: {client.policy}', flush=True)
-            for number, (task, state) in enumerate(episodes, 1):
-                record = play_with_bar(client, options.suite, task, state,
-                                       f'{number}/{len(episodes)}')
-                row = summary_row(record)
-                rows.append({**row, 'policy': client.policy})
-                stem = f'{options.suite}_task{task}_init{state}'
-                if record.frames:  # an episode that ended as an error may have shown none
-                    record.save_video(out / f'{stem}.mp4')
-                if record.chunks:
-                    record.save_chunks(out / f'{stem}_chunks.npz')
-                sheet.append((f'task {task}, initial state {state}: {record.instruction} - '
-                              f'{record.state}',
+            for number, job in enumerate(jobs, 1):
+                try:
+                    record = play_with_bar(client, options.suite, job.task, job.init_state,
+                                           f'{number}/{len(jobs)}')
+                except WorldVLAError as error:
+                    record = _error_record(options, job, error)
+                rows.append({**summary_row(record), 'policy': client.policy})
+                _write_rows(rows, out)
+                yield rows[-1]
+                _save_pictures(record, out / f'{options.suite}_task{job.task}_'
+                                             f'init{job.init_state}')
+                sheet.append((f'task {job.task}, initial state {job.init_state}: '
+                              f'{record.instruction} - {record.state}',
                               evenly_spaced(record.ordered_frames, _SHEET_COLUMNS)))
+                if any(frames for _, frames in sheet):
+                    write_whole(out / _SHEET, lambda draft: save_contact_sheet(draft, sheet))
         finally:
             rclpy.utilities.try_shutdown()
-    if any(frames for _, frames in sheet):
-        save_contact_sheet(out / 'contact_sheet.png', sheet)
-    (out / 'episodes.json').write_text(json.dumps(rows, indent=1) + '\n')
-    return rows
+
+
+def remove_results(out: Path) -> None:
+    """Remove what an earlier run left, so that all that is there is of this one."""
+    of_an_episode = re.compile(rf'({"|".join(SUITES)})_task\d+_init\d+(\.mp4|_chunks\.npz)')
+    for path in out.iterdir():
+        if path.name in (_ROWS, _SHEET) or of_an_episode.fullmatch(path.name):
+            path.unlink()
+
+
+def _error_record(options: argparse.Namespace, job: EpisodeJob, error: WorldVLAError
+                  ) -> EpisodeRecording:
+    """Return the record of an episode that could not be played to its end."""
+    record = EpisodeRecording(load_task(options.suite, job.task).instruction)
+    record.finish(Episode(state=Episode.STATE_ERROR, suite=options.suite, task=job.task,
+                          init_state=job.init_state, error=str(error), assets=options.assets,
+                          mode=options.mode))
+    return record
+
+
+def _save_pictures(record: EpisodeRecording, stem: Path) -> None:
+    """Write video and chunks; an episode that ended as an error may have none."""
+    if record.frames:
+        record.save_video(stem.with_name(f'{stem.name}.mp4'))
+    if record.chunks:
+        record.save_chunks(stem.with_name(f'{stem.name}_chunks.npz'))
+
+
+def _write_rows(rows: Sequence[dict[str, object]], out: Path) -> None:
+    write_whole(out / _ROWS, lambda draft: draft.write_text(json.dumps(rows, indent=1) + '\n'))
 
 
 def print_table(rows: list[dict[str, object]]) -> None:
@@ -87,7 +126,7 @@ def print_table(rows: list[dict[str, object]]) -> None:
               f'{row["control_rate_hz"]:>7} {row["latency_p50_ms"]:>7} {row["latency_p99_ms"]:>7}'
               f'  {row["instruction"]}')
     ran = [row for row in rows if row['error'] is None]
-    first = rows[0]
+    first = (ran or rows)[0]
     print(f'\nsuccess {sum(bool(row["success"]) for row in ran)} of {len(ran)}, errors '
           f'{len(rows) - len(ran)} ({first["suite"]}, {first["assets"]} assets, {first["mode"]}, '
           f'{first["policy"]})')
@@ -120,15 +159,22 @@ def main() -> int:
     options = parse_options(None)
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
     end_as_on_ctrl_c()
+    rows: list[dict[str, object]] = []
+    status = EXIT_OK
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        rows = play_demo(options, options.out)
+        remove_results(options.out)
+        for row in play_demo(options, options.out):
+            rows.append(row)
     except (WorldVLAError, OSError) as error:
         print(f'the demo failed: {error}\nlogs: {options.out}/*.log', file=sys.stderr)
-        return EXIT_ERRORS
+        status = EXIT_ERRORS
     except KeyboardInterrupt:
         print('\ninterrupted; all nodes are stopped', file=sys.stderr)
-        return EXIT_INTERRUPTED
-    print_table(rows)
-    print(f'videos, pictures and logs: {options.out}/')
-    return EXIT_OK if all(row['error'] is None for row in rows) else EXIT_ERRORS
+        status = EXIT_INTERRUPTED
+    if rows:
+        print_table(rows)
+        print(f'videos, pictures and logs: {options.out}/')
+    if status == EXIT_OK and any(row['error'] is not None for row in rows):
+        status = EXIT_ERRORS
+    return status

@@ -29,6 +29,7 @@ PLAYED_TO_THE_END = (Episode.STATE_SUCCESS, Episode.STATE_TIMEOUT)
 """States of an episode that ran; of any other the bridge may show no last picture."""
 
 _RESET_TIMEOUT = 120.0  # [s] first use generates the asset pack
+_GHOST_TIME = 25.0  # [s] a node that was killed is in the graph until its lease of 20 s ends
 _ANSWER_TIMEOUT = 60.0  # [s] of what takes no time but on a machine that others use up
 
 
@@ -73,7 +74,7 @@ class EpisodeClient(Node):
         return self._status.policy if self._status else ''
 
     def wait_until_ready(self) -> None:
-        """Wait for both nodes."""
+        """Wait for both nodes; WorldVLAError where another graph answers to the same names."""
         timeout = self._start_timeout
         # While it loads the policy does not answer; unconfigured afterwards means it could not.
         self._spin_until(self._policy_state.service_is_ready, timeout, 'the policy node')
@@ -86,16 +87,18 @@ class EpisodeClient(Node):
         self._spin_until(lambda: self._status is not None and self._reset.service_is_ready()
                          and self._run_task.server_is_ready() and starting.answered(), timeout,
                          'the policy and the simulator to be ready')
+        self._refuse_twins()
 
     def play(self, suite: str, task: int, init_state: int, *, seed: int = 0,
              on_step: Callable[[Episode], None] = lambda episode: None) -> EpisodeRecording:
         """
         Play one episode and return its record, also of one that ended as an error.
 
-        Raises WorldVLAError if it cannot be begun, or stalls.
+        Raises WorldVLAError if it cannot be begun, stalls, or another graph would take part.
 
         :param on_step: called with each control step, and at the end
         """
+        self._refuse_twins()
         self._record = record = EpisodeRecording()  # now: the first frame precedes the answer
         started = self._wait_for(self._reset.call_async(ResetEpisode.Request(
             suite=suite, task=task, init_state=init_state, seed=seed)), _RESET_TIMEOUT,
@@ -117,6 +120,27 @@ class EpisodeClient(Node):
         self._wait_for(goal.cancel_goal_async(), _ANSWER_TIMEOUT, 'the task to end')
         self._record = None
         return record
+
+    def _refuse_twins(self) -> None:
+        """Raise WorldVLAError where two nodes keep a name that this client calls."""
+        deadline = time.monotonic() + _GHOST_TIME
+        while twins := self._twins():
+            if time.monotonic() > deadline:
+                raise WorldVLAError(
+                    f'{twins} in ROS domain {self.context.get_domain_id()}, and one is needed: '
+                    f'each would take part in the episodes. End the other graph, or give this one '
+                    f'a ROS_DOMAIN_ID of its own')
+            self._spin_once()
+
+    def _twins(self) -> str:
+        """Say which name more than one node has; empty if none."""
+        nodes = self.get_node_names_and_namespaces()
+        for name, service in ((POLICY_NODE, 'run_task/_action/send_goal'),
+                              (BRIDGE_NODE, 'reset')):
+            found = max(nodes.count((name, '/')), self.count_services(f'/{name}/{service}'))
+            if found > 1:
+                return f'{found} nodes answer to /{name}'
+        return ''
 
     def _watch(self, number: int, ended: Future, on_step: Callable[[Episode], None]) -> Episode:
         """Spin until the episode has ended; return that. A stall names what the policy says."""

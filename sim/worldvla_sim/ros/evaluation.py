@@ -9,7 +9,6 @@ a command in lockstep, the episode is an error that says so.
 """
 
 import contextlib
-import os
 from pathlib import Path
 import tempfile
 import time
@@ -23,6 +22,7 @@ from worldvla_ros.nodes.process_group import ProcessGroup
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import LOCKSTEP
+from worldvla_sim.libero_setup import changed_environment
 from worldvla_sim.policies import checkpoint_folder
 from worldvla_sim.ros.domains import claimed_domain
 from worldvla_sim.ros.episode_client import PLAYED_TO_THE_END, EpisodeClient
@@ -65,8 +65,10 @@ class RosEpisodeRunner:
         self._nodes.close()
 
     def _start(self) -> EpisodeClient | ExpertCommander:
-        os.environ['ROS_DOMAIN_ID'] = str(self._nodes.enter_context(claimed_domain()))
-        os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+        domain = self._nodes.enter_context(claimed_domain())
+        self._nodes.enter_context(changed_environment(
+            ROS_DOMAIN_ID=str(domain), ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST',
+            ROS_STATIC_PEERS=None))
         logs = Path(self._nodes.enter_context(tempfile.TemporaryDirectory(
             prefix='worldvla_nodes_', ignore_cleanup_errors=True)))
         graph = evaluation_graph(self._settings, self._options.threads)

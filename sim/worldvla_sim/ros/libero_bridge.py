@@ -2,8 +2,8 @@
 """The node `libero_bridge`: LIBERO as a robot with cameras on ROS 2 topics.
 
 lockstep: publish frame n, wait for its command, step, publish frame n + 1. The same seed and the
-same commands give the same trajectory. realtime: a step every 50 ms with the latest command.
-Simulated time never goes back, also not from one episode to the next.
+same commands give the same trajectory. realtime: a step every 50 ms with the latest command of
+this episode. Simulated time never goes back, also not from one episode to the next.
 """
 
 from dataclasses import replace
@@ -55,6 +55,7 @@ class LiberoBridge(Node):
         self._config = read(self, BridgeSettings)
         self._player = EpisodePlayer(self._config)
         self._now_ns = _EPISODE_GAP_NS
+        self._first_ns = 0  # stamp of the first frame of this episode
         self._command = Command.hold(_OPEN_GRIPPER)
         self._command_at = -np.inf  # [s] monotonic
         self._gripper_said = False  # in this episode: a hold keeps the gripper of the one before
@@ -96,6 +97,7 @@ class LiberoBridge(Node):
         env = self._player.env
         self._command, self._gripper_said = Command.hold(_OPEN_GRIPPER), False
         self._now_ns += _EPISODE_GAP_NS
+        self._first_ns = self._now_ns
         self.get_logger().info(
             f'episode {self._player.number}: {request.suite} task {request.task} '
             f'"{env.instruction}", {_start_text(asked)}; {env.assets} assets in '
@@ -128,6 +130,8 @@ class LiberoBridge(Node):
                                     throttle_duration_sec=_COMPLAINT_PERIOD)
             return
         if not self._config.lockstep:
+            if self._is_of_before(message):
+                return
             self._gripper_said |= not _is_sign_of_life(message)
             if not self._gripper_said:
                 command = replace(command, gripper=self._command.gripper)
@@ -156,6 +160,17 @@ class LiberoBridge(Node):
                                       throttle_duration_sec=_COMPLAINT_PERIOD)
 
     # --- realtime ------------------------------------------------------------------------------
+
+    def _is_of_before(self, message: DeltaAction) -> bool:
+        """Whether a command waited since the last episode; one without a stamp is of now."""
+        late_ns = self._first_ns - to_ns(message.header.stamp)
+        if not 0 < late_ns < self._first_ns:
+            return False
+        self.get_logger().warning(
+            f'command refused: stamped {late_ns / 1e9:.1f} s before this episode, as those are '
+            f'that waited for a reset; stamp commands with the time of /clock (use_sim_time), or '
+            f'not at all', throttle_duration_sec=_COMPLAINT_PERIOD)
+        return True
 
     def _run_period(self) -> None:
         """Play one control period with the latest command, whatever the policy does."""

@@ -41,7 +41,8 @@ def start(start_policy, checkpoint, client, wait_for):
     """Start a node whose world model is loaded, before a camera that shows one picture."""
     def start(**values):
         node = start_policy(**{'backend': 'inproc', 'checkpoint': checkpoint, 'world_model': True,
-                               'worker__threads': 1, 'obs__frozen_after': -1, **values})
+                               'worker__threads': 1, 'dtype': 'float32', 'obs__frozen_after': -1,
+                               **values})
         client.shoot = lambda number: picture(client, noise(0))
         wait_for(lambda: node._loop.controller.newest_ns)
         return node

@@ -67,6 +67,19 @@ def test_the_world_branch_is_asked_with_what_was_executed(tmp_path):
                                       ACTION_TOKENIZER.encode(actions[2]))
 
 
+def test_labels_of_a_learners_turn_are_learned_as_far_as_they_hold(tmp_path):
+    one = episode()
+    one.executed[4:, :6] = -one.actions[4:, :6]
+    store = write_store(tmp_path / 'a', [one], tiny_tokenizer(), IMAGE_SIZE)
+    everything = table(store, ('action',), horizon=3)
+    samples = SampleTable(store, store.episodes, ('action',), everything._builder,
+                          ACTION_TOKENIZER, label_tolerance=0.25)
+    learned = [len(samples[i].ids[samples[i].labelled]) // 9 for i in range(len(samples))]
+    assert learned == [3, 3, 3, 2, *6 * [1]]
+    assert samples.learned_share == pytest.approx(sum(learned) / (3 * len(learned)))
+    assert everything.learned_share == 1.0
+
+
 def test_episodes_shorter_than_the_horizon_are_no_data(store):
     with pytest.raises(DatasetError, match='shorter than the horizon'):
         table(store, ('action',), horizon=13)

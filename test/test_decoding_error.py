@@ -17,6 +17,7 @@ from worldvla_ros.tokens.action_tokenizer import (
     ActionTokenizer,
 )
 from worldvla_ros.tokens.sequence import action_block
+from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH
 from worldvla_ros.training.decoding_error import decoding_errors
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.run_folder import read_metrics
@@ -54,6 +55,17 @@ def test_it_is_measured_on_chunks_decoded_as_the_policy_does(chunk_mask, decode,
                              choice=choice)
     assert errors['motion_error'] == pytest.approx(0.4 / 18 ** 0.5, abs=1e-4)
     assert errors['gripper_error'] == pytest.approx(1 / 3)
+
+
+def test_actions_that_are_not_learned_do_not_count():
+    said = decode_chunk(MODEL, PROMPT, 3).token_ids.numpy()
+    expert = said.copy()
+    expert[1:] = VOCABULARY.bin_start + 5
+    one = sample(expert)
+    begin = len(PROMPT) + ACTION_BLOCK_LENGTH
+    one.labelled[begin:begin + 2 * ACTION_BLOCK_LENGTH] = False
+    assert decoding_errors(MODEL, [one], TOKENIZER, chunk_mask=True, choice='greedy') == {
+        'motion_error': 0.0, 'gripper_error': 0.0}
 
 
 def test_without_samples_of_the_action_branch_there_is_none():

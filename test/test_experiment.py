@@ -122,3 +122,18 @@ def test_few_labels_out_of_range_are_told_without_a_warning(tmp_path):
     experiment = build_experiment(tiny_config(tmp_path))
     few = replace(experiment, clipped_labels=experiment.clipped_labels + 0.004)
     assert few.range_report.startswith('action labels') and 'dx 0.4%' in few.range_report
+
+
+def test_it_is_told_how_many_labels_are_learned(tmp_path):
+    """Where a learner did something else, the later labels of a chunk are not."""
+    config = tiny_config(tmp_path, label_tolerance=0.25)
+    assert build_experiment(config).label_report == ''
+    turns = [episode(number) for number in range(4)]
+    for one in turns:
+        one.executed[:, :6] *= -1
+    write_store(tmp_path / 'turns', turns, tiny_tokenizer(), IMAGE_SIZE)
+    learner = replace(config, data=replace(config.data, store=str(tmp_path / 'turns')))
+    report = build_experiment(learner).label_report
+    assert report.startswith('20.0% of the action labels') and 'data.label_tolerance' in report
+    everything = replace(learner, data=replace(learner.data, label_tolerance=None))
+    assert build_experiment(everything).label_report == ''

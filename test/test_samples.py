@@ -8,7 +8,7 @@ from training_data import episode, write_hdf5
 from worldvla_ros.tokens.sequence import PromptBuilder, parse_action_chunk, parse_image_block
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, Vocabulary
-from worldvla_ros.training.samples import SampleBuilder, moving_steps
+from worldvla_ros.training.samples import SampleBuilder, labels_that_hold, moving_steps
 from worldvla_ros.training.tokenise import filtered_episodes
 
 TEXT = TextTokenizer.train(['pick up the red block'], max_tokens=300)
@@ -42,6 +42,15 @@ def test_an_action_sample_is_the_prompt_of_inference_and_the_chunk(history_lengt
     prompt = PROMPTS.action('pick', list(images))
     np.testing.assert_array_equal(sample.ids[:len(prompt)], prompt)
     assert not sample.labelled[:len(prompt)].any() and sample.labelled[len(prompt):].all()
+
+
+def test_of_a_chunk_the_first_labels_alone_may_be_learned():
+    whole = build(builder(), 'action', 2)
+    part = builder().build('action', 'pick', CODES, ACTIONS, 2, learned=2)
+    np.testing.assert_array_equal(part.ids, whole.ids)
+    chunk = np.flatnonzero(whole.labelled)
+    kept = np.r_[chunk[:2 * ACTION_BLOCK_LENGTH], chunk[-1]]  # and the end of the chunk
+    np.testing.assert_array_equal(np.flatnonzero(part.labelled), kept)
 
 
 def test_the_state_of_the_newest_frame_stands_behind_the_images():
@@ -168,3 +177,35 @@ def test_the_filter_keeps_a_still_label_whose_execution_moved(tmp_path):
     write_hdf5(tmp_path / 'pick_demo.hdf5', [one])
     kept, = filtered_episodes(tmp_path, drop_no_ops=True)
     np.testing.assert_array_equal(kept.frames, one.frames[[0, 1, 3, 4, 5]])
+
+
+def held_labels(executed, **changes):
+    """Return `labels_that_hold` of six steps with the label 0.5 on x and an open gripper."""
+    labels = np.zeros((6, 7))
+    labels[:, 0], labels[:, 6] = 0.5, -1.0
+    both = labels.copy()
+    both[:, 0] = executed
+    for step, gripper in changes.items():
+        both[int(step.removeprefix('gripper')), 6] = gripper
+    return labels_that_hold(labels, both, 4, 0.25).tolist()
+
+
+def test_where_the_label_was_executed_or_nearly_so_all_labels_hold():
+    assert held_labels(0.5) == 6 * [4]
+    assert held_labels([0.7, 0.3, 0.6, 0.5, 0.4, 0.5]) == 6 * [4]
+
+
+def test_where_the_learner_did_something_else_its_next_labels_are_of_another_place():
+    """Pins a bug: held still, a hand was told 0.5 four times, and a chunk went all of them."""
+    assert held_labels(0.0) == 6 * [1]
+    assert held_labels([0.5, 0.5, 0.5, -0.5, 0.5, 0.5]) == [4, 3, 2, 1, 4, 4]
+
+
+def test_what_is_a_little_off_again_and_again_adds_up():
+    assert held_labels([0.5, 0.8, 0.8, 0.5, 0.5, 0.5])[:3] == [4, 1, 1]
+    assert held_labels([0.5, 0.74, 0.74, 0.5, 0.5, 0.5])[:3] == [4, 4, 4]
+
+
+def test_a_gripper_that_was_told_otherwise_ends_the_chunk():
+    assert held_labels(0.5, gripper2=1.0) == [3, 2, 1, 4, 4, 4]
+    assert held_labels(0.5, gripper2=-0.2) == 6 * [4], 'it counts on which side of 0'

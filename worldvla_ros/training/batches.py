@@ -20,7 +20,7 @@ from worldvla_ros.tokens.state_tokenizer import StateTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.losses import IGNORED, Targets, find_targets, rows_before_labels
-from worldvla_ros.training.samples import Sample, SampleBuilder
+from worldvla_ros.training.samples import Sample, SampleBuilder, labels_that_hold
 from worldvla_ros.training.store import StoredEpisode, TokenStore
 
 PADDING_ID = 0  # of the public implementation; no token that counts ever sees it
@@ -48,10 +48,12 @@ class SampleTable:
     def __init__(self, store: TokenStore, episodes: Sequence[StoredEpisode],
                  branches: Sequence[str], builder: SampleBuilder,
                  action_tokenizer: ActionTokenizer,
-                 state_tokenizer: StateTokenizer | None = None, wrist: bool = False) -> None:
+                 state_tokenizer: StateTokenizer | None = None, wrist: bool = False,
+                 label_tolerance: float | None = None) -> None:
         """Take what the samples are built from.
 
         :param wrist: show the wrist camera, too.
+        :param label_tolerance: of `labels_that_hold`; None: all are learned.
         :raises DatasetError: no sample in these episodes, or no wrist camera in the store.
         """
         if wrist and store.wrist_codes is None:
@@ -62,6 +64,9 @@ class SampleTable:
         # The action branch learns the expert's label; the next frame follows from what was done.
         self._expert_ids = action_tokenizer.encode(store.actions).astype(np.int32)
         self._executed_ids = action_tokenizer.encode(store.executed).astype(np.int32)
+        self._learned = (np.full(len(store.actions), builder.horizon) if label_tolerance is None
+                         else labels_that_hold(store.actions, store.executed, builder.horizon,
+                                               label_tolerance))
         self._states = (None if state_tokenizer is None
                         else state_tokenizer.encode(store.states).astype(np.int32))
         self._wrist_codes = store.wrist_codes if wrist else None
@@ -80,6 +85,16 @@ class SampleTable:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def learned_share(self) -> float:
+        """Share of the labels of the action branch that are learned; NaN without that branch."""
+        if 'action' not in self._branches:
+            return float('nan')
+        rows = self._rows[self._rows[:, 0] == self._branches.index('action')]
+        begins = np.array([episode.steps.start for episode in self._episodes])
+        return float(self._learned[begins[rows[:, 1]] + rows[:, 2]].mean()
+                     ) / self._builder.horizon
 
     def batch(self, size: int, world_share: float | None, seed: int, step: int
               ) -> NDArray[np.int64]:
@@ -110,9 +125,10 @@ class SampleTable:
         action_ids = self._expert_ids if branch == 'action' else self._executed_ids
         states = None if self._states is None else self._states[episode.steps]
         wrist = None if self._wrist_codes is None else self._wrist_codes[episode.steps]
+        learned = int(self._learned[episode.steps][start])
         return self._builder.build(branch, episode.instruction, self._store.codes[episode.steps],
                                    action_ids[episode.steps], int(start), states, wrist,
-                                   int(stride))
+                                   int(stride), learned)
 
 
 def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:

@@ -14,6 +14,7 @@ from worldvla_ros.model.chunk_decoder import EagerChunkDecoder
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import parse_action_chunk
+from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH
 from worldvla_ros.training.samples import Sample
 
 ERRORS = ('motion_error', 'gripper_error')
@@ -25,7 +26,8 @@ def decoding_errors(model: Transformer, samples: Sequence[Sample], tokenizer: Ac
 
     `motion_error` is the root of the mean squared difference of the six motion values, each in
     halves of its range (0: the expert's bins; 0.43: never moving, on libero_goal's experts).
-    `gripper_error` is the share of steps at which the gripper is told the other direction.
+    `gripper_error` is the share of steps at which the gripper is told the other direction. Both
+    are of the actions that are labelled, see `labels_that_hold`.
 
     :param chunk_mask: and `choice`: of the policy, see `PolicySettings`.
     """
@@ -34,9 +36,13 @@ def decoding_errors(model: Transformer, samples: Sequence[Sample], tokenizer: Ac
     starts = [int(np.argmax(sample.labelled)) for sample in samples]
     wanted = np.stack([parse_action_chunk(sample.ids[start:], tokenizer.vocabulary)
                        for sample, start in zip(samples, starts, strict=True)])
+    begins = ACTION_BLOCK_LENGTH * np.arange(wanted.shape[1])
+    counts = np.stack([sample.labelled[start + begins]
+                       for sample, start in zip(samples, starts, strict=True)])  # [B, K]
     decoder = EagerChunkDecoder(model, wanted.shape[1], max(starts), chunk_mask, choice)
     done = np.stack([decoder.decode(sample.ids[:start]).token_ids.cpu().numpy()
                      for sample, start in zip(samples, starts, strict=True)])
-    motion, gripper = np.split(tokenizer.dequantize(np.stack([done, wanted])), [6], axis=-1)
+    values = tokenizer.dequantize(np.stack([done, wanted]))[:, counts]  # [2, N, 7]
+    motion, gripper = np.split(values, [6], axis=-1)
     return {'motion_error': float(np.sqrt(np.mean(np.square(motion[0] - motion[1])))),
             'gripper_error': float(np.mean((gripper[0] > 0) != (gripper[1] > 0)))}

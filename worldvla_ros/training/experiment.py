@@ -54,6 +54,16 @@ class Experiment:
         return '\n'.join(filter(None, (self.counts.in_words(), warning)))
 
     @property
+    def label_report(self) -> str:
+        """Say how many labels are learned; empty where all are."""
+        share = self.train.learned_share
+        if not share < 1.0:
+            return ''
+        return (f'{share:.1%} of the action labels are learned: in the others, what was executed '
+                'before them in their chunk is not what the expert would have done '
+                '(data.label_tolerance)')
+
+    @property
     def range_report(self) -> str:
         """Say in one line how many labels saturate, on each axis."""
         shares = ', '.join(f'{axis} {share:.1%}' for axis, share in
@@ -90,7 +100,7 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     def table(episodes: list[StoredEpisode]) -> SampleTable:
         return SampleTable(store, episodes, config.data.branches, samples,
                            pretrained.action_tokenizer, pretrained.state_tokenizer,
-                           config.data.wrist)
+                           config.data.wrist, config.data.label_tolerance)
     try:
         held_out_table = table(held_out)
     except DatasetError:

@@ -67,18 +67,25 @@ class SampleBuilder:
     def build(self, branch: str, instruction: str, codes: NDArray[np.integer],
               action_ids: NDArray[np.integer], start: int,
               state_ids: NDArray[np.integer] | None = None,
-              wrist_codes: NDArray[np.integer] | None = None, stride: int = 1) -> Sample:
-        """Return the sample of one branch that starts at this step."""
+              wrist_codes: NDArray[np.integer] | None = None, stride: int = 1,
+              learned: int | None = None) -> Sample:
+        """Return the sample of one branch that starts at this step; see `action` for `learned`."""
         if branch == 'action':
-            return self.action(instruction, codes, action_ids, start, state_ids, wrist_codes)
+            return self.action(instruction, codes, action_ids, start, state_ids, wrist_codes,
+                               learned)
         actions = None if branch == 'video' else action_ids
         return self._rounds(branch, codes, actions, start, stride)
 
     def action(self, instruction: str, codes: NDArray[np.integer],
                action_ids: NDArray[np.integer], start: int,
                state_ids: NDArray[np.integer] | None = None,
-               wrist_codes: NDArray[np.integer] | None = None) -> Sample:
-        """Return the sample whose newest frame is `start`, with the actions from there on."""
+               wrist_codes: NDArray[np.integer] | None = None, learned: int | None = None
+               ) -> Sample:
+        """
+        Return the sample whose newest frame is `start`, with the actions from there on.
+
+        :param learned: how many of these are labelled, from the first on; None: all.
+        """
         cameras = [codes] if wrist_codes is None else [codes, wrist_codes]
         seen = range(max(0, start - self.history_length + 1), start + 1)
         images = [camera[step] for step in seen for camera in cameras]
@@ -87,8 +94,9 @@ class SampleBuilder:
                   for ids in action_ids[start:start + self.horizon]]
         state = None if state_ids is None else state_ids[start]
         prompt = self.prompts.action(instruction, images, state)
-        target = _concatenate([*blocks, [vocabulary.separator]])
-        return _joined('action', [(prompt, target)])
+        return _joined('action', [(prompt, _concatenate(blocks[:learned])),
+                                  (_concatenate(blocks[len(blocks[:learned]):]),
+                                   np.array([vocabulary.separator]))])
 
     def _rounds(self, branch: str, codes: NDArray[np.integer],
                 action_ids: NDArray[np.integer] | None, start: int, stride: int) -> Sample:
@@ -123,6 +131,33 @@ def _joined(branch: str, turns: Sequence[tuple[TokenIds, TokenIds]]) -> Sample:
 
 def _concatenate(parts: Sequence[ArrayLike]) -> TokenIds:
     return np.concatenate([np.zeros(0, np.int64), *(np.asarray(p, np.int64) for p in parts)])
+
+
+def labels_that_hold(labels: NDArray[np.floating], executed: NDArray[np.floating], horizon: int,
+                     tolerance: float) -> NDArray[np.int64]:
+    """Return how many labels, from each step on [T], are those of a chunk that begins there.
+
+    A label says what the expert would do where the robot is at its step. A chunk brings the robot
+    where its own earlier actions do. Where something else was executed, as in a learner's turn of
+    DAgger, the later labels are of other places: a hand that the learner held still is told the
+    same step again and again, and a chunk of them goes many times too far. The first always holds.
+
+    :param labels: and `executed` [T, 7], controller input.
+    :param tolerance: how far what was executed may be off, per step, on each axis of the motion;
+        the gripper must be told the same.
+    """
+    off = np.zeros((len(labels) + horizon, 6))
+    off[:len(labels)] = executed[:, :6] - labels[:, :6]
+    other_gripper = np.zeros(len(off), dtype=bool)
+    other_gripper[:len(labels)] = (executed[:, 6] > 0) != (labels[:, 6] > 0)
+    away, holds = np.zeros((len(labels), 6)), np.ones(len(labels), dtype=bool)
+    count = np.ones(len(labels), dtype=np.int64)
+    for step in range(1, horizon):
+        before = slice(step - 1, step - 1 + len(labels))
+        away += off[before]
+        holds &= (np.abs(away).max(1) <= tolerance * step) & ~other_gripper[before]
+        count += holds
+    return count
 
 
 def moving_steps(actions: NDArray[np.floating]) -> NDArray[np.bool_]:

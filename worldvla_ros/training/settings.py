@@ -46,6 +46,11 @@ class DataConfig:
     action_noise: float = bounded(
         0.0, minimum=0.0, maximum=1.0,
         doc='share of the earlier values of an action shown that are replaced at random')
+    label_tolerance: float | None = bounded(
+        None, minimum=0.0,
+        doc='how far what was executed may be off the labels, per step of a chunk, before the '
+            'later labels of the chunk are not learned [controller input]: those of a turn of the '
+            'learner belong to where that led; null: all are learned')
     length: int | None = bounded(None, minimum=1, unit='token',
                                  doc='pad every batch to it; null: to its longest sample')
     length_multiple: int = bounded(1, minimum=1, unit='token',

@@ -42,7 +42,8 @@ def train(config: TrainConfig) -> Path | None:
         experiment = build_experiment(config, checkpoint)
         trainer = Trainer(experiment, checkpoint)
         if not dist.is_initialized() or dist.get_rank() == 0:
-            print(experiment.split_report, experiment.range_report, sep='\n', file=sys.stderr)
+            print(*filter(None, (experiment.split_report, experiment.label_report,
+                                 experiment.range_report)), sep='\n', file=sys.stderr)
             if checkpoint is not None:
                 print(f'resuming from {checkpoint}', *folder.changes(checkpoint), sep='\n  ',
                       file=sys.stderr)

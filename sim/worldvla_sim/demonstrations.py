@@ -21,7 +21,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_ros.errors import ConfigError, SimulationError
-from worldvla_ros.whole_files import write_whole
+from worldvla_ros.whole_files import flush, write_whole
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.observation import SimObservation, rendered
 
@@ -145,8 +145,7 @@ def whole_file(path: Path) -> Iterator[h5py.File]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with h5py.File(temporary, 'w') as file:
             yield file
-        with temporary.open('rb+') as written:
-            os.fsync(written.fileno())
+        flush(temporary)
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # h5py reports a failed close as RuntimeError
         full = getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)

@@ -10,9 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from worldvla_ros.config import read_yaml
+from worldvla_ros.training.run_folder import CONFIG_FILE
 from worldvla_ros.training.settings import TrainConfig
 
-CONFIG_FILE = 'train.yaml'
 HASHED_WHOLE = 'hashed of before 2026-11-28'
 """Of all moving steps, see `splits`: what 'hashed' means without `data.earlier_splits`."""
 

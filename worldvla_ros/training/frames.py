@@ -22,7 +22,7 @@ from worldvla_ros.training.libero_hdf5 import (
     read_episodes,
     task_name,
 )
-from worldvla_ros.training.replay_list import ReplayList, actions_digest, kept_steps
+from worldvla_ros.training.replay_list import ReplayList, actions_digest, trained_steps
 from worldvla_ros.training.splits import Key, SplitCounts, draw
 from worldvla_ros.training.splits import split as split_keys
 
@@ -123,13 +123,12 @@ def _chosen_actions(folder: Path, only: Path | None
                     ) -> dict[Key, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Return the actions of the demonstrations that `tokenise.filtered_episodes` yields."""
     replays = None if only is None else ReplayList.load(only)
+    drop_no_ops = replays is not None and replays.drop_no_ops
     chosen = {}
     for path in demonstration_files(folder):
         task = task_name(path, folder)
         for name, recorded in episode_actions(path, failed=False).items():
-            if replays is None or (
-                    replays.succeeded(task, name, actions_digest(*recorded))
-                    and (not replays.drop_no_ops or kept_steps(*recorded).any())):
+            if trained_steps(task, name, *recorded, replays, drop_no_ops).any():
                 chosen[task, name] = recorded
     return chosen
 

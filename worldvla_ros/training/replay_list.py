@@ -87,6 +87,19 @@ def kept_steps(actions: NDArray[np.floating], executed: NDArray[np.floating]
     return moving_steps(actions) | moving_steps(executed)
 
 
+def trained_steps(task: str, name: str, actions: NDArray[np.floating],
+                  executed: NDArray[np.floating], only: ReplayList | None, drop_no_ops: bool
+                  ) -> NDArray[np.bool_]:
+    """Return the steps (T,) of a successful demonstration that training data keeps, or none.
+
+    :param only: and `drop_no_ops`: see `tokenise.filtered_episodes`.
+    Raises DatasetError for a demonstration that is not among the replays.
+    """
+    if only is not None and not only.succeeded(task, name, actions_digest(actions, executed)):
+        return np.zeros(len(actions), dtype=bool)
+    return kept_steps(actions, executed) if drop_no_ops else np.ones(len(actions), dtype=bool)
+
+
 def actions_digest(actions: NDArray[np.floating], executed: NDArray[np.floating]) -> str:
     """Return a short name of the actions (T, 7) of a demonstration, labels and executed."""
     both = np.stack([actions, executed]).astype(np.float64)

@@ -31,14 +31,13 @@ from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.pretrained import IMAGE_TOKENIZER_FOLDER, Pretrained
 from worldvla_ros.policy.settings import POLICY_FILE
 from worldvla_ros.training.decoding_error import ERRORS
-from worldvla_ros.training.earlier_splits import CONFIG_FILE
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.steps import learning_rate
 from worldvla_ros.whole_files import draft_folder, rename_whole, write_whole_csv
 
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
-STATE_FILE, METRICS_FILE = 'trainer.pt', 'metrics.csv'
+CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
 COLUMNS = ('step', 'split', 'total', 'cross_entropy', 'z_loss', 'action', 'world',
            'action_accuracy', 'world_accuracy', *ERRORS, 'grad_norm', 'learning_rate',
            'tokens_per_s', 'mfu')

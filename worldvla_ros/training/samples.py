@@ -94,8 +94,9 @@ class SampleBuilder:
                   for ids in action_ids[start:start + self.horizon]]
         state = None if state_ids is None else state_ids[start]
         prompt = self.prompts.action(instruction, images, state)
-        return _joined('action', [(prompt, _concatenate(blocks[:learned])),
-                                  (_concatenate(blocks[len(blocks[:learned]):]),
+        count = self.horizon if learned is None else learned
+        return _joined('action', [(prompt, _concatenate(blocks[:count])),
+                                  (_concatenate(blocks[count:]),
                                    np.array([vocabulary.separator]))])
 
     def _rounds(self, branch: str, codes: NDArray[np.integer],
@@ -147,15 +148,13 @@ def labels_that_hold(labels: NDArray[np.floating], executed: NDArray[np.floating
         the gripper must be told the same.
     """
     off = np.zeros((len(labels) + horizon, 6))
-    off[:len(labels)] = executed[:, :6] - labels[:, :6]
-    other_gripper = np.zeros(len(off), dtype=bool)
-    other_gripper[:len(labels)] = (executed[:, 6] > 0) != (labels[:, 6] > 0)
+    other_gripper = (executed[:, 6:] > 0) != (labels[:, 6:] > 0)
+    off[:len(labels)] = np.where(other_gripper, np.inf, executed[:, :6] - labels[:, :6])
     away, holds = np.zeros((len(labels), 6)), np.ones(len(labels), dtype=bool)
     count = np.ones(len(labels), dtype=np.int64)
     for step in range(1, horizon):
-        before = slice(step - 1, step - 1 + len(labels))
-        away += off[before]
-        holds &= (np.abs(away).max(1) <= tolerance * step) & ~other_gripper[before]
+        away += off[step - 1:step - 1 + len(labels)]
+        holds &= np.abs(away).max(1) <= tolerance * step
         count += holds
     return count
 

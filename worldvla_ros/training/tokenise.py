@@ -13,7 +13,7 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import Episode, demonstration_files, read_episodes
-from worldvla_ros.training.replay_list import ReplayList, actions_digest, kept_steps
+from worldvla_ros.training.replay_list import ReplayList, trained_steps
 from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write_store
 
 
@@ -30,16 +30,12 @@ def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None =
     """
     for path in demonstration_files(folder, task):
         for episode in read_episodes(path, folder, wrist=wrist):
-            digest = actions_digest(episode.actions, episode.executed)
-            if not episode.success or (only is not None and not only.succeeded(
-                    episode.task, episode.name, digest)):
+            if not episode.success:
                 continue
-            if drop_no_ops:
-                kept = kept_steps(episode.actions, episode.executed)
-                if not kept.any():
-                    continue
-                episode = episode.kept(kept)
-            yield episode
+            steps = trained_steps(episode.task, episode.name, episode.actions, episode.executed,
+                                  only, drop_no_ops)
+            if steps.any():
+                yield episode.kept(steps) if drop_no_ops else episode
 
 
 def checked_replays(folder: Path, drop_no_ops: bool, file: Path | None) -> ReplayList | None:

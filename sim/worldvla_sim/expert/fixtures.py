@@ -1,23 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Skills for what is fixed to the table: drawers, the stove's knob, the microwave's door.
 
-Positions on fixtures are in the fixture's own frame, measured from LIBERO's collision shapes.
+Reactions to the present state, as `holding` and `picking` are. Positions on fixtures are in the
+fixture's own frame, measured from LIBERO's collision shapes.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.grasps import Grasp, aligned
+from worldvla_sim.expert.holding import BELOW, HALF_FACING, NEAR, OPENED, go, holds, take_hold
+from worldvla_sim.expert.picking import PATIENCE
 from worldvla_sim.expert.robot import CLOSED, DOWNWARD, OPEN, Robot
 from worldvla_sim.expert.scene import UP
-from worldvla_sim.expert.skills import (
-    Motion,
-    approach,
-    grip,
-    reach,
-    rise,
-    travel,
-)
+from worldvla_sim.expert.skills import Motion, cruising_height
 
 HANDLE_DEPTH = -0.100  # [m] y of a drawer's handle in the cabinet's frame, drawer closed
 HANDLE_HEIGHTS = {'top': 0.184, 'middle': 0.114, 'bottom': 0.044}  # [m] z, likewise
@@ -28,6 +26,26 @@ _HINGE = np.array([-0.1725, -0.088, 0.150])  # [m] of the microwave's hinge, nea
 _DOOR_GRIP = 0.20  # [m] from the hinge where the door is pushed
 KNOB_HEIGHT = 0.034  # [m] z of the middle of the stove's knob in the stove's frame
 KNOB_ON = 0.5  # [rad] of the hinge, from which LIBERO calls a stove on
+_AWAY = 0.07  # [m] from what was moved, where the hand is done with it
+_PULL, _TURN = 0.05, 0.5  # [m], [rad] ahead of the hand: at full speed
+
+
+def _react(robot: Robot, action: Callable[[], np.ndarray | None]) -> Motion:
+    """Do what `action` says until it returns None; False when that takes too long."""
+    for _ in range(PATIENCE):
+        if (now := action()) is None:
+            return True
+        yield now
+    return False
+
+
+def _leave(robot: Robot, grasp: Grasp, direction: np.ndarray) -> np.ndarray | None:
+    """Open the fingers around a grasp and go away from it; None when that is done."""
+    if grasp.distance(robot.position) > _AWAY:
+        return None
+    clear = robot.opening > OPENED
+    robot.rotation = robot.axes
+    return go(robot, robot.position + (_PULL * direction if clear else 0.0), OPEN)
 
 
 def handle_grasp(robot: Robot, cabinet: str, level: str) -> Grasp:
@@ -38,23 +56,20 @@ def handle_grasp(robot: Robot, cabinet: str, level: str) -> Grasp:
     return Grasp(position, aligned(UP, robot.scene.axes(cabinet)[:, 1]))
 
 
-def pull_drawer(robot: Robot, cabinet: str, level: str, *, opening: float = 0.165,
-                attempts: int = 3) -> Motion:
+def pull_drawer(robot: Robot, cabinet: str, level: str, *, opening: float = 0.165) -> Motion:
     """Open a drawer by its handle; the slide ends at 0.16 m."""
-    scene, slide = robot.scene, f'{cabinet}_{level}_level'
-    for _ in range(attempts):
-        robot.gripper = OPEN
-        yield from approach(robot, handle_grasp(robot, cabinet, level))
-        yield from grip(robot, CLOSED)
-        outward = -scene.axes(cabinet)[:, 1]
-        end = robot.position + outward * (scene.joint(slide) + opening)
-        yield from reach(robot, end, tolerance=0.012, turn_tolerance=np.inf, patience=60)
-        yield from grip(robot, OPEN, 6)
-        yield from reach(robot, robot.position + 0.06 * outward, tolerance=0.02,
-                         turn_tolerance=np.inf, patience=20)
-        if -scene.joint(slide) > opening - 0.025:
-            return True
-    return False
+    scene = robot.scene
+
+    def action() -> np.ndarray | None:
+        grasp, outward = handle_grasp(robot, cabinet, level), -scene.axes(cabinet)[:, 1]
+        if -scene.joint(f'{cabinet}_{level}_level') > opening - 0.025:
+            return _leave(robot, grasp, outward)
+        if not holds(robot, grasp):
+            return take_hold(robot, cabinet, grasp, firm=True)
+        robot.turn_to(grasp.rotation)
+        return go(robot, grasp.position + _PULL * outward, CLOSED)
+
+    return (yield from _react(robot, action))
 
 
 def knob_bar(robot: Robot, stove: str) -> np.ndarray:
@@ -65,25 +80,22 @@ def knob_bar(robot: Robot, stove: str) -> np.ndarray:
     return np.append(axes[:, -1], 0.0)
 
 
-def turn_knob(robot: Robot, stove: str, *, angle: float = 0.9, attempts: int = 3) -> Motion:
+def turn_knob(robot: Robot, stove: str) -> Motion:
     """Turn a stove's knob on: grasp across its bar, then turn the hand."""
-    scene = robot.scene
-    for _ in range(attempts):
-        robot.gripper = OPEN
-        grasp = Grasp(scene.in_fixture(stove, [0.0, 0.0, KNOB_HEIGHT]),
+    def action() -> np.ndarray | None:
+        grasp = Grasp(robot.scene.in_fixture(stove, [0.0, 0.0, KNOB_HEIGHT]),
                       aligned(np.cross(knob_bar(robot, stove), UP), -UP))
-        yield from approach(robot, grasp)
-        yield from grip(robot, CLOSED)
-        robot.rotation = Rotation.from_rotvec(angle * UP).as_matrix() @ robot.axes
-        yield from reach(robot, robot.position, tolerance=0.01, turn_tolerance=0.1, patience=40)
-        yield from grip(robot, OPEN, 6)
-        yield from rise(robot, 0.08)
-        if scene.joint(f'{stove}_button') > KNOB_ON:
-            return True
-    return False
+        if robot.scene.joint(f'{stove}_button') > KNOB_ON:
+            return _leave(robot, grasp, UP)
+        if not holds(robot, grasp):
+            return take_hold(robot, stove, grasp, firm=True)
+        robot.rotation = Rotation.from_rotvec(_TURN * UP).as_matrix() @ robot.axes
+        return go(robot, grasp.position, CLOSED)
+
+    return (yield from _react(robot, action))
 
 
-def push_drawer(robot: Robot, cabinet: str, level: str, *, attempts: int = 4) -> Motion:
+def push_drawer(robot: Robot, cabinet: str, level: str) -> Motion:
     """Close a drawer: closed fingers, leaning towards the cabinet, push its handle."""
     scene, slide = robot.scene, f'{cabinet}_{level}_level'
     sideways, inward, _ = scene.axes(cabinet).T
@@ -93,23 +105,15 @@ def push_drawer(robot: Robot, cabinet: str, level: str, *, attempts: int = 4) ->
         return scene.in_fixture(cabinet, [
             0.0, HANDLE_DEPTH + scene.joint(slide) + distance, HANDLE_HEIGHTS[level]])
 
-    for _ in range(attempts):
-        robot.gripper = CLOSED
+    def action() -> np.ndarray | None:
         robot.turn_to(leaning)
-        yield from travel(robot, beside_handle(-0.10) + 0.12 * UP)
-        yield from reach(robot, beside_handle(-0.06), tolerance=0.015, patience=40)
-        for _ in range(60):
-            if scene.joint(slide) > CLOSED_POSITION:
-                break
-            yield robot.towards(beside_handle(0.03), 0.8)
-        yield from reach(robot, robot.position - 0.08 * inward, tolerance=0.02,
-                         turn_tolerance=np.inf, patience=20)
-        if scene.joint(slide) > CLOSED_POSITION:
-            return True
-    return False
+        shut = scene.joint(slide) > CLOSED_POSITION
+        return _push(robot, (beside_handle(-0.08), beside_handle(0.0)), beside_handle(0.03), shut)
+
+    return (yield from _react(robot, action))
 
 
-def close_door(robot: Robot, microwave: str, *, attempts: int = 3) -> Motion:
+def close_door(robot: Robot, microwave: str) -> Motion:
     """Swing a microwave's door shut from outside with closed fingers, the hand upright."""
     scene, hinge = robot.scene, f'{microwave}_microjoint'
 
@@ -118,17 +122,37 @@ def close_door(robot: Robot, microwave: str, *, attempts: int = 3) -> Motion:
         turn = Rotation.from_rotvec(angle * UP).as_matrix()
         return scene.in_fixture(microwave, _HINGE + turn @ [_DOOR_GRIP, -outside, 0.0])
 
-    for _ in range(attempts):
-        robot.gripper = CLOSED
+    def action() -> np.ndarray | None:
         robot.turn_to(DOWNWARD)
-        start = on_door(0.0, 0.10)
-        yield from travel(robot, start + 0.10 * UP)
-        yield from reach(robot, start, tolerance=0.02, patience=40)
-        for _ in range(120):
-            if scene.joint(hinge) > SHUT_ANGLE:
-                break
-            yield robot.towards(on_door(0.25, 0.0), 0.8)
-        yield from reach(robot, robot.position + 0.10 * UP, tolerance=0.02, patience=20)
-        if scene.joint(hinge) > SHUT_ANGLE:
-            return True
-    return False
+        shut = scene.joint(hinge) > SHUT_ANGLE
+        return _push(robot, (on_door(0.0, 0.10), on_door(0.0, 0.0)), on_door(0.25, 0.0), shut)
+
+    return (yield from _react(robot, action))
+
+
+def _push(robot: Robot, way: tuple[np.ndarray, np.ndarray], target: np.ndarray, is_done: bool
+          ) -> np.ndarray | None:
+    """Come to where pushing begins, then push with closed fingers; None when done and away.
+
+    :param way: where pushing begins, and the place that is pushed, (3,) each [m].
+    :param target: where to push it [m].
+    """
+    start, end = way
+    position, direction = robot.position, (end - start) / np.linalg.norm(end - start)
+    along = float((position - start) @ direction)
+    beside = float(np.linalg.norm(position - start - along * direction))
+    if is_done:
+        if np.linalg.norm(position - end) > _AWAY:
+            return None
+        robot.rotation = robot.axes
+        return go(robot, position - _PULL * direction, CLOSED)
+    turned = robot.turn_error() < HALF_FACING
+    if turned and beside < NEAR and -NEAR < along < float(np.linalg.norm(end - start)) + NEAR:
+        return go(robot, target, CLOSED, 0.8)
+    sideways = float(np.linalg.norm((start - position)[:2]))
+    height = cruising_height(robot, start)
+    if sideways < NEAR:
+        return go(robot, start, CLOSED)
+    if position[2] < height - BELOW:
+        return go(robot, np.array([*position[:2], height]), CLOSED)
+    return go(robot, np.array([*start[:2], height]), CLOSED)

@@ -13,38 +13,34 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp, way_out
+from worldvla_sim.expert.holding import (
+    AJAR,
+    AT_GRASP,
+    BELOW,
+    EMPTY,
+    FACING,
+    NEAR,
+    OPENED,
+    STILL,
+    go,
+    split,
+    squeezes,
+    take_hold,
+)
 from worldvla_sim.expert.robot import CLOSED, OPEN, Robot, rotation_error
 from worldvla_sim.expert.scene import UP
-from worldvla_sim.expert.skills import (
-    HOVER,
-    Motion,
-    cruising_height,
-    destination,
-    rise,
-)
+from worldvla_sim.expert.skills import Motion, cruising_height, destination
 
 PATIENCE = 450  # [steps] after which a place that cannot be reached is given up
 LIFT = 0.06  # [m] that a taken object rises before it moves sideways
-_FUNNEL = 0.010  # [m] beside the approach, from which the gripper goes straight to the grasp
-_NEAR = 0.03  # [m] beside the approach, from which it is corrected at the present height
-_CLEAR = 0.055  # [m] before a grasp where the finger tips are above what they will hold
-_AHEAD = 0.025  # [m] on the approach: near enough that it is not left before it is corrected
-_CORRECTION = 0.005  # [m] towards the grasp while the fingers close; what blocks it is not pushed
-_OPENED = 0.068  # [m] between the pads; fully open is 0.078 to 0.080
-_EMPTY = 0.005  # [m] between the pads that closed on nothing; a bowl's wall keeps 7 mm
-_SQUEEZE = 0.014  # [m] from a finger to where it is sent: 14 N, more than closing freely takes
+LOWERING = 0.7  # of the greatest speed, when what is held comes down
 _FAST = 0.05  # [m/s] of an object that falls, rolls or is dragged
-_AJAR = 0.06  # [m] between the pads: less is closing, or closed on something
-_AT_GRASP, _BY_GRASP = 0.015, 0.02  # [m] from a grasp: where the fingers close, or stopped there
-_STILL = 0.01  # [m/s] of a finger: slower than that it is at rest, faster it moves
-_FACING, _HALF_FACING = 0.12, 0.2  # [rad] to the wanted axes: before a grasp, and around it
-_BELOW = 0.02  # [m] under the height to go at, from which the gripper first rises
-_LOWERING = 0.7  # of the greatest speed, when what is held comes down
+_AROUND = 0.09  # [m] from an object's origin to the grip site
 _PUSHED, _TURNED = 0.015, 0.25  # [m], [rad] that make a planned grasp void
 
 
 @dataclass(frozen=True, eq=False)
-class _Plan:
+class Plan:
     """A grasp, and how the object lay when it was planned."""
 
     grasp: Grasp
@@ -61,25 +57,39 @@ def put(robot: Robot, name: str, target: str, *, offset: Sequence[float] = (0, 0
     :param fingers: direction along which the fingers close when the object is set down; None
         leaves the object turned as it was taken.
     """
-    scene, placing = robot.scene, Placing(robot, name, target, offset, fingers)
-    wanted = [predicate for predicate in scene.goal if predicate[1] == name]
+    return (yield from place(robot, Placing(robot, name, target, offset, fingers)))
+
+
+def place(robot: Robot, placing: 'Placing') -> Motion:
+    """Act until what the goal wants of an object holds and the hand has let go and left."""
+    wanted = [predicate for predicate in robot.scene.goal if predicate[1] == placing.name]
     for _ in range(PATIENCE):
-        if placing.is_let_go() and all(scene.holds(predicate) for predicate in wanted):
-            yield from rise(robot, 0.07)
-            return True
-        yield placing.action()
+        if placing.is_let_go() and all(robot.scene.holds(predicate) for predicate in wanted):
+            if not placing.is_around():
+                return True
+            yield placing.retreat()
+        else:
+            yield placing.action()
     return False
 
 
 class Placing:
-    """Decides one action at a time on the way of an object from where it lies to its place."""
+    """Decides one action at a time on the way of an object from where it lies to its place.
+
+    Skills that set things down in another way override what is other about them.
+    """
+
+    _down = -UP  # direction in which what is held comes to its place, (3,)
+    _firm, _empty = False, EMPTY  # as of `take_hold`
+    _retreat = 0.1 * UP  # [m] from what was let go, (3,)
+    _let_go_within = 0.03  # [m] beside its place, where an object counts as let go
 
     def __init__(self, robot: Robot, name: str, target: str, offset: Sequence[float],
                  fingers: Sequence[float] | None = None) -> None:
-        self._robot, self._scene, self._name, self._target = robot, robot.scene, name, target
+        self._robot, self._scene, self.name, self._target = robot, robot.scene, name, target
         self._offset = np.asarray(offset, dtype=float)
         self._final = None if fingers is None else aligned(np.asarray(fingers, float), -UP)
-        self._plan: _Plan | None = None
+        self._plan: Plan | None = None
 
     @property
     def _goal(self) -> np.ndarray:
@@ -88,58 +98,64 @@ class Placing:
 
     def _place(self) -> np.ndarray:
         """Where the gripper must be for that, (3,) [m]."""
-        return destination(self._robot, self._name, self._goal)
+        return destination(self._robot, self.name, self._goal)
 
     def _beside(self) -> float:
         """Horizontal distance of the object to where it shall be let go [m]."""
-        return float(np.linalg.norm((self._goal - self._scene.position(self._name))[:2]))
+        return float(np.linalg.norm((self._goal - self._scene.position(self.name))[:2]))
 
     def is_let_go(self) -> bool:
         """Whether the object is near its goal and out of the gripper."""
-        return (self._beside() < 0.15 and self._robot.opening > _AJAR
-                and not self._scene.pinched(self._name))
+        return (self._beside() < 0.15 and self._robot.opening > AJAR
+                and not self._scene.pinched(self.name))
+
+    def is_around(self) -> bool:
+        """Whether the gripper is where it could hold the object."""
+        away = self._robot.position - self._scene.position(self.name)
+        return float(np.linalg.norm(away)) < _AROUND
+
+    def retreat(self) -> np.ndarray:
+        """Open, then go away from what was let go."""
+        clear = self._robot.opening > OPENED
+        self._robot.rotation = self._robot.axes
+        return go(self._robot, self._robot.position + (self._retreat if clear else 0.0), OPEN)
 
     def action(self) -> np.ndarray:
         """Return what to do now, (7,) controller input."""
-        pinched = self._scene.pinched(self._name)
+        pinched = self._is_pinched()
+        self._robot.rotation = self._robot.axes  # to stay as it is, unless told otherwise below
         if pinched and self._is_at_place():
-            return self._go(self._robot.position, OPEN)
+            return go(self._robot, self._robot.position, OPEN)
         if pinched and self._is_blocked():
-            return self._go(self._place(), OPEN, _LOWERING)
-        if pinched and self._is_held():
+            return go(self._robot, self._place(), OPEN, LOWERING)
+        if pinched and squeezes(self._robot):
             return self._carry()
         if self._is_released():
-            clear = self._robot.opening > _OPENED
-            return self._go(self._robot.position + (0.1 * UP if clear else 0.0), OPEN)
+            return self.retreat()
         if not self._replan():
             return self._back_off()
-        return self._take(pinched)
+        assert self._plan is not None, 'planned before'
+        return take_hold(self._robot, self.name, self._tracked(self._plan), firm=self._firm,
+                         empty=self._empty)
 
-    def _go(self, position: np.ndarray, gripper: float, speed: float = 1.0) -> np.ndarray:
-        self._robot.gripper = gripper
-        return self._robot.towards(position, speed)
-
-    def _is_held(self) -> bool:
-        """Whether pinching fingers have come to rest and squeeze."""
-        gap = self._robot.finger_gaps()
-        return bool(np.abs(self._robot.finger_speeds()).max() < _STILL
-                    and (gap.min() > _SQUEEZE or self._robot.finger_targets().max() < 0.001))
+    def _is_pinched(self) -> bool:
+        return self._scene.pinched(self.name)
 
     def _is_at_place(self) -> bool:
-        lateral, above = _split(self._place() - self._robot.position, -UP)
+        lateral, above = split(self._place() - self._robot.position, self._down)
         return lateral < 0.014 and above < 0.008
 
     def _is_blocked(self) -> bool:
         """Whether something below stops the hand or what it holds right above its place."""
-        lateral, above = _split(self._place() - self._robot.position, -UP)
-        return (lateral < 0.02 and above > 0.0 and self._scene.meets_obstacle(self._name)
+        lateral, above = split(self._place() - self._robot.position, self._down)
+        return (lateral < 0.02 and above > 0.0 and self._scene.meets_obstacle(self.name)
                 and (self._robot.speed() < 0.005 or self._robot.finger_gaps().max() < 0.003))
 
     def _is_released(self) -> bool:
         """Whether the gripper is still around what it has just let go at its place."""
-        fallen = self._goal[2] - self._scene.position(self._name)[2]
-        around = np.linalg.norm(self._robot.position - self._scene.position(self._name)) < 0.09
-        return bool(self._beside() < 0.03 and -0.03 < fallen < 0.14 and around)
+        fallen = self._goal[2] - self._scene.position(self.name)[2]
+        return bool(self._beside() < self._let_go_within and -0.03 < fallen < 0.14
+                    and self.is_around())
 
     def _carry(self) -> np.ndarray:
         """Lift what is held, bring it above its place, and lower it."""
@@ -147,19 +163,19 @@ class Placing:
         place = self._place()
         robot.rotation = self._kept_rotation()
         if (move := self._way_out()) is not None:
-            return self._go(position + move, CLOSED)
-        lateral, above = _split(place - position, -UP)
-        if lateral > _NEAR:
+            return go(self._robot, position + move, CLOSED)
+        lateral, above = split(place - position, -UP)
+        if lateral > NEAR:
             lifted = place[2] if self._plan is None else self._plan.grasp.position[2] + LIFT
-            height = cruising_height(robot, place, held=[self._name], lowest=lifted)
-            if position[2] < height - _BELOW:
-                return self._go(np.array([*position[:2], height]), CLOSED)
+            height = cruising_height(robot, place, held=[self.name], lowest=lifted)
+            if position[2] < height - BELOW:
+                return go(self._robot, np.array([*position[:2], height]), CLOSED)
             self._turn_to_final()
-            return self._go(np.array([*place[:2], height]), CLOSED)
+            return go(self._robot, np.array([*place[:2], height]), CLOSED)
         self._turn_to_final()
-        if lateral < 0.006 + 0.08 * np.clip(above, 0.0, 0.1) and robot.turn_error() < _FACING:
-            return self._go(place, CLOSED, _LOWERING)
-        return self._go(np.array([*place[:2], max(position[2], place[2])]), CLOSED)
+        if lateral < 0.006 + 0.08 * np.clip(above, 0.0, 0.1) and robot.turn_error() < FACING:
+            return go(self._robot, place, CLOSED, LOWERING)
+        return go(self._robot, np.array([*place[:2], max(position[2], place[2])]), CLOSED)
 
     def _kept_rotation(self) -> np.ndarray:
         """Axes to carry with: those of the planned grasp, unless it was taken otherwise."""
@@ -179,9 +195,9 @@ class Placing:
         plan = self._plan
         if plan is None or not plan.way_out.any():
             return None
-        moved = self._scene.position(self._name) - plan.position
+        moved = self._scene.position(self.name) - plan.position
         if np.linalg.norm((plan.way_out - moved)[:2]) < 0.01:
-            self._plan = _Plan(plan.grasp, plan.position, plan.axes, np.zeros(3))
+            self._plan = Plan(plan.grasp, plan.position, plan.axes, np.zeros(3))
             return None
         if moved[2] < plan.way_out[2] - 0.007 and np.linalg.norm(moved[:2]) < 0.01:
             return plan.way_out[2] * UP
@@ -190,81 +206,34 @@ class Placing:
     def _replan(self) -> bool:
         """Keep or make the plan of a grasp; False while the object moves too much for one."""
         scene, plan = self._scene, self._plan
-        position, axes = scene.position(self._name), scene.axes(self._name)
+        position, axes = scene.position(self.name), scene.axes(self.name)
         if (plan is not None and np.linalg.norm(position - plan.position) < _PUSHED
                 and np.linalg.norm(rotation_error(axes, plan.axes)) < _TURNED):
             return True
         if plan is not None and self._is_closing(plan):
             return True
-        if scene.speed(self._name) > _FAST:
+        if scene.speed(self.name) > _FAST:
             return False
-        self._plan = _Plan(plan_grasp(scene, self._name), position, axes,
-                           way_out(scene, self._name))
+        self._plan = Plan(self._grasp(), position, axes, way_out(scene, self.name))
         return True
 
-    def _is_closing(self, plan: _Plan) -> bool:
-        """Whether the fingers are about to close on the object, which may move it."""
-        return bool(self._tracked(plan).distance(self._robot.position) < _AT_GRASP
-                    and _EMPTY < self._robot.opening < _OPENED
-                    and self._robot.finger_speeds().max() < -_STILL)
+    def _grasp(self) -> Grasp:
+        """Plan how to take the object as it lies now."""
+        return plan_grasp(self._scene, self.name)
 
-    def _tracked(self, plan: _Plan) -> Grasp:
+    def _is_closing(self, plan: Plan) -> bool:
+        """Whether the fingers are about to close on the object, which may move it."""
+        return bool(self._tracked(plan).distance(self._robot.position) < AT_GRASP
+                    and EMPTY < self._robot.opening < OPENED
+                    and self._robot.finger_speeds().max() < -STILL)
+
+    def _tracked(self, plan: Plan) -> Grasp:
         """Return the planned grasp of the object where it is now."""
-        moved = self._scene.position(self._name) - plan.position
+        moved = self._scene.position(self.name) - plan.position
         return replace(plan.grasp, position=plan.grasp.position + moved)
 
     def _back_off(self) -> np.ndarray:
         """Wait with open fingers, above what still moves."""
         robot = self._robot
-        height = robot.position[2] - self._scene.position(self._name)[2]
-        return self._go(robot.position + (0.05 * UP if height < 0.15 else 0.0), OPEN)
-
-    def _take(self, pinched: bool) -> np.ndarray:
-        """Come above the object, go down around it, close."""
-        robot, plan = self._robot, self._plan
-        assert plan is not None, 'planned before'
-        grasp = self._tracked(plan)
-        rotation = grasp.rotation
-        robot.turn_to(rotation)
-        lateral, before = _split(grasp.before(0.0) - robot.position, rotation[:, 2])
-        distance = grasp.distance(robot.position)
-        turned = robot.turn_error()
-        if pinched and (distance < _BY_GRASP or robot.opening < 0.065):
-            return self._go(robot.position, CLOSED)
-        if turned < _HALF_FACING and self._shall_close(distance):
-            correction = np.clip(grasp.position - robot.position, -_CORRECTION, _CORRECTION)
-            return self._go(robot.position + correction, CLOSED)
-        if robot.opening < _AJAR and self._scene.touching(self._name, 'gripper'):
-            return self._go(robot.position, OPEN)
-        width, turn = (
-            (_FUNNEL, _FACING) if before > _CLEAR else (1.5 * _FUNNEL, _HALF_FACING))
-        if (lateral < width and turned < turn and before < HOVER + 0.015
-                and robot.opening > _OPENED):
-            return self._go(grasp.before(max(0.0, before - _AHEAD)), OPEN, 0.8)
-        if lateral < _NEAR and before > _CLEAR:
-            return self._go(grasp.before(np.clip(before, _CLEAR + 0.005, HOVER)), OPEN)
-        if robot.axes[:, 2] @ rotation[:, 2] < np.cos(0.5) and distance > HOVER:
-            # Tilting sweeps the fingers sideways: do it here, not beside what is to be taken.
-            return self._go(robot.position, OPEN)
-        hover = grasp.before(HOVER)
-        height = cruising_height(robot, hover)
-        beside = float(np.linalg.norm((hover - robot.position)[:2]))
-        if robot.position[2] < height - _BELOW and (beside > 0.02 or before < _CLEAR):
-            return self._go(np.array([*robot.position[:2], height]), OPEN)
-        return self._go(np.array([*hover[:2], height if beside > 0.02 else hover[2]]), OPEN)
-
-    def _shall_close(self, distance: float) -> bool:
-        """Whether the gripper is where it closes: there, stopped there, or closing there."""
-        robot = self._robot
-        if robot.opening < _EMPTY:
-            return False  # closed on nothing
-        stopped = robot.opening > _OPENED and robot.speed() < 0.02 and distance < _BY_GRASP
-        closing = distance < _AT_GRASP and (robot.opening < 0.07
-                                        or robot.finger_speeds().max() < -_STILL)
-        return distance < 0.005 or stopped or closing
-
-
-def _split(offset: np.ndarray, direction: np.ndarray) -> tuple[float, float]:
-    """Split an offset into the length across a unit direction and the part along it [m]."""
-    along = float(offset @ direction)
-    return float(np.linalg.norm(offset - along * direction)), along
+        height = robot.position[2] - self._scene.position(self.name)[2]
+        return go(self._robot, robot.position + (0.05 * UP if height < 0.15 else 0.0), OPEN)

@@ -1,111 +1,195 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Skills that set things down in unusual ways: sliding, laying on a slope, going under a roof."""
+"""Skills that set things down in unusual ways: sliding, laying on a slope, going under a roof.
+
+Reactions, as `picking.Placing` is.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp, rim_point
-from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
+from worldvla_sim.expert.grasps import Grasp, aligned, rim_point
+from worldvla_sim.expert.holding import AJAR, BELOW, FACING, HALF_FACING, NEAR, go, split, squeezes
+from worldvla_sim.expert.picking import LIFT, Placing, Plan, place
+from worldvla_sim.expert.robot import CLOSED, Robot
 from worldvla_sim.expert.scene import UP
-from worldvla_sim.expert.skills import (
-    Motion,
-    approach,
-    destination,
-    grip,
-    reach,
-    release,
-    stay,
-    take,
-    travel,
-)
+from worldvla_sim.expert.skills import Motion, cruising_height, destination
 
 _BOTTLE_GRIP = 0.06  # [m] above a bottle's bottom
+_DRAG = 0.009  # [m] above the grasp, so that a rim is drawn along and not pressed onto the table
+_STRIDE = 0.01  # [m] ahead of the hand that slides something: 0.6 of full speed
+_TILTING = 0.05  # [m] beside the rack's lip, from where a bottle is tilted
 _LEAN_TO_TAKE, _LEAN_TO_ENTER = 0.4, 0.85  # [rad] of the hand from straight down
 _MICROWAVE_FLOOR = 0.016  # [m] z of the cavity's floor in the microwave's frame
+_DOORSTEP = -0.22  # [m] of a mug before the cavity's middle, where it begins to go in
+_INSIDE = -0.034  # [m] likewise, where it is let go
+_CORRIDOR = 0.02  # [m] beside the way in
 
 
-def slide(robot: Robot, name: str, target: str, *, attempts: int = 4) -> Motion:
-    """Slide an object over the table to a region, held by its rim but not lifted."""
-    scene = robot.scene
-    for _ in range(attempts):
-        robot.gripper = OPEN
-        yield from approach(robot, plan_grasp(scene, name))
-        yield from grip(robot, CLOSED)
-        height = robot.position[2] + 0.002
-        for _ in range(80):
-            goal = scene.position(target) + robot.position - scene.position(name)
-            goal[2] = height
-            arrived = np.linalg.norm(goal - robot.position) < 0.006
-            if arrived or not scene.touching(name, 'gripper'):
-                break
-            yield robot.towards(goal, 0.6)
-        yield from release(robot)
-        if all(scene.holds(predicate) for predicate in scene.goal):
-            return True
-    return False
+class Sliding(Placing):
+    """Slides an object over the table to a region, held by its rim but not lifted."""
+
+    _let_go_within = 0.006
+    _firm, _empty = True, 0.012
+
+    @property
+    def _goal(self) -> np.ndarray:
+        x, y, _ = self._scene.position(self._target)
+        return np.array([x, y, self._scene.position(self.name)[2]])
+
+    def _tracked(self, plan: Plan) -> Grasp:
+        """Follow the object over the table, not upwards: a rim that is taken tilts."""
+        grasp = super()._tracked(plan)
+        return replace(grasp, position=np.append(grasp.position[:2], plan.grasp.position[2]))
+
+    def _is_pinched(self) -> bool:
+        """Whether the rim is between the fingers; dragged, it often touches only one of them."""
+        robot, plan = self._robot, self._plan
+        return (self._empty < robot.opening < AJAR and squeezes(robot)
+                and (plan is None or self._tracked(plan).distance(robot.position) < NEAR))
+
+    def _is_at_place(self) -> bool:
+        return self._beside() < self._let_go_within
+
+    def _carry(self) -> np.ndarray:
+        assert self._plan is not None or self._replan(), 'what is held lies still'
+        assert self._plan is not None
+        self._plan = replace(self._plan, grasp=self._tracked(self._plan),
+                             position=self._scene.position(self.name),
+                             axes=self._scene.axes(self.name))
+        position = self._robot.position
+        way = (self._place() - position)[:2]
+        way *= min(1.0, _STRIDE / max(float(np.linalg.norm(way)), 1e-9))  # leaves z its share
+        self._robot.rotation = self._kept_rotation()
+        height = self._plan.grasp.position[2] + _DRAG
+        return go(self._robot, np.append(position[:2] + way, height), CLOSED)
 
 
-def lay_on_rack(robot: Robot, name: str, rack: str, region: str, *, attempts: int = 3) -> Motion:
-    """Lay a bottle on a sloping rack, its bottom against the lower lip.
+class Laying(Placing):
+    """Lays a bottle on a sloping rack, its bottom against the lower lip.
 
     The region's z axis points up the slope and its -y axis away from the shelf.
     """
-    scene = robot.scene
-    up_slope, normal = scene.axes(region)[:, 2], -scene.axes(region)[:, 1]
-    uphill = up_slope * [1, 1, 0] / np.linalg.norm(up_slope[:2])
-    laying = Rotation.from_rotvec(np.arccos(up_slope[2]) * np.cross(UP, uphill)).as_matrix()
 
-    def place(lift: float) -> np.ndarray:
-        lip = scene.position(region) + 0.012 * up_slope
-        return destination(robot, name, lip + lift * normal)
+    def __init__(self, robot: Robot, name: str, rack: str, region: str) -> None:
+        super().__init__(robot, name, region, (0.0, 0.0, 0.0))
+        axes = self._scene.axes(region)
+        self._up_slope, self._down = axes[:, 2], axes[:, 1]
+        uphill = self._up_slope * [1, 1, 0] / np.linalg.norm(self._up_slope[:2])
+        self._taking = aligned(self._scene.axes(rack)[:, 0], uphill - UP)
 
-    for _ in range(attempts):
-        body = scene.position(name) + _BOTTLE_GRIP * scene.axes(name)[:, 2]
-        grasp = Grasp(body, aligned(scene.axes(rack)[:, 0], uphill - UP))
-        if (yield from take(robot, name, grasp=grasp, lift=0.10)):
-            yield from travel(robot, place(0.09), held=[name])
-            robot.rotation = laying @ robot.rotation
-            yield from reach(robot, lambda: place(0.06), tolerance=0.01, patience=60)
-            yield from reach(robot, lambda: place(0.014), tolerance=0.006, speed=0.6, patience=40)
-        yield from release(robot)
-        yield from stay(robot, 3)  # it slides down to the lip
-        if all(scene.holds(predicate) for predicate in scene.goal):
-            return True
-    return False
+    def _over_lip(self, lift: float) -> np.ndarray:
+        lip = self._scene.position(self._target) + 0.012 * self._up_slope
+        return lip - lift * self._down
+
+    @property
+    def _goal(self) -> np.ndarray:
+        return self._over_lip(0.014)
+
+    def _grasp(self) -> Grasp:
+        bottle = self._scene.axes(self.name)[:, 2]
+        return Grasp(self._scene.position(self.name) + _BOTTLE_GRIP * bottle, self._taking)
+
+    def _tilt(self) -> Rotation:
+        """Shortest rotation that lays the bottle parallel to the slope."""
+        bottle = self._scene.axes(self.name)[:, 2]
+        axis = np.cross(bottle, self._up_slope)
+        angle = np.arctan2(np.linalg.norm(axis), bottle @ self._up_slope)
+        return Rotation.from_rotvec(angle * axis / max(float(np.linalg.norm(axis)), 1e-9))
+
+    def _is_at_place(self) -> bool:
+        lateral, above = split(self._place() - self._robot.position, self._down)
+        return lateral < 0.014 and above < 0.008 and self._tilt().magnitude() < HALF_FACING
+
+    def _is_blocked(self) -> bool:
+        return super()._is_blocked() and self._tilt().magnitude() < HALF_FACING
+
+    def _carry(self) -> np.ndarray:
+        robot, position = self._robot, self._robot.position
+        before = destination(robot, self.name, self._over_lip(0.06))
+        if self._beside() > _TILTING:
+            robot.rotation = self._kept_rotation()
+            height = cruising_height(robot, before, held=[self.name], lowest=before[2] + 0.03)
+            if position[2] < height - BELOW:
+                return go(robot, np.array([*position[:2], height]), CLOSED)
+            return go(robot, np.array([*before[:2], height]), CLOSED)
+        tilt = self._tilt()
+        robot.rotation = tilt.as_matrix() @ robot.axes
+        lateral, _ = split(before - position, self._down)
+        if lateral < 0.012 and tilt.magnitude() < FACING:
+            return go(robot, self._place(), CLOSED, 0.6)
+        return go(robot, before, CLOSED)
 
 
-def put_in_microwave(robot: Robot, name: str, microwave: str, region: str, *,
-                     attempts: int = 3) -> Motion:
-    """Set a mug down inside a microwave, bottom first.
+class Housing(Placing):
+    """Sets a mug down inside a microwave, bottom first.
 
     An upright hand would hit the roof before the mug is inside, and a hand that leans far cannot
     get at the rim. So the hand leans a little when it takes the mug and more, with the mug, when
     it goes in; let go, the mug rights itself.
     """
-    scene = robot.scene
-    sideways, inward, _ = scene.axes(microwave).T
-    floor = scene.position(region) * [1, 1, 0] + [
-        0, 0, scene.position(microwave)[2] + _MICROWAVE_FLOOR]
 
-    def leaning_in(angle: float) -> np.ndarray:
-        return aligned(sideways, np.sin(angle) * inward - np.cos(angle) * UP)
+    _let_go_within = 0.05
 
-    def place(depth: float, lift: float) -> np.ndarray:
-        return destination(robot, name, floor + depth * inward - 0.03 * sideways + lift * UP)
+    def __init__(self, robot: Robot, name: str, microwave: str, region: str) -> None:
+        super().__init__(robot, name, region, (0.0, 0.0, 0.0))
+        self._sideways, self._down, _ = self._scene.axes(microwave).T
+        self._floor = self._scene.position(region) * [1, 1, 0] + [
+            0, 0, self._scene.position(microwave)[2] + _MICROWAVE_FLOOR]
+        self._retreat = -0.2 * self._down + 0.03 * UP
 
-    for _ in range(attempts):
-        grasp = Grasp(rim_point(scene, name, sideways, depth=0.010), leaning_in(_LEAN_TO_TAKE))
-        if (yield from take(robot, name, grasp=grasp)):
-            robot.turn_to(leaning_in(_LEAN_TO_ENTER))
-            yield from travel(robot, place(-0.22, 0.05), held=[name])
-            yield from reach(robot, lambda: place(-0.22, 0.037), patience=40)
-            yield from reach(robot, lambda: place(-0.034, 0.035), tolerance=0.008, speed=0.6,
-                             turn_tolerance=np.inf, patience=60)
-            yield from grip(robot, OPEN, 8)
-            yield from reach(robot, robot.position - 0.2 * inward + 0.03 * UP, tolerance=0.03,
-                             turn_tolerance=np.inf, patience=30)
-        else:
-            yield from release(robot)
-        if all(scene.holds(predicate) for predicate in scene.goal if predicate[1] == name):
-            return True
-    return False
+    def _leaning(self, angle: float) -> np.ndarray:
+        return aligned(self._sideways, np.sin(angle) * self._down - np.cos(angle) * UP)
+
+    def _at(self, depth: float, lift: float) -> np.ndarray:
+        return self._floor + depth * self._down - 0.03 * self._sideways + lift * UP
+
+    @property
+    def _goal(self) -> np.ndarray:
+        return self._at(_INSIDE, 0.035)
+
+    def _grasp(self) -> Grasp:
+        return Grasp(rim_point(self._scene, self.name, self._sideways, depth=0.010),
+                     self._leaning(_LEAN_TO_TAKE))
+
+    def _is_at_place(self) -> bool:
+        lateral, before = split(self._place() - self._robot.position, self._down)
+        return lateral < _CORRIDOR and before < 0.008
+
+    def _is_blocked(self) -> bool:
+        lateral, before = split(self._place() - self._robot.position, self._down)
+        return lateral < _CORRIDOR and before < 0.03 and self._robot.speed() < 0.005
+
+    def _carry(self) -> np.ndarray:
+        robot, position = self._robot, self._robot.position
+        robot.turn_to(self._leaning(_LEAN_TO_ENTER))
+        lateral, before = split(self._place() - position, self._down)
+        if (lateral < _CORRIDOR and before < _INSIDE - _DOORSTEP + 0.02
+                and robot.turn_error() < HALF_FACING):
+            return go(robot, self._place(), CLOSED, 0.6)
+        doorstep = destination(robot, self.name, self._at(_DOORSTEP, 0.037))
+        beside = float(np.linalg.norm((doorstep - position)[:2]))
+        height = cruising_height(robot, doorstep, held=[self.name],
+                                 lowest=0.0 if self._plan is None
+                                 else self._plan.grasp.position[2] + LIFT)
+        if beside < 0.02:
+            return go(robot, doorstep, CLOSED)
+        if position[2] < height - BELOW:
+            return go(robot, np.array([*position[:2], height]), CLOSED)
+        return go(robot, np.array([*doorstep[:2], height]), CLOSED)
+
+
+def slide(robot: Robot, name: str, target: str) -> Motion:
+    """Slide an object over the table to a region."""
+    return (yield from place(robot, Sliding(robot, name, target, (0.0, 0.0, 0.0))))
+
+
+def lay_on_rack(robot: Robot, name: str, rack: str, region: str) -> Motion:
+    """Lay a bottle on a sloping rack."""
+    return (yield from place(robot, Laying(robot, name, rack, region)))
+
+
+def put_in_microwave(robot: Robot, name: str, microwave: str, region: str) -> Motion:
+    """Set a mug down inside a microwave."""
+    return (yield from place(robot, Housing(robot, name, microwave, region)))

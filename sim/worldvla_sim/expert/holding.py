@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Take hold of something as a reaction: what to do follows from the present state alone.
+
+A policy that has the arm for a while leaves it anywhere, and it learns from labels that must not
+contradict each other. So nothing here waits or remembers how it got where it is: every step asks
+where the gripper is relative to the grasp, and whether the fingers move.
+"""
+
+import numpy as np
+
+from worldvla_sim.expert.grasps import Grasp
+from worldvla_sim.expert.robot import CLOSED, OPEN, Robot
+from worldvla_sim.expert.skills import HOVER, cruising_height
+
+NEAR = 0.03  # [m] beside the approach, from which it is corrected at the present height
+AT_GRASP, BY_GRASP = 0.015, 0.02  # [m] from a grasp: where the fingers close, or stopped there
+FACING, HALF_FACING = 0.12, 0.2  # [rad] to the wanted axes: before a grasp, and around it
+BELOW = 0.02  # [m] under the height to go at, from which the gripper first rises
+OPENED = 0.068  # [m] between the pads; fully open is 0.078 to 0.080
+EMPTY = 0.005  # [m] between the pads that closed on nothing; a bowl's wall keeps 7 mm
+AJAR = 0.06  # [m] between the pads: less is closing, or closed on something
+STILL = 0.01  # [m/s] of a finger: slower than that it is at rest, faster it moves
+_SQUEEZE = 0.014  # [m] from a finger to where it is sent: 14 N, more than closing freely takes
+_FUNNEL = 0.010  # [m] beside the approach, from which the gripper goes straight to the grasp
+_CLEAR = 0.055  # [m] before a grasp where the finger tips are above what they will hold
+_AHEAD = 0.025  # [m] on the approach: near enough that it is not left before it is corrected
+_CORRECTION = 0.005  # [m] towards the grasp while the fingers close; what blocks it is not pushed
+_FIRM = 0.02  # [m] likewise
+_SWING = 0.05  # [m/s] of a hand that has just come before a grasp
+_LEVEL = -0.5  # z of an approach that comes from the side rather than from above
+_BACK_OFF = 0.15  # [m] from a grasp that is approached from the side: left the way it is entered
+
+
+def split(offset: np.ndarray, direction: np.ndarray) -> tuple[float, float]:
+    """Split an offset into the length across a unit direction and the part along it [m]."""
+    along = float(offset @ direction)
+    return float(np.linalg.norm(offset - along * direction)), along
+
+
+def go(robot: Robot, position: np.ndarray, gripper: float, speed: float = 1.0) -> np.ndarray:
+    """Return the action towards a place and the robot's wanted axes, (7,)."""
+    robot.gripper = gripper
+    return robot.towards(position, speed)
+
+
+def squeezes(robot: Robot) -> bool:
+    """Whether the fingers have come to rest on something and press it."""
+    gaps = robot.finger_gaps()
+    return bool(np.abs(robot.finger_speeds()).max() < STILL
+                and (gaps.min() > _SQUEEZE or robot.finger_targets().max() < 0.001))
+
+
+def holds(robot: Robot, grasp: Grasp) -> bool:
+    """Whether the fingers squeeze something at a grasp."""
+    return (grasp.distance(robot.position) < BY_GRASP and EMPTY < robot.opening < AJAR
+            and squeezes(robot))
+
+
+def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
+              empty: float = EMPTY) -> np.ndarray:
+    """Come before a grasp, go around what it holds, close; one action, (7,).
+
+    :param name: object or fixture that is taken.
+    :param firm: wait before the grasp until the hand swings no more, and stay there while the
+        fingers close, also against a force; otherwise what blocks the hand is not pushed over.
+    :param empty: distance of the pads [m] that closed beside it.
+    """
+    scene, rotation = robot.scene, grasp.rotation
+    robot.turn_to(rotation)
+    lateral, before = split(grasp.before(0.0) - robot.position, rotation[:, 2])
+    distance = grasp.distance(robot.position)
+    turned = robot.turn_error()
+    if (scene.pinched(name) and robot.opening > empty
+            and (distance < BY_GRASP or robot.opening < 0.065)):
+        return go(robot, robot.position, CLOSED)
+    if turned < HALF_FACING and _shall_close(robot, distance, empty):
+        most = _FIRM if firm else _CORRECTION
+        offset = np.clip(grasp.position - robot.position, -most, most)
+        return go(robot, robot.position + offset, CLOSED)
+    if robot.opening < AJAR and scene.touching(name, 'gripper'):
+        return go(robot, robot.position, OPEN)
+    width, turn = (
+        (_FUNNEL, FACING) if before > _CLEAR else (1.5 * _FUNNEL, HALF_FACING))
+    swings = firm and before > HOVER - 0.015 and robot.speed() > _SWING
+    if (lateral < width and turned < turn and before < HOVER + 0.015 and robot.opening > OPENED
+            and not swings):
+        return go(robot, grasp.before(max(0.0, before - _AHEAD)), OPEN, 0.8)
+    if lateral < NEAR and before > _CLEAR:
+        return go(robot, grasp.before(np.clip(before, _CLEAR + 0.005, HOVER)), OPEN)
+    return _come_before(robot, grasp, before)
+
+
+def _come_before(robot: Robot, grasp: Grasp, before: float) -> np.ndarray:
+    """Go above everything in between to where the approach of a grasp begins."""
+    rotation, position = grasp.rotation, robot.position
+    distance = grasp.distance(position)
+    from_side = rotation[2, 2] > _LEVEL
+    if from_side and before < _CLEAR and distance < _BACK_OFF:
+        return go(robot, position - 0.05 * rotation[:, 2], OPEN)
+    if robot.axes[:, 2] @ rotation[:, 2] < np.cos(0.5) and distance > HOVER:
+        # Tilting sweeps the fingers sideways: do it here, not beside what is to be taken.
+        return go(robot, position, OPEN)
+    hover = grasp.before(HOVER)
+    height = cruising_height(robot, hover)
+    beside = float(np.linalg.norm((hover - position)[:2]))
+    column = 2 * NEAR if from_side else 0.02
+    around = before < _CLEAR and not from_side
+    if position[2] < height - BELOW and (beside > column or around):
+        return go(robot, np.array([*position[:2], height]), OPEN)
+    return go(robot, np.array([*hover[:2], height if beside > column else hover[2]]), OPEN)
+
+
+def _shall_close(robot: Robot, distance: float, empty: float) -> bool:
+    """Whether the gripper is where it closes: there, stopped there, or closing there."""
+    if robot.opening < empty:
+        return False  # closed on nothing
+    stopped = robot.opening > OPENED and robot.speed() < 0.02 and distance < BY_GRASP
+    speeds = robot.finger_speeds()
+    closing = distance < AT_GRASP and (
+        (robot.opening < 0.07 and speeds.max() < STILL) or speeds.max() < -STILL)
+    return distance < 0.005 or stopped or closing

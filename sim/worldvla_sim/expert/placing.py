@@ -46,15 +46,14 @@ class Sliding(Placing):
     def _is_pinched(self) -> bool:
         """Whether the rim is between the fingers; dragged, it often touches only one of them."""
         robot, plan = self._robot, self._plan
-        return (self._empty < robot.opening < AJAR and squeezes(robot)
-                and (plan is None or self._tracked(plan).distance(robot.position) < NEAR))
+        return (plan is not None and self._empty < robot.opening < AJAR and squeezes(robot)
+                and self._tracked(plan).distance(robot.position) < NEAR)
 
     def _is_at_place(self) -> bool:
         return self._beside() < self._let_go_within
 
     def _carry(self) -> np.ndarray:
-        assert self._plan is not None or self._replan(), 'what is held lies still'
-        assert self._plan is not None
+        assert self._plan is not None, 'see _is_pinched'
         self._plan = replace(self._plan, grasp=self._tracked(self._plan),
                              position=self._scene.position(self.name),
                              axes=self._scene.axes(self.name))

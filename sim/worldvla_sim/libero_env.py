@@ -16,6 +16,7 @@ import numpy as np
 
 from worldvla_ros.datatypes import ACTION_DIM
 from worldvla_ros.errors import SimulationError
+from worldvla_sim.held_signals import signals_held
 from worldvla_sim.libero_setup import (
     check_renderer,
     has_diverged,
@@ -125,10 +126,13 @@ class LiberoEnv:
         bddl_path = str(self.task_info.bddl_path)
         try:
             problem = TASK_MAPPING[get_problem_info(bddl_path)['problem_name']]
-            return problem(
-                bddl_path, robots=[robot_name], use_camera_obs=False, has_offscreen_renderer=False,
-                ignore_done=True, control_freq=round(1 / CONTROL_PERIOD), hard_reset=True,
-                controller_configs=load_controller_config(default_controller='OSC_POSE'))
+            controller = load_controller_config(default_controller='OSC_POSE')
+            with signals_held():
+                return problem(
+                    bddl_path, robots=[robot_name], use_camera_obs=False,
+                    has_offscreen_renderer=False, ignore_done=True,
+                    control_freq=round(1 / CONTROL_PERIOD), hard_reset=True,
+                    controller_configs=controller)
         except Exception as error:  # LIBERO and MuJoCo raise whatever a bad asset runs into
             raise SimulationError(f'{self} cannot be built with {self._assets.kind} assets in '
                                   f'{self._assets.path}: {error}') from error
@@ -245,7 +249,8 @@ class LiberoEnv:
             # clearing it the layout would depend on the number of resets before.
             self._libero.object_property_initializers.clear()
             try:
-                self._libero.reset()
+                with signals_held():
+                    self._libero.reset()
                 return
             except RandomizationError as error:
                 cause = error
@@ -354,15 +359,18 @@ class LiberoEnv:
 
     def close(self) -> None:
         """Free the OpenGL context and the simulation; a second call does nothing."""
-        env, self._env = self._env, None
-        _open_environments.discard(self)
-        if env is None:
+        if self._env is None:
             return
-        if context := env.sim._render_context_offscreen:
-            context.gl_ctx.make_current()
-            context.con.free()
-            context.gl_ctx.free()  # now, because robosuite's own frees wait for the collector
-        env.sim.free()
+        with signals_held():
+            sim, self._env = self._env.sim, None
+            _open_environments.discard(self)
+            if sim is None:  # the last reset failed before it had one
+                return
+            if context := sim._render_context_offscreen:
+                context.gl_ctx.make_current()
+                context.con.free()
+                context.gl_ctx.free()  # now, because robosuite's own frees wait for the collector
+            sim.free()
 
     def __del__(self) -> None:
         self.close()

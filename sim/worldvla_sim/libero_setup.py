@@ -21,6 +21,7 @@ import types
 from typing import Any
 
 from worldvla_ros.errors import AssetError, SimulationError
+from worldvla_sim.held_signals import signals_held
 
 ASSET_CHOICES = ('auto', 'builtin', 'official')
 NO_EGL_ADVICE = ('install the packages libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri (Debian and '
@@ -177,7 +178,8 @@ def check_renderer() -> None:
     import_libero()
     from robosuite.utils.binding_utils import GLContext
     try:
-        GLContext(max_width=16, max_height=16, device_id=-1).free()
+        with signals_held():
+            GLContext(max_width=16, max_height=16, device_id=-1).free()
     except (ImportError, RuntimeError, AttributeError, AssertionError, OSError) as error:
         raise SimulationError(
             f'no off-screen rendering with MUJOCO_GL={os.environ.get("MUJOCO_GL")}: {error}; '

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The environment is deterministic, says what went wrong, and shows what training images show."""
 
+import gc
+import signal
+import sys
+
 import numpy as np
 import pytest
 
 from worldvla_ros.errors import AssetError, SimulationError
 from worldvla_sim.demonstrations import Seen
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
+from worldvla_sim.libero_setup import import_libero
 
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (15, 7))
 
@@ -206,4 +211,63 @@ def test_a_closed_environment_says_so():
     env.close()
     env.close()
     with pytest.raises(SimulationError, match='closed'):
+        env.reset(0)
+
+
+@pytest.fixture
+def dropped(monkeypatch):
+    """Exceptions in destructors, which Python prints and drops."""
+    seen = []
+    monkeypatch.setattr(sys, 'unraisablehook', lambda dropped: seen.append(dropped.exc_value))
+    return seen
+
+
+def test_ctrl_c_while_robosuite_builds_takes_effect_after_it(monkeypatch, dropped):
+    """Pins a bug: robosuite's destructor complained of a simulation without data."""
+    import_libero()
+    from robosuite.utils.binding_utils import MjData
+    make, interrupted = MjData.__init__, []
+
+    def interrupt(data, model):
+        if not interrupted:
+            interrupted.append(model)
+            signal.raise_signal(signal.SIGINT)
+        make(data, model)
+    monkeypatch.setattr(MjData, '__init__', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        LiberoEnv('libero_object', 0, render=False)
+    with LiberoEnv('libero_object', 0, render=False) as env:
+        interrupted.clear()
+        with pytest.raises(KeyboardInterrupt):
+            env.reset(0)
+        env.observe()
+    gc.collect()
+    assert dropped == []
+
+
+def test_ctrl_c_while_an_environment_is_closed_is_not_dropped(monkeypatch, dropped):
+    """Pins a bug: it came in one of robosuite's destructors, and the program went on."""
+    import_libero()
+    from robosuite.utils.binding_utils import MjData
+    free = MjData.__del__
+
+    def interrupt(data):
+        signal.raise_signal(signal.SIGINT)
+        free(data)
+    env = LiberoEnv('libero_object', 0, render=False)
+    gc.collect()
+    with monkeypatch.context() as patch:
+        patch.setattr(MjData, '__del__', interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            env.close()
+    assert dropped == []
+
+
+def test_an_environment_whose_reset_failed_can_be_closed(monkeypatch):
+    """Pins a bug: closing it raised another error, which hid the first."""
+    def broken():
+        raise KeyError('bad asset')
+    env = LiberoEnv('libero_object', 0, render=False)
+    monkeypatch.setattr(env._libero, '_load_model', broken)
+    with pytest.raises(SimulationError, match='bad asset'), env:
         env.reset(0)

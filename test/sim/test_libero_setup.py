@@ -3,6 +3,7 @@
 
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
 
@@ -117,3 +118,21 @@ def test_a_missing_renderer_is_named_with_packages_and_osmesa(monkeypatch):
     monkeypatch.setattr(binding_utils, 'GLContext', no_driver)
     with pytest.raises(SimulationError, match=r'libegl1.*MUJOCO_GL=osmesa'):
         libero_setup.check_renderer.__wrapped__()
+
+
+def test_ctrl_c_while_the_renderer_is_tried_takes_effect_after_it(monkeypatch):
+    """Pins a bug: robosuite's destructor complained of a context that was not made."""
+    libero_setup.import_libero()
+    from robosuite.utils import binding_utils
+    freed = []
+
+    class Context:
+        def __init__(self, **_):
+            signal.raise_signal(signal.SIGINT)
+
+        def free(self):
+            freed.append(self)
+    monkeypatch.setattr(binding_utils, 'GLContext', Context)
+    with pytest.raises(KeyboardInterrupt):
+        libero_setup.check_renderer.__wrapped__()
+    assert len(freed) == 1

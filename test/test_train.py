@@ -171,6 +171,25 @@ def test_a_wrong_value_is_told_in_a_sentence(tmp_path, capsys, change, message):
     assert message in capsys.readouterr().err
 
 
+AT_ITS_END = """
+import atexit, runpy, sys
+atexit.register(print, 'the interpreter ends')
+sys.argv = ['train', '--config', '/nowhere']
+runpy.run_module('worldvla_ros.training.train', run_name='__main__')
+"""
+
+
+@pytest.mark.parametrize('processes', [1, 2])
+def test_one_of_several_processes_ends_without_the_end_of_the_interpreter(processes):
+    """Pins a bug: a thread of gloo that still gave back a tensor then aborted the process."""
+    done = subprocess.run([sys.executable, '-c', AT_ITS_END], cwd=ROOT, capture_output=True,
+                          text=True, timeout=200, check=False,
+                          env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT),
+                               'WORLD_SIZE': str(processes)})
+    assert done.returncode == 1 and '/nowhere' in done.stderr
+    assert ('the interpreter ends' in done.stdout) == (processes == 1)
+
+
 @pytest.mark.parametrize('processes, parallel, weighting', [
     (2, 'ddp', 'per_branch'), (2, 'fsdp', 'published'),
     pytest.param(4, 'ddp', 'per_branch', marks=pytest.mark.slow)])

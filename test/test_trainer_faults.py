@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training that is stopped, killed or given what does not fit: nothing is lost."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 import os
 from pathlib import Path
@@ -9,6 +10,8 @@ import signal
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from training_data import episode, small_store, tiny_tokenizer, write_store
 from training_runs import TINY, tiny_config, weights
 
@@ -231,3 +234,32 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(tmp_path):
     config = tiny_config(other)
     with pytest.raises(CheckpointError, match='64 image codes at 64 px'):
         build_experiment(replace(config, model=replace(TINY, init_from=str(first))))
+
+
+@pytest.mark.parametrize('rank', [0, 1])
+@pytest.mark.parametrize('fails', [False, True])
+def test_no_process_leaves_before_the_first_has_written(tmp_path, monkeypatch, rank, fails):
+    """Pins a bug: one that ended before could have the first one stopped in its export."""
+    config = tiny_config(tmp_path, steps=1)
+    config = replace(config, run=replace(config.run, parallel='fsdp'))
+    written = []
+
+    def barrier(**_):
+        written.append(sorted(path.name for path in (tmp_path / 'run').rglob('*')
+                              if path.name in ('step-00000001', 'final')))
+    monkeypatch.setattr(dist, 'monitored_barrier', barrier)
+    if fails:
+        def full(*_):
+            raise TrainingError('no space left')
+        monkeypatch.setattr(RunFolder, 'export', full)
+    dist.init_process_group('fake', store=FakeStore(), rank=rank, world_size=2)
+    try:
+        trainer = Trainer(build_experiment(config))
+        monkeypatch.setattr(trainer, '_train', lambda _: trainer._save())
+        trainer.step = 1
+        with pytest.raises(TrainingError) if fails and rank == 0 else nullcontext():
+            assert (trainer.run() is None) == (rank == 1)
+    finally:
+        dist.destroy_process_group()
+    saved = ['step-00000001'] if rank == 0 else []
+    assert written == [saved, saved if fails or rank else ['final', *saved]]

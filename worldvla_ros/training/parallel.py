@@ -7,8 +7,10 @@ another number of processes, or alone.
 
 from collections.abc import Iterator, Mapping
 import contextlib
+from datetime import timedelta
 import os
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.training.failures import TrainingError
+
+PATIENCE = timedelta(hours=1)  # with a process that writes the checkpoint of a large network
 
 
 def pick_device(name: str) -> str:
@@ -58,6 +62,39 @@ def gradients_kept_apart(loss: nn.Module, apart: bool) -> Iterator[None]:
             yield
     else:
         yield
+
+
+@contextlib.contextmanager
+def others_wait() -> Iterator[None]:
+    """Do what the first process does alone; all must enter it, and leave it together.
+
+    Also when it fails there, so that the others do not wait for ever. One that ended before, with
+    another status than 0, would have torchrun stop the first one in what it writes.
+    """
+    try:
+        yield
+    finally:
+        if dist.is_initialized():
+            _wait_for_all()
+
+
+def _wait_for_all() -> None:
+    if dist.get_backend() == 'nccl':
+        dist.barrier(device_ids=[torch.cuda.current_device()])
+    else:  # gloo's own barrier would keep the tensors of the last exchange until it is over
+        dist.monitored_barrier(timeout=PATIENCE)
+
+
+def end_process(status: int) -> NoReturn:
+    """End a process that trained with others, with all that it has printed.
+
+    Not by the end of the interpreter: PyTorch's caches of spread tensors keep the threads of gloo
+    beyond destroy_process_group, and one that gives back a tensor while the interpreter ends
+    aborts the process (pytorch/pytorch#190489).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def mean_over_processes(rows: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ worldvla_ros.training.train --config FILE`.
 """
 
 import argparse
-from datetime import timedelta
 import os
 from pathlib import Path
 import signal
@@ -21,13 +20,11 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.training.earlier_splits import with_earlier_splits
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import TrainingError, explain_os_error
-from worldvla_ros.training.parallel import pick_device
+from worldvla_ros.training.parallel import PATIENCE, end_process, pick_device
 from worldvla_ros.training.run_folder import RunFolder, load_saved, plot_metrics
 from worldvla_ros.training.run_lock import alone_in
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.trainer import Trainer
-
-_PATIENCE = timedelta(hours=1)  # with a process that writes the checkpoint of a large network
 
 
 def train(config: TrainConfig) -> Path | None:
@@ -68,6 +65,11 @@ def export(config: TrainConfig) -> Path:
     return result
 
 
+def with_others() -> bool:
+    """Return whether torchrun started this process as one of several."""
+    return int(os.environ.get('WORLD_SIZE', '1')) > 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -76,18 +78,17 @@ def main(arguments: list[str] | None = None) -> int:
                         help="do not train: write the result's folder `final`, in bfloat16, from "
                              'the newest checkpoint of the run, finished or not')
     options = parser.parse_args(arguments)
-    distributed = int(os.environ.get('WORLD_SIZE', '1')) > 1  # set by torchrun
     terminated = signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C
     try:
         config = load_yaml(options.config, TrainConfig)
         if options.export:
             print(f'exported checkpoint: {export(config)}')
             return 0
-        if distributed:
+        if with_others():
             device = pick_device(config.run.device)
             if device != 'cpu':
                 torch.cuda.set_device(device)
-            dist.init_process_group('gloo' if device == 'cpu' else 'nccl', timeout=_PATIENCE)
+            dist.init_process_group('gloo' if device == 'cpu' else 'nccl', timeout=PATIENCE)
         result = train(config)
     except WorldVLAError as error:
         print(f'train: {error}', file=sys.stderr)
@@ -109,4 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    exit_status = main()
+    if with_others():
+        end_process(exit_status)
+    sys.exit(exit_status)

@@ -46,6 +46,7 @@ from worldvla_ros.training.parallel import (
     gradients_kept_apart,
     load_optimizer_state,
     mean_over_processes,
+    others_wait,
     pick_device,
     replicate,
     shard,
@@ -120,10 +121,11 @@ class Trainer:
         with StopSignals() as stop:
             self._train(stop)
         last = self._whole_pretrained()
-        if last is None:
-            return None
-        result = self._folder.export(last)
-        plot_metrics(self._folder.path)  # last: nothing is lost where it cannot be drawn
+        with others_wait():
+            if last is None:
+                return None
+            result = self._folder.export(last)
+            plot_metrics(self._folder.path)  # last: nothing is lost where it cannot be drawn
         return result
 
     def _train(self, stop: StopSignals) -> None:
@@ -294,8 +296,9 @@ class Trainer:
         pretrained = self._whole_pretrained()
         state = {'step': self.step, 'optimizer': whole_optimizer_state(self._optimizer),
                  'data': self._experiment.data}
-        if pretrained is not None:
-            self._folder.save(pretrained, state, self.step)
+        with others_wait():
+            if pretrained is not None:
+                self._folder.save(pretrained, state, self.step)
 
     def _whole_pretrained(self) -> Pretrained | None:
         """Return the checkpoint as it is now, in the first process; every process must call it."""

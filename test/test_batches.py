@@ -80,6 +80,24 @@ def test_labels_of_a_learners_turn_are_learned_as_far_as_they_hold(tmp_path):
     assert everything.learned_share == 1.0
 
 
+def test_whole_chunks_leave_out_what_does_not_hold_to_its_end_and_no_frame_of_the_world(tmp_path):
+    one = episode()
+    one.executed[4:, :6] = -one.actions[4:, :6]
+    store = write_store(tmp_path / 'a', [one], tiny_tokenizer(), IMAGE_SIZE)
+    everything = table(store, ('world', 'action'), horizon=3)
+    whole = SampleTable(store, store.episodes, ('world', 'action'), everything._builder,
+                        ACTION_TOKENIZER, label_tolerance=0.25, whole_chunks=True)
+    kept = [row[2] for row in whole._rows if row[0] == 1]
+    assert kept == [0, 1, 2]
+    assert len(whole) - len(kept) == sum(row[0] == 0 for row in everything._rows)
+    assert whole.learned_share == 1.0
+    one.executed[:, :6] = -one.actions[:, :6]
+    store = write_store(tmp_path / 'b', [one], tiny_tokenizer(), IMAGE_SIZE)
+    with pytest.raises(DatasetError, match='no chunk in 1 episodes holds to its end'):
+        SampleTable(store, store.episodes, ('action',), everything._builder, ACTION_TOKENIZER,
+                    label_tolerance=0.25, whole_chunks=True)
+
+
 def test_episodes_shorter_than_the_horizon_are_no_data(store):
     with pytest.raises(DatasetError, match='shorter than the horizon'):
         table(store, ('action',), horizon=13)

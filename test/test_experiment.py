@@ -80,6 +80,11 @@ def test_the_world_stride_goes_on_where_none_is_given_or_no_world_is_learned(tmp
     assert train(replace(config, run=replace(config.run, steps=2))) is not None, 'it resumes'
 
 
+def test_whole_chunks_need_to_know_what_holds(tmp_path):
+    with pytest.raises(ConfigError, match=r'data\.whole_chunks needs data\.label_tolerance'):
+        tiny_config(tmp_path, whole_chunks=True)
+
+
 def test_the_range_of_a_checkpoint_needs_a_checkpoint(tmp_path):
     with pytest.raises(ConfigError, match=r'model\.init_from names none'):
         tiny_config(tmp_path, action_range='checkpoint')

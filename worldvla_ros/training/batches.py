@@ -49,11 +49,12 @@ class SampleTable:
                  branches: Sequence[str], builder: SampleBuilder,
                  action_tokenizer: ActionTokenizer,
                  state_tokenizer: StateTokenizer | None = None, wrist: bool = False,
-                 label_tolerance: float | None = None) -> None:
+                 label_tolerance: float | None = None, whole_chunks: bool = False) -> None:
         """Take what the samples are built from.
 
         :param wrist: show the wrist camera, too.
         :param label_tolerance: of `labels_that_hold`; None: all are learned.
+        :param whole_chunks: leave out samples of actions that are not learned to their end.
         :raises DatasetError: no sample in these episodes, or no wrist camera in the store.
         """
         if wrist and store.wrist_codes is None:
@@ -82,6 +83,14 @@ class SampleTable:
                 f'no sample in {len(self._episodes)} episodes: each is shorter than the horizon '
                 f'({builder.horizon}) or the world rounds ({builder.world_rounds} of '
                 f'{builder.strides(self._branches[-1])[0]} steps or more)')
+        if whole_chunks:
+            of_actions = [branch == 'action' for branch in self._branches]
+            left_out = np.take(of_actions, self._rows[:, 0]) & (
+                self._learned_of(self._rows) < builder.horizon)
+            self._rows = self._rows[~left_out]
+            if left_out.all():
+                raise DatasetError(f'no chunk in {len(self._episodes)} episodes holds to its end; '
+                                   'raise data.label_tolerance, or leave data.whole_chunks out')
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -92,9 +101,13 @@ class SampleTable:
         if 'action' not in self._branches:
             return float('nan')
         rows = self._rows[self._rows[:, 0] == self._branches.index('action')]
+        return float(self._learned_of(rows).mean()) / self._builder.horizon
+
+    def _learned_of(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return how many labels of a chunk at each of these rows are learned."""
         begins = np.array([episode.steps.start for episode in self._episodes])
-        return float(self._learned[begins[rows[:, 1]] + rows[:, 2]].mean()
-                     ) / self._builder.horizon
+        learned: NDArray[np.int64] = self._learned[begins[rows[:, 1]] + rows[:, 2]]
+        return learned
 
     def batch(self, size: int, world_share: float | None, seed: int, step: int
               ) -> NDArray[np.int64]:

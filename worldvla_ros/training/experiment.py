@@ -100,7 +100,8 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     def table(episodes: list[StoredEpisode]) -> SampleTable:
         return SampleTable(store, episodes, config.data.branches, samples,
                            pretrained.action_tokenizer, pretrained.state_tokenizer,
-                           config.data.wrist, config.data.label_tolerance)
+                           config.data.wrist, config.data.label_tolerance,
+                           config.data.whole_chunks)
     try:
         held_out_table = table(held_out)
     except DatasetError:

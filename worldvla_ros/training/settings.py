@@ -51,6 +51,9 @@ class DataConfig:
         doc='how far what was executed may be off the labels, per step of a chunk, before the '
             'later labels of the chunk are not learned [controller input]: those of a turn of the '
             'learner belong to where that led; null: all are learned')
+    whole_chunks: bool = bounded(
+        False, doc='leave out chunks with a label that is not learned for label_tolerance: what '
+                   'the expert does itself is learned, and not what it says to a learner')
     length: int | None = bounded(None, minimum=1, unit='token',
                                  doc='pad every batch to it; null: to its longest sample')
     length_multiple: int = bounded(1, minimum=1, unit='token',
@@ -143,6 +146,9 @@ class TrainConfig:
                               f'{self.data.branches}')
         if self.data.action_range == 'checkpoint' and not self.model.init_from:
             raise ConfigError("data.action_range is 'checkpoint', and model.init_from names none")
+        if self.data.whole_chunks and self.data.label_tolerance is None:
+            raise ConfigError('data.whole_chunks needs data.label_tolerance, such as 0.4, which '
+                              'says when a label of a chunk does not hold')
         if self.model.init_store and not self.model.init_from:
             raise ConfigError('model.init_store is of the tokenizer of model.init_from, which '
                               'names no checkpoint')

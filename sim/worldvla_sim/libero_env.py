@@ -293,7 +293,8 @@ class LiberoEnv:
     def _advance(self, action: np.ndarray) -> None:
         """Run one control step (25 physics steps)."""
         try:
-            _, _, done, _ = self._libero.step(action)
+            with signals_held():  # in numba's code an interrupt becomes a SystemError
+                _, _, done, _ = self._libero.step(action)
         except SimulationError:
             raise
         except Exception as error:

@@ -245,6 +245,21 @@ def test_ctrl_c_while_robosuite_builds_takes_effect_after_it(monkeypatch, droppe
     assert dropped == []
 
 
+def test_ctrl_c_within_a_step_takes_effect_after_it(monkeypatch):
+    """Pins a bug: in numba's code it became an error of the episode."""
+    with LiberoEnv('libero_object', 0, render=False) as env:
+        env.reset(0)
+        whole, began = env._libero.step, env.data.time
+
+        def interrupted(action):
+            signal.raise_signal(signal.SIGINT)
+            return whole(action)
+        monkeypatch.setattr(env._libero, 'step', interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            env.step(NO_OP)
+        assert env.data.time == pytest.approx(began + env.control_period)
+
+
 def test_ctrl_c_while_an_environment_is_closed_is_not_dropped(monkeypatch, dropped):
     """Pins a bug: it came in one of robosuite's destructors, and the program went on."""
     import_libero()

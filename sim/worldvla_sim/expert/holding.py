@@ -57,23 +57,23 @@ def holds(robot: Robot, grasp: Grasp) -> bool:
 
 
 def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
-              empty: float = EMPTY) -> np.ndarray:
+              thinnest: float = 0.0) -> np.ndarray:
     """Come before a grasp, go around what it holds, close; one action, (7,).
 
     :param name: object or fixture that is taken.
     :param firm: wait before the grasp until the hand swings no more, and stay there while the
         fingers close, also against a force; otherwise what blocks the hand is not pushed over.
-    :param empty: distance of the pads [m] that closed beside it.
+    :param thinnest: distance of the pads [m] below which they hold an edge at best, and open again.
     """
     scene, rotation = robot.scene, grasp.rotation
     robot.turn_to(rotation)
     lateral, before = split(grasp.before(0.0) - robot.position, rotation[:, 2])
     distance = grasp.distance(robot.position)
     turned = robot.turn_error()
-    if (scene.pinched(name) and robot.opening > empty
+    if (scene.pinched(name) and robot.opening > thinnest
             and (distance < BY_GRASP or robot.opening < 0.065)):
         return go(robot, robot.position, CLOSED)
-    if turned < HALF_FACING and _shall_close(robot, distance, empty):
+    if turned < HALF_FACING and _shall_close(robot, distance, firm, max(EMPTY, thinnest)):
         most = _FIRM if firm else _CORRECTION
         offset = np.clip(grasp.position - robot.position, -most, most)
         return go(robot, robot.position + offset, CLOSED)
@@ -110,12 +110,13 @@ def _come_before(robot: Robot, grasp: Grasp, before: float) -> np.ndarray:
     return go(robot, np.array([*hover[:2], height if beside > column else hover[2]]), OPEN)
 
 
-def _shall_close(robot: Robot, distance: float, empty: float) -> bool:
+def _shall_close(robot: Robot, distance: float, firm: bool, empty: float) -> bool:
     """Whether the gripper is where it closes: there, stopped there, or closing there."""
     if robot.opening < empty:
         return False  # closed on nothing
     stopped = robot.opening > OPENED and robot.speed() < 0.02 and distance < BY_GRASP
     speeds = robot.finger_speeds()
     closing = distance < AT_GRASP and (
-        (robot.opening < 0.07 and speeds.max() < STILL) or speeds.max() < -STILL)
+        (robot.opening < 0.07 and not (firm and speeds.max() > STILL))
+        or speeds.max() < -STILL)
     return distance < 0.005 or stopped or closing

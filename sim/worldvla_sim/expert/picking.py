@@ -80,7 +80,7 @@ class Placing:
     """
 
     _down = -UP  # direction in which what is held comes to its place, (3,)
-    _firm, _empty = False, EMPTY  # as of `take_hold`
+    _firm, _thinnest = False, 0.0  # as of `take_hold`
     _retreat = 0.1 * UP  # [m] from what was let go, (3,)
     _let_go_within = 0.03  # [m] beside its place, where an object counts as let go
 
@@ -136,7 +136,7 @@ class Placing:
             return self._back_off()
         assert self._plan is not None, 'planned before'
         return take_hold(self._robot, self.name, self._tracked(self._plan), firm=self._firm,
-                         empty=self._empty)
+                         thinnest=self._thinnest)
 
     def _is_pinched(self) -> bool:
         return self._scene.pinched(self.name)

@@ -31,7 +31,7 @@ class Sliding(Placing):
     """Slides an object over the table to a region, held by its rim but not lifted."""
 
     _let_go_within = 0.006
-    _firm, _empty = True, 0.012
+    _firm, _thinnest = True, 0.012
 
     @property
     def _goal(self) -> np.ndarray:
@@ -46,7 +46,7 @@ class Sliding(Placing):
     def _is_pinched(self) -> bool:
         """Whether the rim is between the fingers; dragged, it often touches only one of them."""
         robot, plan = self._robot, self._plan
-        return (plan is not None and self._empty < robot.opening < AJAR and squeezes(robot)
+        return (plan is not None and self._thinnest < robot.opening < AJAR and squeezes(robot)
                 and self._tracked(plan).distance(robot.position) < NEAR)
 
     def _is_at_place(self) -> bool:

@@ -63,7 +63,7 @@ def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
     :param name: object or fixture that is taken.
     :param firm: wait before the grasp until the hand swings no more, and stay there while the
         fingers close, also against a force; otherwise what blocks the hand is not pushed over.
-    :param thinnest: distance of the pads [m] below which they hold an edge at best, and open again.
+    :param thinnest: distance of the pads [m] below which they hold an edge at best, and open.
     """
     scene, rotation = robot.scene, grasp.rotation
     robot.turn_to(rotation)

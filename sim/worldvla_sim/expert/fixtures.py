@@ -5,17 +5,14 @@ Reactions to the present state, as `holding` and `picking` are. Positions on fix
 fixture's own frame, measured from LIBERO's collision shapes.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.grasps import Grasp, aligned
-from worldvla_sim.expert.holding import BELOW, HALF_FACING, NEAR, OPENED, go, holds, take_hold
-from worldvla_sim.expert.picking import PATIENCE
-from worldvla_sim.expert.robot import CLOSED, DOWNWARD, OPEN, Robot
+from worldvla_sim.expert.holding import HALF_FACING, NEAR, go, holds, leave, over, split, take_hold
+from worldvla_sim.expert.robot import CLOSED, DOWNWARD, Robot
 from worldvla_sim.expert.scene import UP
-from worldvla_sim.expert.skills import Motion, cruising_height
+from worldvla_sim.expert.skills import Motion, cruising_height, react
 
 HANDLE_DEPTH = -0.100  # [m] y of a drawer's handle in the cabinet's frame, drawer closed
 HANDLE_HEIGHTS = {'top': 0.184, 'middle': 0.114, 'bottom': 0.044}  # [m] z, likewise
@@ -30,22 +27,11 @@ _AWAY = 0.07  # [m] from what was moved, where the hand is done with it
 _PULL, _TURN = 0.05, 0.5  # [m], [rad] ahead of the hand: at full speed
 
 
-def _react(robot: Robot, action: Callable[[], np.ndarray | None]) -> Motion:
-    """Do what `action` says until it returns None; False when that takes too long."""
-    for _ in range(PATIENCE):
-        if (now := action()) is None:
-            return True
-        yield now
-    return False
-
-
 def _leave(robot: Robot, grasp: Grasp, direction: np.ndarray) -> np.ndarray | None:
     """Open the fingers around a grasp and go away from it; None when that is done."""
     if grasp.distance(robot.position) > _AWAY:
         return None
-    clear = robot.opening > OPENED
-    robot.rotation = robot.axes
-    return go(robot, robot.position + (_PULL * direction if clear else 0.0), OPEN)
+    return leave(robot, _PULL * direction)
 
 
 def handle_grasp(robot: Robot, cabinet: str, level: str) -> Grasp:
@@ -69,7 +55,7 @@ def pull_drawer(robot: Robot, cabinet: str, level: str, *, opening: float = 0.16
         robot.turn_to(grasp.rotation)
         return go(robot, grasp.position + _PULL * outward, CLOSED)
 
-    return (yield from _react(robot, action))
+    return (yield from react(action))
 
 
 def knob_bar(robot: Robot, stove: str) -> np.ndarray:
@@ -92,7 +78,7 @@ def turn_knob(robot: Robot, stove: str) -> Motion:
         robot.rotation = Rotation.from_rotvec(_TURN * UP).as_matrix() @ robot.axes
         return go(robot, grasp.position, CLOSED)
 
-    return (yield from _react(robot, action))
+    return (yield from react(action))
 
 
 def push_drawer(robot: Robot, cabinet: str, level: str) -> Motion:
@@ -110,7 +96,7 @@ def push_drawer(robot: Robot, cabinet: str, level: str) -> Motion:
         shut = scene.joint(slide) > CLOSED_POSITION
         return _push(robot, (beside_handle(-0.08), beside_handle(0.0)), beside_handle(0.03), shut)
 
-    return (yield from _react(robot, action))
+    return (yield from react(action))
 
 
 def close_door(robot: Robot, microwave: str) -> Motion:
@@ -127,7 +113,7 @@ def close_door(robot: Robot, microwave: str) -> Motion:
         shut = scene.joint(hinge) > SHUT_ANGLE
         return _push(robot, (on_door(0.0, 0.10), on_door(0.0, 0.0)), on_door(0.25, 0.0), shut)
 
-    return (yield from _react(robot, action))
+    return (yield from react(action))
 
 
 def _push(robot: Robot, way: tuple[np.ndarray, np.ndarray], target: np.ndarray, is_done: bool
@@ -139,8 +125,7 @@ def _push(robot: Robot, way: tuple[np.ndarray, np.ndarray], target: np.ndarray, 
     """
     start, end = way
     position, direction = robot.position, (end - start) / np.linalg.norm(end - start)
-    along = float((position - start) @ direction)
-    beside = float(np.linalg.norm(position - start - along * direction))
+    beside, along = split(position - start, direction)
     if is_done:
         if np.linalg.norm(position - end) > _AWAY:
             return None
@@ -150,9 +135,6 @@ def _push(robot: Robot, way: tuple[np.ndarray, np.ndarray], target: np.ndarray, 
     if turned and beside < NEAR and -NEAR < along < float(np.linalg.norm(end - start)) + NEAR:
         return go(robot, target, CLOSED, 0.8)
     sideways = float(np.linalg.norm((start - position)[:2]))
-    height = cruising_height(robot, start)
     if sideways < NEAR:
         return go(robot, start, CLOSED)
-    if position[2] < height - BELOW:
-        return go(robot, np.array([*position[:2], height]), CLOSED)
-    return go(robot, np.array([*start[:2], height]), CLOSED)
+    return go(robot, over(robot, start, cruising_height(robot, start)), CLOSED)

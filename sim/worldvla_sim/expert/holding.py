@@ -43,6 +43,19 @@ def go(robot: Robot, position: np.ndarray, gripper: float, speed: float = 1.0) -
     return robot.towards(position, speed)
 
 
+def over(robot: Robot, target: np.ndarray, height: float) -> np.ndarray:
+    """Return the place to go to on the way to above a target, (3,) [m]: first straight up."""
+    position = robot.position
+    return np.append((position if position[2] < height - BELOW else target)[:2], height)
+
+
+def leave(robot: Robot, move: np.ndarray) -> np.ndarray:
+    """Open the fingers where the hand is, then move it away as it is turned; one action, (7,)."""
+    robot.rotation = robot.axes
+    clear = robot.opening > OPENED
+    return go(robot, robot.position + (move if clear else 0.0), OPEN)
+
+
 def squeezes(robot: Robot) -> bool:
     """Whether the fingers have come to rest on something and press it."""
     gaps = robot.finger_gaps()

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.grasps import Grasp, aligned, rim_point
-from worldvla_sim.expert.holding import AJAR, BELOW, FACING, HALF_FACING, NEAR, go, split, squeezes
+from worldvla_sim.expert.holding import AJAR, FACING, HALF_FACING, NEAR, go, over, split, squeezes
 from worldvla_sim.expert.picking import LIFT, Placing, Plan, place
 from worldvla_sim.expert.robot import CLOSED, Robot
 from worldvla_sim.expert.scene import UP
@@ -98,8 +98,7 @@ class Laying(Placing):
         return Rotation.from_rotvec(angle * axis / max(float(np.linalg.norm(axis)), 1e-9))
 
     def _is_at_place(self) -> bool:
-        lateral, above = split(self._place() - self._robot.position, self._down)
-        return lateral < 0.014 and above < 0.008 and self._tilt().magnitude() < HALF_FACING
+        return super()._is_at_place() and self._tilt().magnitude() < HALF_FACING
 
     def _is_blocked(self) -> bool:
         return super()._is_blocked() and self._tilt().magnitude() < HALF_FACING
@@ -110,9 +109,7 @@ class Laying(Placing):
         if self._beside() > _TILTING:
             robot.rotation = self._kept_rotation()
             height = cruising_height(robot, before, held=[self.name], lowest=before[2] + 0.03)
-            if position[2] < height - BELOW:
-                return go(robot, np.array([*position[:2], height]), CLOSED)
-            return go(robot, np.array([*before[:2], height]), CLOSED)
+            return go(robot, over(robot, before, height), CLOSED)
         tilt = self._tilt()
         robot.rotation = tilt.as_matrix() @ robot.axes
         lateral, _ = split(before - position, self._down)
@@ -174,9 +171,7 @@ class Housing(Placing):
                                  else self._plan.grasp.position[2] + LIFT)
         if beside < 0.02:
             return go(robot, doorstep, CLOSED)
-        if position[2] < height - BELOW:
-            return go(robot, np.array([*position[:2], height]), CLOSED)
-        return go(robot, np.array([*doorstep[:2], height]), CLOSED)
+        return go(robot, over(robot, doorstep, height), CLOSED)
 
 
 def slide(robot: Robot, name: str, target: str) -> Motion:

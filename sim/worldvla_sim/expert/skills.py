@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What skills share: how high to go, and to stay.
+"""What skills share: to react, to stay, and how high to go.
 
 A skill is a generator that yields one action per control step and reads the scene anew each time.
 Recipes compose skills with `yield from`; a skill's return value says whether it worked.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
@@ -13,11 +13,21 @@ from worldvla_sim.expert.robot import Robot
 
 Motion = Generator[np.ndarray, None, bool]
 
+PATIENCE = 450  # [steps] after which what cannot be reached is given up
 HOVER = 0.09  # [m] above a grasp from which the gripper comes straight down
 CLEARANCE = 0.03  # [m] between what is carried and what it passes over
 # Half widths [m] of what moves along a path: the fingers with what they hold, and the hand, whose
 # underside is 2.6 cm above the grip site.
 _HELD_HALF_WIDTH, _HAND_HALF_WIDTH, _HAND_HEIGHT = 0.07, 0.11, 0.026
+
+
+def react(action: Callable[[], np.ndarray | None]) -> Motion:
+    """Do at each step what `action` says; False when it does not say None in time: it is done."""
+    for _ in range(PATIENCE):
+        if (now := action()) is None:
+            return True
+        yield now
+    return False
 
 
 def stay(robot: Robot) -> Motion:

@@ -9,6 +9,7 @@ import sys
 import threading
 
 import numpy as np
+from processes import is_alive
 import pytest
 from state_policies import attentive_policy, state_checkpoint
 from worker_processes import (
@@ -17,7 +18,6 @@ from worker_processes import (
     ROOT,
     SETTINGS,
     ask,
-    is_alive,
     new_backend,
     noise,
     observation,

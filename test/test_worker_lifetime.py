@@ -14,6 +14,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+from processes import descriptors, is_alive
 import pytest
 import torch
 from worker_processes import (
@@ -22,8 +23,6 @@ from worker_processes import (
     ROOT,
     SETTINGS,
     ask,
-    descriptors,
-    is_alive,
     new_backend,
     observation,
     wait_for,

@@ -59,15 +59,3 @@ def ask(backend, request, asked=None):
 
 def wait_until_ready(backend):
     wait_for(lambda: backend.poll() or backend.health is Health.READY)
-
-
-def is_alive(pid):
-    """Whether a process runs; one that only waits to be reaped does not."""
-    try:
-        return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] not in 'ZX'
-    except FileNotFoundError:
-        return False
-
-
-def descriptors():
-    return len(list(Path('/proc/self/fd').iterdir()))

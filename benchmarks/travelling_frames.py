@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import ACTION_DIM
+from worldvla_ros.recording.demonstration_file import FILE_ENDING
 from worldvla_ros.training.libero_hdf5 import (
-    FILE_ENDING,
     FRAMES,
     WRIST_FRAMES,
     demonstration_files,

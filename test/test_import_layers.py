@@ -40,10 +40,11 @@ LAYERS = {
     'worldvla_ros.policy.frame_history': ('worldvla_ros.datatypes',),
     'worldvla_ros.policy.chunk_schedule': ('worldvla_ros.datatypes',),
     'worldvla_ros.policy.state_history': ('worldvla_ros.arm_state',),
+    'worldvla_ros.recording': ('worldvla_ros.datatypes', 'worldvla_ros.whole_files'),
     'worldvla_ros.training': (
-        'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.model', 'worldvla_ros.config',
-        'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files',
-        'worldvla_ros.arguments'),
+        'worldvla_ros.recording', 'worldvla_ros.policy', 'worldvla_ros.tokens',
+        'worldvla_ros.model', 'worldvla_ros.config', 'worldvla_ros.datatypes',
+        'worldvla_ros.arm_state', 'worldvla_ros.whole_files', 'worldvla_ros.arguments'),
     'worldvla_ros.inference': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.datatypes',
         'worldvla_ros.config', 'worldvla_ros.safety'),
@@ -55,17 +56,20 @@ LAYERS = {
     'worldvla_ros.nodes': (
         'worldvla_ros.policy.named_checkpoints', 'worldvla_ros.policy.settings',
         'worldvla_ros.control', 'worldvla_ros.inference', 'worldvla_ros.graph',
+        'worldvla_ros.recording', 'worldvla_ros.model.image_preprocessing',
         'worldvla_ros.policy.frame_history', 'worldvla_ros.policy.chunk_schedule',
         'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes',
         'worldvla_ros.arguments'),
     'worldvla_sim': (
-        'worldvla_ros.policy', 'worldvla_ros.safety', 'worldvla_ros.config',
-        'worldvla_ros.datatypes', 'worldvla_ros.arm_state', 'worldvla_ros.whole_files',
-        'worldvla_ros.arguments'),
+        'worldvla_ros.recording', 'worldvla_ros.policy', 'worldvla_ros.safety',
+        'worldvla_ros.config', 'worldvla_ros.datatypes', 'worldvla_ros.arm_state',
+        'worldvla_ros.whole_files', 'worldvla_ros.arguments'),
     # read demonstrations as training does
-    'worldvla_sim.recorded_simulation': ('worldvla_sim', 'worldvla_ros.training'),
+    'worldvla_sim.recorded_simulation': ('worldvla_sim', 'worldvla_ros.recording',
+                                         'worldvla_ros.training'),
     'worldvla_sim.replay': ('worldvla_sim', 'worldvla_ros.training', 'worldvla_ros.arguments'),
-    'worldvla_sim.rerender': ('worldvla_sim', 'worldvla_ros.training', 'worldvla_ros.arguments'),
+    'worldvla_sim.rerender': ('worldvla_sim', 'worldvla_ros.recording', 'worldvla_ros.training',
+                              'worldvla_ros.arguments'),
     'worldvla_sim.view_demos': ('worldvla_sim', 'worldvla_ros.training', 'worldvla_ros.datatypes',
                                 'worldvla_ros.whole_files'),
     # trains and evaluates, each in processes of their own, so it reads the files of both
@@ -89,7 +93,8 @@ ROS = {'rclpy', 'launch', 'launch_ros', 'ament_index_python', 'cv_bridge', 'tf2_
        'builtin_interfaces', 'std_srvs', 'rosgraph_msgs', 'action_msgs', 'rosidl_runtime_py'}
 MAY_LOAD_ROS = ('worldvla_ros.nodes', 'worldvla_sim.ros')
 
-TORCH_FREE = ('worldvla_ros.arm_state', 'worldvla_ros.policy.frame_history',
+TORCH_FREE = ('worldvla_ros.arm_state', 'worldvla_ros.recording',
+              'worldvla_ros.model.image_preprocessing', 'worldvla_ros.policy.frame_history',
               'worldvla_ros.policy.chunk_schedule', 'worldvla_ros.policy.state_history',
               'worldvla_ros.safety', 'worldvla_ros.config', 'worldvla_ros.datatypes',
               'worldvla_ros.tokens', 'worldvla_ros.control', 'worldvla_ros.inference',

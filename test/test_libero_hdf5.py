@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from training_data import episode, with_wrist, write_hdf5
 
+from worldvla_ros.recording.demonstration_file import ArmTrack, whole_file
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import (
     demonstration_files,
@@ -111,19 +112,15 @@ def test_labels_and_executed_actions_stay_apart(tmp_path):
 def test_what_the_simulator_records_is_what_training_reads(tmp_path):
     if importlib.util.find_spec('robosuite') is None:
         pytest.skip('needs the simulator (hf-libero, robosuite)')
-    from worldvla_sim.demonstrations import (
-        Demonstration,
-        Seen,
-        whole_file,
-        write_demonstration,
-    )
+    from worldvla_sim.demonstrations import Demonstration, Seen, write_demonstration
     one, steps = episode(), 12
     def zeros(width):
         return np.zeros((steps, width))
     quaternions = np.tile([0.0, 0, 0, 1], (steps, 1))
     demo = Demonstration('libero_object', 3, one.instruction, one.actions, one.executed + 0.1,
                          np.ones(steps, bool), zeros(5),
-                         Seen(one.frames, None, zeros(7), zeros(2), zeros(3), quaternions))
+                         Seen(one.frames, None, zeros(7),
+                              ArmTrack(zeros(2), zeros(3), quaternions)))
     with whole_file(tmp_path / 'pick_demo.hdf5') as file:
         write_demonstration(file.create_group('data'), 'demo_0', demo)
     back, = read_episodes(tmp_path / 'pick_demo.hdf5')

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 def test_training_reads_a_demonstration_that_was_written_as_documented(tmp_path):
     text = (ROOT / 'docs' / 'robot.md').read_text()
     source, = (block for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL)
-               if 'def add_demonstration' in block)
+               if 'def convert' in block)
     written = {}
     exec(source, written)
     rng = np.random.default_rng(0)
@@ -26,10 +26,9 @@ def test_training_reads_a_demonstration_that_was_written_as_documented(tmp_path)
     actions = rng.uniform(-1, 1, (steps, 7))
     positions, fingers = rng.uniform(0, 0.5, (steps, 3)), rng.uniform(0, 0.04, (steps, 2))
     quaternions = Rotation.random(steps, rng=0).as_quat()
-    path = tmp_path / 'put_the_cup_on_the_shelf_demo.hdf5'
-    for number in range(2):
-        written['add_demonstration'](path, number, pictures, actions, positions, quaternions,
-                                     fingers, wrist=255 - pictures)
+    for _ in range(2):
+        path, _ = written['convert'](tmp_path, 'put the cup on the shelf', pictures, actions,
+                                     positions, quaternions, fingers, wrist=255 - pictures)
 
     first, second = read_episodes(path, wrist=True)
     np.testing.assert_array_equal(first.wrist, 255 - pictures)

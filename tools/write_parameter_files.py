@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write config/policy.yaml and config/bridge.yaml from the parameters as the nodes declare them.
+"""Write the parameter files in config/ from the parameters as the nodes declare them.
 
 The defaults have one home, the dataclasses; a test compares the files with what this writes.
 
@@ -13,11 +13,13 @@ from typing import Any
 from worldvla_ros.config import FieldInfo, describe
 from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE
 from worldvla_ros.nodes.parameters import PolicyParameters
+from worldvla_ros.nodes.recorder import RECORDER_NODE, RecorderParameters
 from worldvla_sim.ros.bridge_settings import BridgeSettings
 
 FOLDER = Path(__file__).parent.parent / 'config'
 FILES = {'policy.yaml': (POLICY_NODE, PolicyParameters),
-         'bridge.yaml': (BRIDGE_NODE, BridgeSettings)}
+         'bridge.yaml': (BRIDGE_NODE, BridgeSettings),
+         'recorder.yaml': (RECORDER_NODE, RecorderParameters)}
 _INDENT = '    '
 
 
@@ -56,7 +58,7 @@ def _scalar(value: Any) -> str:
 
 
 def main() -> None:
-    """Write both files."""
+    """Write all of them."""
     for name, (node, cls) in FILES.items():
         (FOLDER / name).write_text(parameter_file(node, cls))
 

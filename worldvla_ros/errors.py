@@ -34,6 +34,10 @@ class InferenceError(WorldVLAError):
     """The inference backend failed, died, hung or returned an unusable chunk."""
 
 
+class RecordingError(WorldVLAError):
+    """A demonstration cannot be put together from what came, or cannot be written."""
+
+
 class SimulationError(WorldVLAError):
     """The simulator could not be built, reset or stepped; never a failed episode."""
 

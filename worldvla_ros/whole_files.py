@@ -2,7 +2,7 @@
 """Files that appear whole or not at all, and the folders that others are written in for it.
 
 Content is on the disk before its name is, so that a power cut leaves no empty file under it.
-Folders: `training.run_folder` and `training.store`; HDF5: `worldvla_sim.demonstrations`.
+Folders: `training.run_folder` and `training.store`; HDF5: `recording.demonstration_file`.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping

@@ -23,6 +23,7 @@ from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.policy.named_checkpoints import NAMES
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
+from worldvla_ros.recording.demonstration_file import whole_file
 from worldvla_sim.commands import EXIT_OK, MAX_SEED, end_as_on_ctrl_c, parse_indices, resumable
 from worldvla_sim.dagger import LearnerSettings, learner_settings, record_turns
 from worldvla_sim.demonstrations import (
@@ -32,7 +33,6 @@ from worldvla_sim.demonstrations import (
     demonstration_names,
     keep_to_settings,
     open_demonstrations,
-    whole_file,
     write_demonstration,
 )
 from worldvla_sim.expert.noise import ActionNoise

@@ -10,18 +10,23 @@ LIBERO's converter, index t of `obs` is what the expert saw *before* `actions[t]
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 from dataclasses import asdict, dataclass, field
-import errno
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import h5py
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from worldvla_ros.errors import ConfigError, SimulationError
-from worldvla_ros.whole_files import flush, write_whole
+from worldvla_ros.recording.demonstration_file import (
+    IMAGES,
+    WRIST_IMAGES,
+    ArmTrack,
+    write_actions,
+    write_arm,
+    write_images,
+)
+from worldvla_ros.whole_files import write_whole
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.observation import SimObservation, rendered
 
@@ -29,7 +34,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Settings = TypeVar('Settings', bound='DataclassInstance')
-WRIST_IMAGES = 'eye_in_hand_rgb'  # below `obs`
 DEMONSTRATION, FAILURE = '.hdf5', '.failed'  # endings of what is recorded, or was tried in vain
 
 
@@ -40,9 +44,7 @@ class Seen:
     agentview: np.ndarray  # (T, H, W, 3) uint8 RGB, rotated as policies see it
     wrist: np.ndarray | None  # likewise, if it was recorded
     joint_positions: np.ndarray  # (T, 7) float64 [rad]
-    gripper_positions: np.ndarray  # (T, 2) float64 [m]
-    ee_positions: np.ndarray  # (T, 3) float64 [m] in the world frame
-    ee_quaternions: np.ndarray  # (T, 4) float64 xyzw in the world frame
+    arm: ArmTrack  # in the world frame
 
     @classmethod
     def stack(cls, observations: Sequence[SimObservation]) -> 'Seen':
@@ -52,9 +54,9 @@ class Seen:
             wrist=(None if observations[0].wrist is None
                    else np.stack([rendered(one.wrist) for one in observations])),
             joint_positions=np.stack([one.joint_positions for one in observations]),
-            gripper_positions=np.stack([one.gripper_positions for one in observations]),
-            ee_positions=np.stack([one.ee_position for one in observations]),
-            ee_quaternions=np.stack([one.ee_quaternion for one in observations]))
+            arm=ArmTrack(np.stack([one.gripper_positions for one in observations]),
+                         np.stack([one.ee_position for one in observations]),
+                         np.stack([one.ee_quaternion for one in observations])))
 
 
 @dataclass(eq=False)
@@ -134,40 +136,13 @@ def _holds_demonstrations(folder: Path) -> bool:
     return any(path.suffix in (DEMONSTRATION, FAILURE) for path in folder.rglob('*'))
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[h5py.File]:
-    """Write an HDF5 file beside its place and rename it when it is complete.
-
-    :raises SimulationError: the disk is full or the folder cannot be written; nothing is left.
-    """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with h5py.File(temporary, 'w') as file:
-            yield file
-        flush(temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # h5py reports a failed close as RuntimeError
-        full = getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)
-        advice = 'the disk is full; free space and run again, what is whole is kept'
-        raise SimulationError(f'cannot write {path}: {advice if full else error}') from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_demonstration(parent: h5py.Group, name: str, demo: Demonstration) -> None:
     """Write one demonstration as the group `name` in LIBERO's layout."""
     group = parent.create_group(name)
-    last = np.zeros(len(demo), dtype=np.uint8)
-    last[-1] = 1
-    arrays = {
-        'actions': demo.actions, 'executed_actions': demo.executed_actions,
-        'expert_acted': demo.expert_acted.astype(np.uint8),
-        'states': demo.states, 'dones': last, 'rewards': last}
-    for key, array in arrays.items():
-        group.create_dataset(key, data=array)
+    write_actions(group, demo.actions, demo.executed_actions)
+    group.create_dataset('expert_acted', data=demo.expert_acted.astype(np.uint8))
+    group.create_dataset('states', data=demo.states)
     write_seen(group, demo.seen)
-    group.attrs['num_samples'] = len(demo)
     group.attrs['init_state'] = demo.states[0]
     group.attrs['problem_info'] = json.dumps({'language_instruction': demo.instruction,
                                               'suite': demo.suite, 'task': demo.task})
@@ -177,40 +152,11 @@ def write_demonstration(parent: h5py.Group, name: str, demo: Demonstration) -> N
 
 def write_seen(group: h5py.Group, seen: Seen) -> None:
     """Write `obs` and `robot_states` of a demonstration."""
-    rotation_vectors = Rotation.from_quat(seen.ee_quaternions).as_rotvec()
-    arrays = {
-        'robot_states': np.hstack([seen.gripper_positions, seen.ee_positions,
-                                   seen.ee_quaternions]),
-        'obs/ee_pos': seen.ee_positions, 'obs/ee_ori': rotation_vectors,
-        'obs/ee_states': np.hstack([seen.ee_positions, rotation_vectors]),
-        'obs/gripper_states': seen.gripper_positions, 'obs/joint_states': seen.joint_positions,
-    }
-    for key, array in arrays.items():
-        group.create_dataset(key, data=array)
-    for key, images in (('agentview_rgb', seen.agentview), (WRIST_IMAGES, seen.wrist)):
-        if images is not None:
-            group.create_dataset(f'obs/{key}', data=images[:, ::-1, ::-1], compression='gzip',
-                                 compression_opts=1, chunks=(1, *images.shape[1:]))
-
-
-def read_demonstration(group: h5py.Group) -> Demonstration:
-    """Read one demonstration back; in LIBERO's own files the labels are what was executed."""
-    obs, info = group['obs'], json.loads(group.attrs.get('problem_info', '{}'))
-    actions = group['actions'][:]
-
-    def images(key: str) -> np.ndarray:
-        upside_down: np.ndarray = obs[key][:]
-        return upside_down[:, ::-1, ::-1]
-    states = group['robot_states'][:]
-    return Demonstration(
-        suite=info.get('suite', ''), task=info.get('task', -1),
-        instruction=info.get('language_instruction', ''), actions=actions,
-        executed_actions=group['executed_actions'][:] if 'executed_actions' in group else actions,
-        expert_acted=(group['expert_acted'][:].astype(bool) if 'expert_acted' in group
-                      else np.ones(len(actions), dtype=bool)),
-        states=group['states'][:], attributes=dict(group.attrs),
-        seen=Seen(images('agentview_rgb'), images(WRIST_IMAGES) if WRIST_IMAGES in obs else None,
-                  obs['joint_states'][:], states[:, :2], states[:, 2:5], states[:, 5:9]))
+    write_arm(group, seen.arm)
+    group.create_dataset('obs/joint_states', data=seen.joint_positions)
+    write_images(group, IMAGES, seen.agentview)
+    if seen.wrist is not None:
+        write_images(group, WRIST_IMAGES, seen.wrist)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 
 from worldvla_ros.errors import SimulationError
-from worldvla_ros.training.libero_hdf5 import FILE_ENDING
+from worldvla_ros.recording.demonstration_file import FILE_ENDING
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.tasks import SUITES, suite_tasks
 

@@ -23,15 +23,14 @@ from tqdm import tqdm
 
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, SimulationError
-from worldvla_ros.training.libero_hdf5 import FILE_ENDING, demonstration_files, episode_lengths
+from worldvla_ros.recording.demonstration_file import FILE_ENDING, WRIST_IMAGES, whole_file
+from worldvla_ros.training.libero_hdf5 import demonstration_files, episode_lengths
 from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, resumable
 from worldvla_sim.demonstrations import (
-    WRIST_IMAGES,
     Seen,
     demonstration_names,
     keep_to_settings,
     open_demonstrations,
-    whole_file,
     write_seen,
 )
 from worldvla_sim.kept_environment import KeptEnvironment

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Look at demonstrations: table, contact sheet, video, action histogram.
 
-Usage: `python -m worldvla_sim.view_demos --help`. Pictures are shown upright, not mirrored.
+Usage: `python -m worldvla_sim.view_demos --help`. What robosuite rendered is shown upright and not
+mirrored, which is not as policies see it; what a robot's camera took, as it took it.
 """
 
 import argparse
@@ -13,15 +14,11 @@ import numpy as np
 
 from worldvla_ros.datatypes import ACTION_AXES
 from worldvla_ros.errors import ConfigError, WorldVLAError
+from worldvla_ros.training.libero_hdf5 import Episode, episode_actions, read_episode
 from worldvla_ros.training.samples import moving_steps
 from worldvla_ros.whole_files import write_whole
 from worldvla_sim import pictures
-from worldvla_sim.demonstrations import (
-    Demonstration,
-    demonstration_names,
-    open_demonstrations,
-    read_demonstration,
-)
+from worldvla_sim.demonstrations import open_demonstrations
 from worldvla_sim.libero_env import CONTROL_PERIOD
 
 _SHEET_FRAMES, _SHEET_COLUMNS = 24, 6
@@ -38,15 +35,17 @@ def _write_picture(path: Path, write: Callable[[Path], None]) -> None:
         raise ConfigError(f'cannot write {path}: {error}') from error
 
 
-def upright(images: np.ndarray) -> np.ndarray:
-    """Undo the mirroring of policy images, (T, H, W, 3)."""
-    return images[:, :, ::-1]
+def natural(episode: Episode, path: Path) -> np.ndarray:
+    """Return the frames (T, H, W, 3) of an episode as people see the scene.
+
+    Policies see robosuite's pictures mirrored; its files say how they were made.
+    """
+    with open_demonstrations(path) as data:
+        return episode.frames[:, :, ::-1] if 'env_args' in data.attrs else episode.frames
 
 
-def save_video(demo: Demonstration, path: Path) -> None:
-    """Write a demonstration as an H.264 mp4 at the control rate."""
-    frames = upright(demo.seen.agentview)
-
+def save_video(frames: np.ndarray, path: Path) -> None:
+    """Write frames (T, H, W, 3) as an H.264 mp4 at the control rate."""
     def write(draft: Path) -> None:
         with pictures.VideoWriter(draft, frames.shape[1:3], 1 / CONTROL_PERIOD) as video:
             for frame in frames:
@@ -54,9 +53,8 @@ def save_video(demo: Demonstration, path: Path) -> None:
     _write_picture(path, write)
 
 
-def save_sheet(demo: Demonstration, path: Path) -> None:
-    """Lay evenly spaced frames of a demonstration out in rows, from its first step to its last."""
-    frames = list(upright(demo.seen.agentview))
+def save_sheet(frames: np.ndarray, path: Path) -> None:
+    """Lay evenly spaced frames (T, H, W, 3) out in rows, from the first step to the last."""
     steps = np.unique(np.linspace(0, len(frames) - 1, _SHEET_FRAMES).round().astype(int))
     rows = [(f'steps {part[0]} to {part[-1]}', [frames[step] for step in part])
             for part in np.array_split(steps, -(-len(steps) // _SHEET_COLUMNS))]
@@ -109,18 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the statistics of a file and write the pictures asked for."""
     options = _parser().parse_args(argv)
     try:
-        with open_demonstrations(options.file) as data:
-            names = demonstration_names(data)
-            if f'demo_{options.demo}' not in names:
-                raise ConfigError(f'{options.file} has {len(names)} demonstrations, there is no '
-                                  f'demo {options.demo}')
-            actions = [data[name]['actions'][:] for name in names]
-            demo = read_demonstration(data[f'demo_{options.demo}'])
-        print(f'{demo.instruction}\n{statistics_table(actions)}')
+        episode = read_episode(options.file, f'demo_{options.demo}')
+        actions = [labels for labels, _ in episode_actions(options.file).values()]
+        print(f'{episode.instruction}\n{statistics_table(actions)}')
         if options.mp4:
-            save_video(demo, options.mp4)
+            save_video(natural(episode, options.file), options.mp4)
         if options.sheet:
-            save_sheet(demo, options.sheet)
+            save_sheet(natural(episode, options.file), options.sheet)
         if options.histogram:
             plot_histograms(np.concatenate(actions), options.histogram)
     except WorldVLAError as error:

@@ -11,16 +11,17 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_ros.errors import ConfigError, RecordingError, SimulationError
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
+from worldvla_ros.recording.demonstration_file import add_demonstration, whole_file
+from worldvla_ros.recording.timeline import RecordedEpisode
+from worldvla_ros.training.libero_hdf5 import read_episodes
 from worldvla_sim import collect, view_demos
 from worldvla_sim.dagger import LearnerSettings
 from worldvla_sim.demonstrations import (
     DemonstrationRecorder,
     demonstration_names,
     open_demonstrations,
-    read_demonstration,
-    whole_file,
     write_demonstration,
 )
 from worldvla_sim.libero_env import LiberoEnv
@@ -41,9 +42,22 @@ def collected(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def demo(collected):
-    with open_demonstrations(collected[1]) as data:
-        name, = demonstration_names(data)
-        return read_demonstration(data[name])
+    """The one demonstration, as training reads it."""
+    demo, = read_episodes(collected[1])
+    return demo
+
+
+@pytest.fixture(scope='module')
+def recorded():
+    """Three steps with both cameras."""
+    with LiberoEnv('libero_object', TASK, image_size=32, wrist=True, assets='builtin') as env:
+        recorder = DemonstrationRecorder(env)
+        observation = env.reset(seed=1, settle_steps=1)
+        for _ in range(3):
+            action = np.full(7, 0.1)
+            recorder.add(observation, action, action * 2)
+            observation = env.step(action)
+        return recorder.finish(seed=1)
 
 
 def test_file_has_liberos_layout(collected, demo):
@@ -66,18 +80,20 @@ def test_file_has_liberos_layout(collected, demo):
         np.testing.assert_array_equal(group.attrs['init_state'], group['states'][0])
 
 
-def test_executed_actions_replay_to_the_recorded_states_and_to_success(demo):
+def test_executed_actions_replay_to_the_recorded_states_and_to_success(collected, demo):
+    with open_demonstrations(collected[1]) as data:
+        seed, states = int(data['demo_0'].attrs['seed']), data['demo_0/states'][:]
     with LiberoEnv('libero_object', TASK, image_size=64, msaa=0, assets='builtin') as env:
-        observation = env.reset(seed=int(demo.attributes['seed']))
-        np.testing.assert_array_equal(observation.agentview, demo.seen.agentview[0])
-        for state, action in zip(demo.states, demo.executed_actions, strict=True):
+        observation = env.reset(seed=seed)
+        np.testing.assert_array_equal(observation.agentview, demo.frames[0])
+        for state, action in zip(states, demo.executed, strict=True):
             np.testing.assert_array_equal(env.state(), state)
             env.step(action)
         assert env.success
 
 
 def test_labels_are_the_clean_actions(demo):
-    difference = demo.executed_actions - demo.actions
+    difference = demo.executed - demo.actions
     assert 0.03 < difference[:, :3].std() < 0.2
     assert (difference[:, 6] == 0).all()
     assert np.abs(demo.actions[:, :3]).max() <= 0.9375
@@ -86,7 +102,7 @@ def test_labels_are_the_clean_actions(demo):
 def test_images_are_stored_as_robosuite_renders_them(collected, demo):
     with open_demonstrations(collected[1]) as data:
         stored = data['demo_0/obs/agentview_rgb'][0]
-    np.testing.assert_array_equal(stored[::-1, ::-1], demo.seen.agentview[0])
+    np.testing.assert_array_equal(stored[::-1, ::-1], demo.frames[0])
 
 
 def test_a_second_run_has_nothing_to_do_and_leaves_nothing_else(collected, capsys):
@@ -213,10 +229,10 @@ def test_a_task_that_never_succeeds_ends_in_an_error(tmp_path):
         folder.next_attempts()
 
 
-def test_a_full_disk_is_named_and_leaves_no_file(tmp_path, demo):
-    with (pytest.raises(SimulationError, match='disk is full'),
+def test_a_full_disk_is_named_and_leaves_no_file(tmp_path, recorded):
+    with (pytest.raises(RecordingError, match='disk is full'),
           whole_file(tmp_path / 'demo.hdf5') as file):
-        write_demonstration(file, 'demo_0', demo)
+        write_demonstration(file, 'demo_0', recorded)
         raise OSError(errno.ENOSPC, 'No space left on device')
     assert list(tmp_path.iterdir()) == []
 
@@ -227,24 +243,17 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, capsys):
     assert str(tmp_path / 'file') in capsys.readouterr().err
 
 
-def test_both_cameras_are_written_and_read_back(tmp_path):
-    with LiberoEnv('libero_object', TASK, image_size=32, wrist=True, assets='builtin') as env:
-        recorder = DemonstrationRecorder(env)
-        observation = env.reset(seed=1, settle_steps=1)
-        for _ in range(3):
-            action = np.full(7, 0.1)
-            recorder.add(observation, action, action * 2)
-            observation = env.step(action)
-        written = recorder.finish(seed=1)
-    with whole_file(tmp_path / 'two.hdf5') as file:
-        write_demonstration(file, 'demo_0', written)
-        read = read_demonstration(file['demo_0'])
-    for name in ('actions', 'executed_actions', 'states'):
-        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
-    for name, array in vars(written.seen).items():
-        np.testing.assert_array_equal(getattr(read.seen, name), array)
-    assert (read.suite, read.task, read.instruction) == (
-        written.suite, written.task, written.instruction)
+def test_both_cameras_are_written_and_read_back(recorded, tmp_path):
+    path = tmp_path / f'{load_task("libero_object", TASK).name}_demo.hdf5'
+    with whole_file(path) as file:
+        write_demonstration(file.create_group('data'), 'demo_0', recorded)
+        np.testing.assert_array_equal(file['data/demo_0/states'], recorded.states)
+    read, = read_episodes(path, wrist=True)
+    np.testing.assert_array_equal(read.frames, recorded.seen.agentview)
+    np.testing.assert_array_equal(read.wrist, recorded.seen.wrist)
+    np.testing.assert_array_equal(read.actions, recorded.actions)
+    np.testing.assert_array_equal(read.executed, recorded.executed_actions)
+    assert read.instruction == recorded.instruction and read.success
 
 
 def test_names_are_in_numeric_order():
@@ -256,7 +265,7 @@ def test_unreadable_files_are_named(tmp_path, content, capsys):
     path = tmp_path / 'bad.hdf5'
     path.write_bytes(content)
     assert view_demos.main([str(path)]) == 2
-    assert 'not a readable demonstration file' in capsys.readouterr().err
+    assert f'{path} is no complete demonstration file' in capsys.readouterr().err
 
 
 def test_a_demonstration_without_pictures_is_refused_as_it_is_read(collected, tmp_path, capsys):
@@ -283,9 +292,21 @@ def test_viewer_makes_table_sheet_video_and_histogram(collected, tmp_path, capsy
     assert set(tmp_path.iterdir()) == set(pictures.values())
 
 
+def test_viewer_shows_robosuites_pictures_unmirrored_and_a_robots_as_they_are(
+        collected, demo, tmp_path, capsys):
+    np.testing.assert_array_equal(view_demos.natural(demo, collected[1]), demo.frames[:, :, ::-1])
+    frames = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), np.uint8)
+    path, _ = add_demonstration(tmp_path, 'open the box', RecordedEpisode(
+        frames, np.full((4, 7), 0.1), None, None, None, None))
+    episode, = read_episodes(path)
+    np.testing.assert_array_equal(view_demos.natural(episode, path), frames)
+    assert view_demos.main([str(path), '--sheet', str(tmp_path / 'sheet.png')]) == 0
+    assert capsys.readouterr().out.startswith('open the box\n1 demonstrations, 4 steps')
+
+
 def test_viewer_says_how_many_demonstrations_there_are(collected, capsys):
     assert view_demos.main([str(collected[1]), '--demo', '7']) == 2
-    assert 'has 1 demonstrations' in capsys.readouterr().err
+    assert 'has 1 demonstrations, demo_0 to demo_0; there is no demo_7' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('option', ['--mp4', '--sheet', '--histogram'])

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from worldvla_ros.errors import ConfigError, SimulationError
+from worldvla_ros.recording.demonstration_file import whole_file
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import observation_lag, read_episodes
 from worldvla_sim import rerender
-from worldvla_sim.demonstrations import DemonstrationRecorder, whole_file, write_demonstration
+from worldvla_sim.demonstrations import DemonstrationRecorder, write_demonstration
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.libero_setup import Assets
 from worldvla_sim.tasks import load_task

@@ -30,11 +30,10 @@ from scipy.spatial.transform import Rotation
 
 from worldvla_ros.arm_state import arm_state
 from worldvla_ros.datatypes import ACTION_DIM, STATE_DIM
+from worldvla_ros.recording.demonstration_file import FILE_ENDING, IMAGES, WRIST_IMAGES
 from worldvla_ros.training.failures import DatasetError
 
-FILE_ENDING = '_demo.hdf5'  # of LIBERO's files; parts of a recording under way end otherwise
-
-FRAMES, WRIST_FRAMES = 'obs/agentview_rgb', 'obs/eye_in_hand_rgb'
+FRAMES, WRIST_FRAMES = f'obs/{IMAGES}', f'obs/{WRIST_IMAGES}'
 ROBOT_STATE_DIM = 9  # two fingers, position, quaternion; of `robot_states`
 _ARM_JOINTS = slice(1, 8)  # of `states`: the time, then the positions, the robot's first
 
@@ -110,6 +109,17 @@ def read_episodes(path: Path, folder: Path | None = None, *, wrist: bool = False
             with _named(path, name):
                 episode = _read_episode(data[name], name, task, wrist)
             yield episode
+
+
+def read_episode(path: Path, name: str) -> Episode:
+    """Return one demonstration of a file; DatasetError where it is damaged or not there."""
+    with _opened(path) as data:
+        names = _names(data, path)
+        if name not in names:
+            raise DatasetError(f'{path} has {len(names)} demonstrations, {names[0]} to '
+                               f'{names[-1]}; there is no {name}')
+        with _named(path, name):
+            return _read_episode(data[name], name, task_name(path), wrist=False)
 
 
 def episode_lengths(path: Path) -> dict[str, int]:

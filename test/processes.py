@@ -37,3 +37,14 @@ def programs_in(domain):
         if b'worldvla' in command and f'ROS_DOMAIN_ID={domain}'.encode() in variables:
             found.append(command)
     return found
+
+
+def largest_mapping(pid, name):
+    """Size [bytes] of the largest file with this in its name that a process has in its memory."""
+    sizes = [0]
+    for line in Path(f'/proc/{pid}/maps').read_text().splitlines():
+        addresses, *_, path = line.split(maxsplit=5)
+        if name in path:
+            start, end = (int(address, 16) for address in addresses.split('-'))
+            sizes.append(end - start)
+    return max(sizes)

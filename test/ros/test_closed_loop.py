@@ -3,9 +3,10 @@
 
 from geometry_msgs.msg import PoseStamped
 import numpy as np
-from processes import children_of, is_alive
+from processes import children_of, is_alive, largest_mapping
 import pytest
 import rclpy
+from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import Image, JointState
 from state_policies import attentive_policy, state_checkpoint
 
@@ -54,6 +55,9 @@ def play(log_folder, episodes, dtype='auto', **given):
                     {to_ns(message.header.stamp): image_to_frame(message).image}), 100)
             client.wait_until_ready()
             played = [Played(client, joints, poses, wrist) for _ in range(episodes)]
+            if get_rmw_implementation_identifier() == 'rmw_fastrtps_cpp':
+                room = largest_mapping(processes.process_ids[BRIDGE_NODE], '/dev/shm/fastrtps_')
+                assert room > 16_000_000, 'less is overwritten before a busy client has read it'
             pids = [*processes.process_ids.values()]
             pids += [child for pid in pids for child in children_of(pid)]
     finally:

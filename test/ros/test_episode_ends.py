@@ -18,8 +18,8 @@ from std_msgs.msg import Header
 from worldvla_ros.action import RunTask
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE
-from worldvla_ros.msg import Episode
-from worldvla_ros.nodes.conversions import frame_to_image, to_time
+from worldvla_ros.msg import ActionChunk, Episode
+from worldvla_ros.nodes.conversions import frame_to_image, to_ns, to_time
 from worldvla_ros.srv import ResetEpisode
 from worldvla_sim.commands import EXIT_ERRORS
 from worldvla_sim.ros import demo, episode_client
@@ -27,6 +27,7 @@ from worldvla_sim.ros.episode_client import EpisodeClient
 from worldvla_sim.ros.recorder import EpisodeRecording, summary_row
 
 FIRST_NS, LAST_NS = 1_000_000_000, 1_150_000_000
+PERIOD_NS = 50_000_000
 
 
 class Graph(Node):
@@ -109,6 +110,21 @@ def test_an_episode_without_a_last_picture_is_reported_as_it_ended(play, ends_as
     record = play(**ends_as)
     assert (record.final.state, record.final.error) == (ends_as['state'], ends_as['error'])
     assert record.final.step == 3
+
+
+def test_what_comes_after_the_last_frame_is_no_part_of_the_episode():
+    """Pins a bug: a chunk that was planned before the policy heard of the end was kept."""
+    record, last_ns = EpisodeRecording(), 5 * PERIOD_NS
+    def come(stamp_ns):
+        record.add_frame(stamp_ns, np.zeros((2, 2, 3), np.uint8))
+        record.add_chunk(ActionChunk(frame_stamps=[to_time(stamp_ns)], horizon=5))
+    for stamp_ns in (last_ns - PERIOD_NS, last_ns, last_ns + 20 * PERIOD_NS):
+        come(stamp_ns)
+    record.finish(Episode(state=Episode.STATE_TIMEOUT, header=Header(stamp=to_time(last_ns))))
+    come(last_ns)
+    come(last_ns + PERIOD_NS)
+    assert sorted(record.frames) == [last_ns - PERIOD_NS, last_ns]
+    assert [to_ns(chunk.frame_stamps[-1]) for chunk in record.chunks] == [last_ns - PERIOD_NS]
 
 
 def test_the_demo_tells_an_episode_that_ended_as_an_error(monkeypatch, tmp_path, capsys):

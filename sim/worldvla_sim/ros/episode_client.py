@@ -58,7 +58,7 @@ class EpisodeClient(Node):
         latched = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         self.create_subscription(Episode, 'episode', self._on_episode, latched)
         if frames:
-            self.create_subscription(Image, 'camera/agentview/image_raw', self._on_image, 10)
+            self.create_subscription(Image, 'camera/agentview/image_raw', self._on_image, 100)
         self.create_subscription(ActionChunk, f'/{POLICY_NODE}/action_chunk', self._on_chunk, 10)
         self.create_subscription(DeltaAction, f'/{POLICY_NODE}/action', self._on_action, 10)
         self.create_subscription(PolicyStatus, f'/{POLICY_NODE}/status', self._on_status, 10)
@@ -174,7 +174,7 @@ class EpisodeClient(Node):
 
     def _on_chunk(self, message: ActionChunk) -> None:
         if self._record is not None:
-            self._record.chunks.append(message)
+            self._record.add_chunk(message)
 
     def _on_action(self, message: DeltaAction) -> None:
         if self._record is not None:

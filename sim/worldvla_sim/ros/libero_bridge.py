@@ -7,6 +7,8 @@ this episode. Simulated time never goes back, also not from one episode to the n
 """
 
 from dataclasses import replace
+import os
+from pathlib import Path
 import time
 from typing import Any
 
@@ -42,6 +44,7 @@ _EPISODE_GAP_NS = 11_000_000_000
 _REPEAT_PERIOD = 0.5  # [s] wall time after which an unanswered frame is sent again
 _COMPLAINT_PERIOD = 5.0  # [s] between two log lines of the same complaint
 _OPEN_GRIPPER = -1.0
+_TRANSPORT = Path(__file__).with_name('fastdds.xml')
 # Latched, so that whoever joins late knows what runs.
 _EPISODE_QOS = QoSProfile(depth=10, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
@@ -245,5 +248,6 @@ def _is_sign_of_life(message: DeltaAction) -> bool:
 
 
 def main() -> int:
-    """Run the node."""
+    """Run the node, with room in shared memory for what its listeners have not read yet."""
+    os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(_TRANSPORT))
     return run_node(LiberoBridge)

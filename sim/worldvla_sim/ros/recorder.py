@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+import sys
 import time
 
 import numpy as np
@@ -37,7 +38,13 @@ class EpisodeRecording:
 
     def add_frame(self, stamp_ns: int, image: np.ndarray) -> None:
         """Keep a frame; one that is repeated counts once."""
-        self.frames.setdefault(stamp_ns, image)
+        if stamp_ns <= self._last_ns:
+            self.frames.setdefault(stamp_ns, image)
+
+    def add_chunk(self, message: ActionChunk) -> None:
+        """Keep a chunk; the policy may plan after the last frame, too, until it is told to end."""
+        if to_ns(message.frame_stamps[-1]) < self._last_ns:
+            self.chunks.append(message)
 
     def add_action(self, message: DeltaAction) -> None:
         """Count a command of the policy; a sign of life in between is none."""
@@ -48,8 +55,17 @@ class EpisodeRecording:
     def finish(self, final: Episode) -> None:
         """Note how it ended; what is seen afterwards is no part of it."""
         self.final, self.ended = final, time.monotonic()
-        last_ns = to_ns(final.header.stamp)
-        self.frames = {stamp: image for stamp, image in self.frames.items() if stamp <= last_ns}
+        frames, chunks = self.frames, self.chunks
+        self.frames, self.chunks = {}, []
+        for stamp, image in frames.items():
+            self.add_frame(stamp, image)
+        for chunk in chunks:
+            self.add_chunk(chunk)
+
+    @property
+    def _last_ns(self) -> int:
+        """Stamp of the last frame, if it is known yet."""
+        return to_ns(self.final.header.stamp) if self.final else sys.maxsize
 
     @property
     def state(self) -> str:

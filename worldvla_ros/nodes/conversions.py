@@ -44,6 +44,13 @@ def to_time(stamp_ns: int) -> Time:
     return Time(sec=stamp_ns // _NS, nanosec=stamp_ns % _NS)
 
 
+def checked_stamp(topic: str, header: Header) -> int:
+    """Return the stamp of a message [ns]. Raises StateError where there is none."""
+    if (stamp_ns := to_ns(header.stamp)) == 0:
+        raise StateError(f'{topic} has no stamp, and only a stamp tells which frame it belongs to')
+    return stamp_ns
+
+
 def image_to_frame(message: Image, crop: str = 'center') -> Frame:
     """
     View an image message as a frame; a copy is made only by cv_bridge.
@@ -94,7 +101,7 @@ def message_to_pose(message: PoseStamped, base_frame: str) -> tuple[np.ndarray, 
 
     Raises StateError for another frame, no stamp, or values that are no pose.
     """
-    _check_stamp('ee_pose', message.header)
+    checked_stamp('ee_pose', message.header)
     if message.header.frame_id != base_frame:
         raise StateError(f'ee_pose is in frame {message.header.frame_id!r} and must be in that of '
                          f'the base, {base_frame!r}; transform it, or set base_frame')
@@ -116,7 +123,7 @@ def message_to_fingers(message: JointState, names: Sequence[str]) -> np.ndarray:
 
     Raises StateError for a joint that is missing, no stamp, or a position that is no number.
     """
-    _check_stamp('joint_states', message.header)
+    checked_stamp('joint_states', message.header)
     positions = dict(zip(message.name, message.position, strict=False))
     missing = [name for name in names if name not in positions]
     if missing:
@@ -189,11 +196,6 @@ def chunk_to_message(chunk: ActionChunk, header: Header) -> ActionChunkMsg:
         entropy=array('f', chunk.entropy.astype(np.float32).tobytes()),
         latency_encode=chunk.latency.encode, latency_prefill=chunk.latency.prefill,
         latency_decode=chunk.latency.decode, latency_total=chunk.latency.total)
-
-
-def _check_stamp(topic: str, header: Header) -> None:
-    if to_ns(header.stamp) == 0:
-        raise StateError(f'{topic} has no stamp, and only a stamp tells which frame it belongs to')
 
 
 def _to_rgb(pixels: np.ndarray, encoding: str) -> np.ndarray:

@@ -178,9 +178,9 @@ class Recorder(Node):
         size = self.config.image_size
 
         def take(message: Any) -> None:
-            frame = convert(message, self.config.camera.crop)
-            if size:
-                frame = Frame(square_frame(frame.image, size), frame.stamp_ns)
+            stamp_ns = conversions.checked_stamp(topic, message.header)
+            image = convert(message, self.config.camera.crop).image
+            frame = Frame(square_frame(image, size) if size else image, stamp_ns)
             self._keep(topic, lambda timeline: push(timeline, frame))
         self._listen(kind, name, take, _SENSORS)
 
@@ -208,5 +208,5 @@ class Recorder(Node):
         if not command.is_finite:
             raise StateError('a command with a value that is no number')
         action = command.to_controller_input(self.config.scale)
-        stamp = conversions.to_ns(message.header.stamp)
+        stamp = conversions.checked_stamp('a command', message.header)
         self._keep('commands', lambda timeline: timeline.push_command(stamp, action))

@@ -175,7 +175,13 @@ def another_clock(robot):
     robot.timeline.push_command(5, action(0))
 
 
+def later_clock(robot):
+    robot.command(2)
+    robot.timeline.push_command(1_700_000_000_000 * MS, action(0))
+
+
 @pytest.mark.parametrize('spoil, complaint', [
+    (later_clock, '1699999999 s lie between two commands'),
     (lambda robot: None, 'no command came'),
     (moved_only, 'gripper -1'),
     (still_only, 'none of 1 commands moves'),

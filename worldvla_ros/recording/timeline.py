@@ -21,6 +21,7 @@ from worldvla_ros.errors import RecordingError
 T = TypeVar('T')
 _NS = 1e9
 _NEW_CLOCK_NS = 1_000_000_000  # a jump back by more is another clock, by less a late message
+_LONGEST_PAUSE_NS = 60_000_000_000  # between two commands; a longer one is a jump of their clock
 _NO_MOTION = 1e-4  # norm of the motion; of the published no-op filter, as `samples.moving_steps`
 
 
@@ -163,6 +164,10 @@ class Timeline:
                                  'of the commands')
         given = self._commands
         stamps, actions = [], []
+        pause_ns = max(np.diff(given.stamps), default=0)
+        if pause_ns > _LONGEST_PAUSE_NS:
+            raise RecordingError(f'{pause_ns / _NS:.0f} s lie between two commands; record again '
+                                 'without that pause, or look at the clock that stamps them')
         gripper = next((float(one[6]) for one in given.values if one[6] != 0.0), None)
         if gripper is None:
             raise RecordingError('no command says what the gripper shall do; publish gripper -1 '

@@ -175,12 +175,18 @@ def another_clock(robot):
     robot.timeline.push_command(5, action(0))
 
 
+def another_size(robot):
+    robot.timeline.push_frame(Frame(np.zeros((4, 4, 3), np.uint8), robot.start + 4 * PERIOD))
+    robot.command(5)
+
+
 def later_clock(robot):
     robot.command(2)
     robot.timeline.push_command(1_700_000_000_000 * MS, action(0))
 
 
 @pytest.mark.parametrize('spoil, complaint', [
+    (another_size, r'2 sizes came, such as \(4, 4\) and \(8, 8\) px'),
     (later_clock, '1699999999 s lie between two commands'),
     (lambda robot: None, 'no command came'),
     (moved_only, 'gripper -1'),

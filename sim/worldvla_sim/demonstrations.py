@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Demonstrations in LIBERO's HDF5 format: recorded, written whole or not at all, read back.
+"""Demonstrations in LIBERO's HDF5 format: recorded step by step, and the files of a folder.
 
 A file holds one task: group `data`, in it `demo_0`, `demo_1`, ... Conventions of LIBERO's own
 files that are easy to miss: images are upside down, as robosuite renders them (`image[::-1]` is

@@ -146,8 +146,8 @@ class Timeline:
         fingers = self._at(self._fingers, at, self._pace.state_tolerance_ns) if has_state else None
         wrist = self._at(self._wrist, at, self._pace.wrist_tolerance_ns) if self._wrist else None
         return RecordedEpisode(
-            frames=np.stack([self._frames.values[index] for index in seen]), actions=actions,
-            wrist=None if wrist is None else np.stack(wrist),
+            frames=_stacked([self._frames.values[index] for index in seen]), actions=actions,
+            wrist=None if wrist is None else _stacked(wrist),
             positions=None if poses is None else np.stack([place for place, _ in poses]),
             quaternions=None if poses is None else np.stack([turn.as_quat() for _, turn in poses]),
             fingers=None if fingers is None else np.stack(fingers))
@@ -197,6 +197,14 @@ class Timeline:
                     'the clock of the commands')
             indices.append(index)
         return indices
+
+
+def _stacked(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    sizes = sorted({picture.shape[:2] for picture in pictures})
+    if len(sizes) > 1:
+        raise RecordingError(f'pictures of {len(sizes)} sizes came, such as {sizes[0]} and '
+                             f'{sizes[1]} px; keep the camera at one, or set image_size')
+    return np.stack(pictures)
 
 
 def _from_first_to_last_motion(actions: NDArray[np.float64]) -> slice:

@@ -10,6 +10,9 @@ from worldvla_ros.errors import FrameError, InferenceError, StateError
 ACTION_DIM = 7
 """Values of one action: dx dy dz, rotation vector about the base axes (3), gripper."""
 ACTION_AXES = ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'gripper')
+NO_OP_NORM = 1e-4
+"""Norm of the six motion values, controller input, below which an action moves nothing (filter of
+the public implementation)."""
 
 STATE_DIM = 7
 """Values of the arm's state, see `arm_state`: position (3), rotation vector (3), gripper."""

@@ -5,9 +5,10 @@ Nothing else touches both.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import contextlib
 import sys
+from typing import Any
 
 from builtin_interfaces.msg import Time
 import cv2
@@ -83,6 +84,17 @@ def compressed_to_frame(message: CompressedImage, crop: str = 'center') -> Frame
         raise FrameError(f'a compressed image of format {message.format!r} and '
                          f'{len(message.data)} bytes cannot be decoded; expected jpeg or png')
     return _crop(decoded[..., ::-1], message.header, crop)
+
+
+def camera_topic(topic: str, transport: str) -> tuple[type, str, Callable[[Any, str], Frame]]:
+    """
+    Return message type, name and conversion to a frame of a camera's topic.
+
+    :param transport: raw or compressed, see CameraParameters
+    """
+    if transport == 'raw':
+        return Image, topic, image_to_frame
+    return CompressedImage, f'{topic}/compressed', compressed_to_frame
 
 
 def frame_to_image(frame: Frame, frame_id: str) -> Image:

@@ -10,7 +10,7 @@ from typing import Any
 from geometry_msgs.msg import PoseStamped
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import CompressedImage, Image, JointState
+from sensor_msgs.msg import JointState
 
 from worldvla_ros.config import bounded, check
 from worldvla_ros.datatypes import Frame
@@ -153,13 +153,10 @@ class Recorder(Node):
             self._timeline = None
 
     def _name(self, topic: str) -> str:
-        name: str = self.resolve_topic_name(
-            f'{topic}/compressed' if 'image' in topic and self._is_compressed else topic)
+        if 'image' in topic:
+            _, topic, _ = conversions.camera_topic(topic, self.config.camera.transport)
+        name: str = self.resolve_topic_name(topic)
         return name
-
-    @property
-    def _is_compressed(self) -> bool:
-        return self.config.camera.transport == 'compressed'
 
     def _listen(self, kind: type, topic: str, take: Callable[[Any], None], qos: QoSProfile
                 ) -> None:
@@ -172,9 +169,7 @@ class Recorder(Node):
         self.create_subscription(kind, topic, on_message, qos)
 
     def _listen_to_camera(self, topic: str, push: Callable[[Timeline, Frame], None]) -> None:
-        kind, name, convert = (
-            (CompressedImage, f'{topic}/compressed', conversions.compressed_to_frame)
-            if self._is_compressed else (Image, topic, conversions.image_to_frame))
+        kind, name, convert = conversions.camera_topic(topic, self.config.camera.transport)
         size = self.config.image_size
 
         def take(message: Any) -> None:

@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
-from worldvla_ros.datatypes import Frame
+from worldvla_ros.datatypes import NO_OP_NORM, Frame
 from worldvla_ros.errors import RecordingError
 
 T = TypeVar('T')
 _NS = 1e9
 _NEW_CLOCK_NS = 1_000_000_000  # a jump back by more is another clock, by less a late message
 _LONGEST_PAUSE_NS = 60_000_000_000  # between two commands; a longer one is a jump of their clock
-_NO_MOTION = 1e-4  # norm of the motion; of the published no-op filter, as `samples.moving_steps`
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +151,7 @@ class Timeline:
             quaternions=None if poses is None else np.stack([turn.as_quat() for _, turn in poses]),
             fingers=None if fingers is None else np.stack(fingers))
 
-    def _steps(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def _steps(self) -> tuple[list[int], NDArray[np.float64]]:
         """Return the stamps (T,) [ns] and actions (T, 7) of all control steps.
 
         They lie one period apart from the first command on, whatever the rate of the commands is.
@@ -178,17 +177,17 @@ class Timeline:
             gripper = action[6] = float(action[6]) or gripper
             stamps.append(stamp if index is None else given.stamps[index])
             actions.append(action)
-        return np.array(stamps, np.int64), np.stack(actions)
+        return stamps, np.stack(actions)
 
     def _at(self, track: Track[T], stamps: list[int], tolerance_ns: int) -> list[T]:
         """Return what was nearest to each stamp; RecordingError where nothing was near."""
-        indices = self._aligned(track, np.array(stamps), tolerance_ns, track.nearest)
+        indices = self._aligned(track, stamps, tolerance_ns, track.nearest)
         return [track.values[index] for index in indices]
 
-    def _aligned(self, track: Track[T], stamps: NDArray[np.int64], tolerance_ns: int,
+    def _aligned(self, track: Track[T], stamps: list[int], tolerance_ns: int,
                  find: Callable[[int, int], int | None]) -> list[int]:
         indices = []
-        for stamp in map(int, stamps):
+        for stamp in stamps:
             if (index := find(stamp, tolerance_ns)) is None:
                 raise RecordingError(
                     f'no {track.what} within {tolerance_ns / _NS:g} s of the step '
@@ -213,7 +212,7 @@ def _from_first_to_last_motion(actions: NDArray[np.float64]) -> slice:
     Who demonstrates begins a little after, and ends a little before, the recording. A policy that
     learned to wait there would wait for ever.
     """
-    moves = np.linalg.norm(actions[:, :6], axis=1) >= _NO_MOTION
+    moves = np.linalg.norm(actions[:, :6], axis=1) >= NO_OP_NORM
     moves[1:] |= actions[1:, 6] != actions[:-1, 6]
     steps = np.flatnonzero(moves)
     if not len(steps):

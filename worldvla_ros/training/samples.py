@@ -18,13 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from worldvla_ros.datatypes import NO_OP_NORM
 from worldvla_ros.tokens.sequence import PromptBuilder, TokenIds, action_block, image_block
 
 BRANCHES = ('action', 'world', 'video')
 VIDEO_PROMPT = 'Generate the next image based on the provided sequence of historical images.'
 """Ours: the public code has no video prediction. The world prompt without its actions."""
-
-NO_OP_NORM = 1e-4  # of the six motion values, controller input (public implementation)
 
 
 @dataclass(frozen=True, eq=False)

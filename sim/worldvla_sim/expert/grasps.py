@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from worldvla_sim.expert.robot import yawed
 from worldvla_sim.expert.scene import Scene, category
 
+MAX_OPENING = 0.078  # [m] between the pads
 MAX_WIDTH = 0.072  # [m] that fits between the fingers with some play; they open to 0.08
 PALM_DEPTH = 0.034  # [m] from the grip site to the palm: how far an object may stick up
 FINGER_DEPTH = 0.0125  # [m] that the finger tips reach beyond the grip site
@@ -40,6 +41,13 @@ _GRIPPER = np.array([[[0.030, -0.013, -0.05], [0.070, 0.013, 0.0125]],
 # The same of the finger outside a rim, below the rim's height and above it, with 2 mm of air.
 _OUTER_FINGER = np.array([[[0.036, -0.012, -0.024], [0.060, 0.012, 0.0125]],
                           [[0.036, -0.012, -0.05], [0.068, 0.012, -0.024]]])
+# A hand that comes down up to so far beside a grasp catches it as well (2 cm across a bowl's wall
+# and along any object, tried on LIBERO's), and what a learner cannot see should not decide what is
+# right. Added to the millimetres that `holding` allows everywhere.
+_RIM_PLAY = 0.010  # [m] across a wall, where nothing else is near
+_WIDEST_PLAY = 0.014  # [m] across a narrow object
+_PLAY_ALONG = 0.008  # [m] along the pads
+_AIR = 0.010  # [m] that stays between a finger and what comes between the two
 _ASIDE = np.arange(0.0, 0.017, 0.004)  # [m] towards a rim's centre; the fingers close off centre
 
 
@@ -72,6 +80,8 @@ class Grasp:
     cost: float = 0.0  # lower is better; each obstacle point inside the gripper adds to it
     aside: np.ndarray = field(default_factory=lambda: np.zeros(3))
     """From `position` to where the open gripper comes down, (3,) [m]: beside a wall."""
+    play: tuple[float, float] = (0.0, 0.0)
+    """How far off along its x and y axes a gripper is as good as at `position` [m], either way."""
 
     def before(self, distance: float) -> np.ndarray:
         """Return the point `distance` [m] back along the approach, (3,) [m]."""
@@ -81,7 +91,18 @@ class Grasp:
         """Distance [m] of a gripper from where the fingers may close: aside or at the grasp."""
         offset, length = position - self.position, float(np.linalg.norm(self.aside))
         share = np.clip(offset @ self.aside / length**2, 0.0, 1.0) if length else 0.0
-        return float(np.linalg.norm(offset - share * self.aside))
+        return float(np.linalg.norm(self._beyond_play(offset - share * self.aside)))
+
+    def approach(self, position: np.ndarray) -> tuple[float, float]:
+        """How far a gripper is beside the way to the grasp, and before its end, [m] each."""
+        across, along, ahead = self._beyond_play(position - self.before(0.0))
+        return float(np.hypot(across, along)), -float(ahead)
+
+    def _beyond_play(self, offset: np.ndarray) -> np.ndarray:
+        """Return an offset (3,) in the gripper's frame, less the play."""
+        local = self.rotation.T @ offset
+        play = np.array([*self.play, 0.0])
+        return local - np.clip(local, -play, play)
 
 
 def _obstruction(points: np.ndarray, position: np.ndarray, rotation: np.ndarray) -> float:
@@ -109,7 +130,8 @@ def _beside_wall(grasp: Grasp, radial: np.ndarray, obstacles: np.ndarray) -> Gra
     local = (obstacles - grasp.position) @ outwards
     inwards = np.array([1.0, 0.0, 0.0])
     aside = min(_ASIDE, key=lambda move: _touched(local + move * inwards, _OUTER_FINGER))
-    return replace(grasp, aside=-aside * outwards[:, 0])
+    return replace(grasp, aside=-aside * outwards[:, 0],
+                   play=(0.0 if aside else _RIM_PLAY, _PLAY_ALONG))
 
 
 def _turning_cost(yaw: float) -> float:
@@ -189,7 +211,8 @@ def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
         position = np.append(centre + rotation[:2, :2] @ middle, height)
         cost = (_obstruction(obstacles, position, rotation) + _turning_cost(yaw)
                 + 5 * np.ptp(across) + 100 * (np.ptp(across) > MAX_WIDTH))
-        candidates.append(Grasp(position, rotation, cost))
+        play = np.clip(MAX_OPENING / 2 - np.ptp(across) / 2 - _AIR, 0.0, _WIDEST_PLAY)
+        candidates.append(Grasp(position, rotation, cost, play=(float(play), _PLAY_ALONG)))
     return min(candidates, key=lambda grasp: grasp.cost)
 
 

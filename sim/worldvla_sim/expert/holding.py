@@ -23,6 +23,7 @@ STILL = 0.01  # [m/s] of a finger: slower than that it is at rest, faster it mov
 _SQUEEZE = 0.014  # [m] from a finger to where it is sent: 14 N, more than closing freely takes
 _FUNNEL = 0.010  # [m] beside the approach, from which the gripper goes straight to the grasp
 _CLEAR = 0.055  # [m] before a grasp where the finger tips are above what they will hold
+_STEEPNESS = (HOVER - _CLEAR) / (NEAR - _FUNNEL)  # of the cone from hovering to where it is clear
 _AHEAD = 0.025  # [m] on the approach: near enough that it is not left before it is corrected
 _CORRECTION = 0.005  # [m] towards the grasp while the fingers close; what blocks it is not pushed
 _FIRM = 0.02  # [m] likewise
@@ -80,7 +81,7 @@ def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
     """
     scene, rotation = robot.scene, grasp.rotation
     robot.turn_to(rotation)
-    lateral, before = split(grasp.before(0.0) - robot.position, rotation[:, 2])
+    lateral, before = grasp.approach(robot.position)
     distance = grasp.distance(robot.position)
     turned = robot.turn_error()
     if (scene.pinched(name) and robot.opening > thinnest
@@ -99,7 +100,8 @@ def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
             and not swings):
         return go(robot, grasp.before(max(0.0, before - _AHEAD)), OPEN, 0.8)
     if lateral < NEAR and before > _CLEAR:
-        return go(robot, grasp.before(np.clip(before, _CLEAR + 0.005, HOVER)), OPEN)
+        on_cone = _CLEAR + max(0.005, (lateral - _FUNNEL) * _STEEPNESS)
+        return go(robot, grasp.before(min(on_cone, HOVER)), OPEN)
     return _come_before(robot, grasp, before)
 
 

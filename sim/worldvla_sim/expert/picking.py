@@ -38,6 +38,7 @@ LOWERING = 0.7  # of the greatest speed, when what is held comes down
 # come down it learned to stay above its end.
 _COMING_DOWN = 0.05  # [m] beside the place, from where the cone is followed
 _BESIDE, _STEEPNESS = 0.010, 3.0  # [m] at the place's height; height per distance beside that
+_DROP = 0.015  # [m] that what is held may fall to its place
 _FAST = 0.05  # [m/s] of an object that falls, rolls or is dragged
 _AROUND = 0.09  # [m] from an object's origin to the grip site
 _PUSHED, _TURNED = 0.015, 0.25  # [m], [rad] that make a planned grasp void
@@ -147,10 +148,16 @@ class Placing:
         return lateral < 0.014 and above < 0.008
 
     def _is_blocked(self) -> bool:
-        """Whether something below stops the hand or what it holds right above its place."""
+        """Whether something below stops the hand or what it holds right above its place.
+
+        A stretched arm stops there, too, and a hand that rests a centimetre above may let go.
+        """
         lateral, above = split(self._place() - self._robot.position, self._down)
-        return (lateral < 0.02 and above > 0.0 and self._scene.meets_obstacle(self.name)
-                and (self._robot.speed() < 0.005 or self._robot.finger_gaps().max() < 0.003))
+        if lateral > 0.02 or above < 0.0:
+            return False
+        rests, met = self._robot.speed() < 0.005, self._scene.meets_obstacle(self.name)
+        return (rests and (met or above < _DROP)) or (
+            met and bool(self._robot.finger_gaps().max() < 0.003))
 
     def _is_released(self) -> bool:
         """Whether the gripper is still around what it has just let go at its place."""

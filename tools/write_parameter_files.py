@@ -17,9 +17,11 @@ from worldvla_ros.nodes.recorder import RECORDER_NODE, RecorderParameters
 from worldvla_sim.ros.bridge_settings import BridgeSettings
 
 FOLDER = Path(__file__).parent.parent / 'config'
-FILES = {'policy.yaml': (POLICY_NODE, PolicyParameters),
-         'bridge.yaml': (BRIDGE_NODE, BridgeSettings),
-         'recorder.yaml': (RECORDER_NODE, RecorderParameters)}
+_LAUNCHED = 'params_file:=... to the launch file or --params-file to the node'
+FILES = {'policy.yaml': (POLICY_NODE, PolicyParameters, _LAUNCHED),
+         'bridge.yaml': (BRIDGE_NODE, BridgeSettings, _LAUNCHED),
+         'recorder.yaml': (RECORDER_NODE, RecorderParameters,
+                           '--ros-args --params-file ... to `ros2 run worldvla_ros record`')}
 _INDENT = '    '
 
 
@@ -28,10 +30,13 @@ def section_of(node: str) -> str:
     return f'/**/{node}'
 
 
-def parameter_file(node: str, cls: type) -> str:
-    """Return a ROS parameter file with every parameter, its meaning and its default."""
+def parameter_file(node: str, cls: type, passed: str) -> str:
+    """Return a ROS parameter file with every parameter, its meaning and its default.
+
+    :param passed: how a user gives such a file to the node, for its head.
+    """
     lines = [f'# Every parameter of {node} with its default; copy what you change and pass it as',
-             '# params_file:=... to the launch file or --params-file to the node.',
+             f'# {passed}.',
              '# Written by tools/write_parameter_files.py.',
              f'{section_of(node)}:', '  ros__parameters:']
     for info in describe(cls):
@@ -59,8 +64,8 @@ def _scalar(value: Any) -> str:
 
 def main() -> None:
     """Write all of them."""
-    for name, (node, cls) in FILES.items():
-        (FOLDER / name).write_text(parameter_file(node, cls))
+    for name, (node, cls, passed) in FILES.items():
+        (FOLDER / name).write_text(parameter_file(node, cls, passed))
 
 
 if __name__ == '__main__':

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experts solve the tasks with actions that policies can imitate."""
 
+from dataclasses import replace
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import numpy as np
@@ -10,7 +12,7 @@ from worldvla_ros.errors import SimulationError
 from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
 from worldvla_ros.training.samples import moving_steps
 from worldvla_sim.episodes import play
-from worldvla_sim.expert import recipes
+from worldvla_sim.expert import picking, recipes
 from worldvla_sim.expert.grasps import MAX_WIDTH, aligned, plan_grasp, way_out
 from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.expert.policy import ExpertPolicy
@@ -163,6 +165,30 @@ def test_a_rim_beside_a_wall_is_entered_off_centre_and_closed_on_from_either_pla
     assert grasp.distance(grasp.position - grasp.aside) == pytest.approx(
         np.linalg.norm(grasp.aside))
     np.testing.assert_allclose(grasp.before(0.0), grasp.position + grasp.aside)
+
+
+def test_off_by_no_more_than_its_play_a_gripper_counts_as_at_the_grasp(tabletop):
+    grasp = plan_grasp(Scene(tabletop), 'akita_black_bowl_1')
+    across, along, ahead = grasp.rotation.T
+    for x, y in ((1, 1), (-1, 1), (0, -1)):
+        edge = grasp.position + x * grasp.play[0] * across + y * grasp.play[1] * along
+        assert grasp.distance(edge) < 1e-9
+        np.testing.assert_allclose(grasp.approach(edge - 0.05 * ahead), (0.0, 0.05), atol=1e-9)
+        assert grasp.distance(edge + 0.01 * y * along) == pytest.approx(0.01)
+        np.testing.assert_allclose(grasp.approach(edge + 0.01 * y * along), (0.01, 0), atol=1e-9)
+
+
+@pytest.mark.parametrize(('suite', 'task', 'signs'), [
+    ('libero_spatial', 7, (1, 1)), ('libero_spatial', 7, (-1, -1)),
+    ('libero_object', 3, (1, -1)), ('libero_object', 6, (-1, 1))])
+def test_taken_off_its_middle_by_the_play_a_thing_is_held_as_well(monkeypatch, suite, task, signs):
+    def off_middle(scene, name):
+        grasp = plan_grasp(scene, name)
+        return replace(grasp, position=grasp.position + grasp.rotation[:, :2] @ (
+            np.array(signs) * grasp.play))
+
+    monkeypatch.setattr(picking, 'plan_grasp', off_middle)
+    assert solve(suite, task, 1)[0]
 
 
 def test_highest_obstacle_ignores_what_lies_behind_the_start(tabletop):

@@ -16,6 +16,7 @@ from worldvla_sim.expert.skills import Motion, cruising_height, react
 
 HANDLE_DEPTH = -0.100  # [m] y of a drawer's handle in the cabinet's frame, drawer closed
 HANDLE_HEIGHTS = {'top': 0.184, 'middle': 0.114, 'bottom': 0.044}  # [m] z, likewise
+HANDLE_PLAY = (0.005, 0.020)  # [m] above and below a handle, and to its sides; as of `Grasp`
 CLOSED_POSITION = 0.002  # [m] of the slide; LIBERO calls a drawer closed above 0
 SHUT_ANGLE = -0.004  # [rad] of the hinge; LIBERO calls a microwave closed above -0.005
 _PUSH_LEAN = 0.65  # [rad] from straight down, so that the hand stays clear of the handles above
@@ -39,7 +40,7 @@ def handle_grasp(robot: Robot, cabinet: str, level: str) -> Grasp:
     slide = robot.scene.joint(f'{cabinet}_{level}_level')
     position = robot.scene.in_fixture(
         cabinet, [0.0, HANDLE_DEPTH + slide, HANDLE_HEIGHTS[level]])
-    return Grasp(position, aligned(UP, robot.scene.axes(cabinet)[:, 1]))
+    return Grasp(position, aligned(UP, robot.scene.axes(cabinet)[:, 1]), play=HANDLE_PLAY)
 
 
 def pull_drawer(robot: Robot, cabinet: str, level: str, *, opening: float = 0.165) -> Motion:

@@ -8,8 +8,19 @@ fixture's own frame, measured from LIBERO's collision shapes.
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from worldvla_sim.expert.grasps import Grasp, aligned
-from worldvla_sim.expert.holding import HALF_FACING, NEAR, go, holds, leave, over, split, take_hold
+from worldvla_sim.expert.grasps import Grasp, aligned, leaning
+from worldvla_sim.expert.holding import (
+    AJAR,
+    BY_GRASP,
+    HALF_FACING,
+    NEAR,
+    go,
+    holds,
+    leave,
+    over,
+    split,
+    take_hold,
+)
 from worldvla_sim.expert.robot import CLOSED, DOWNWARD, Robot
 from worldvla_sim.expert.scene import UP
 from worldvla_sim.expert.skills import Motion, cruising_height, react
@@ -70,11 +81,14 @@ def knob_bar(robot: Robot, stove: str) -> np.ndarray:
 def turn_knob(robot: Robot, stove: str) -> Motion:
     """Turn a stove's knob on: grasp across its bar, then turn the hand."""
     def action() -> np.ndarray | None:
-        grasp = Grasp(robot.scene.in_fixture(stove, [0.0, 0.0, KNOB_HEIGHT]),
-                      aligned(np.cross(knob_bar(robot, stove), UP), -UP))
+        knob = robot.scene.in_fixture(stove, [0.0, 0.0, KNOB_HEIGHT])
+        grasp = Grasp(knob, aligned(np.cross(knob_bar(robot, stove), UP),
+                                    leaning(robot.scene, knob, 0.0)[:, 2]))
         if robot.scene.joint(f'{stove}_button') > KNOB_ON:
             return _leave(robot, grasp, UP)
-        if not holds(robot, grasp):
+        # Turned, the knob moves the fingers: they do not rest, but they hold it.
+        pinched = robot.scene.pinched(stove) and robot.opening < AJAR
+        if not (holds(robot, grasp) or (pinched and grasp.distance(robot.position) < BY_GRASP)):
             return take_hold(robot, stove, grasp, firm=True)
         robot.rotation = Rotation.from_rotvec(_TURN * UP).as_matrix() @ robot.axes
         return go(robot, grasp.position, CLOSED)

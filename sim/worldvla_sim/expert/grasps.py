@@ -13,12 +13,11 @@ from scipy.spatial.transform import Rotation
 from worldvla_sim.expert.robot import yawed
 from worldvla_sim.expert.scene import Scene, category
 
-MAX_OPENING = 0.078  # [m] between the pads
 MAX_WIDTH = 0.072  # [m] that fits between the fingers with some play; they open to 0.08
 PALM_DEPTH = 0.034  # [m] from the grip site to the palm: how far an object may stick up
 FINGER_DEPTH = 0.0125  # [m] that the finger tips reach beyond the grip site
-COMFORTABLE_REACH = 0.70  # [m] from the robot's base, horizontally
-LEAN_PER_METRE = 5.0  # [rad/m] of overreach
+COMFORTABLE_REACH = (0.42, 0.70)  # [m] from the robot's base, horizontally
+LEAN_PER_METRE = 5.0  # [rad/m] out of that
 MAX_LEAN = 0.5  # [rad]
 _ANGLES = 16
 _RIM_LEAN = 0.35  # [rad]
@@ -41,13 +40,10 @@ _GRIPPER = np.array([[[0.030, -0.013, -0.05], [0.070, 0.013, 0.0125]],
 # The same of the finger outside a rim, below the rim's height and above it, with 2 mm of air.
 _OUTER_FINGER = np.array([[[0.036, -0.012, -0.024], [0.060, 0.012, 0.0125]],
                           [[0.036, -0.012, -0.05], [0.068, 0.012, -0.024]]])
-# A hand that comes down up to so far beside a grasp catches it as well (2 cm across a bowl's wall
-# and along any object, tried on LIBERO's), and what a learner cannot see should not decide what is
-# right. Added to the millimetres that `holding` allows everywhere.
-_RIM_PLAY = 0.010  # [m] across a wall, where nothing else is near
-_WIDEST_PLAY = 0.014  # [m] across a narrow object
-_PLAY_ALONG = 0.008  # [m] along the pads
-_AIR = 0.010  # [m] that stays between a finger and what comes between the two
+# A hand that comes down up to 2 cm beside the grasp of a rim catches it as well (tried on LIBERO's
+# bowl), and what a learner cannot see should not decide what is right. Added to what `holding`
+# allows everywhere, which is all the air that there is beside a can or the bottle.
+_RIM_PLAY = (0.006, 0.004)  # [m] across the wall, where nothing else is near, and along it
 _ASIDE = np.arange(0.0, 0.017, 0.004)  # [m] towards a rim's centre; the fingers close off centre
 
 
@@ -131,7 +127,7 @@ def _beside_wall(grasp: Grasp, radial: np.ndarray, obstacles: np.ndarray) -> Gra
     inwards = np.array([1.0, 0.0, 0.0])
     aside = min(_ASIDE, key=lambda move: _touched(local + move * inwards, _OUTER_FINGER))
     return replace(grasp, aside=-aside * outwards[:, 0],
-                   play=(0.0 if aside else _RIM_PLAY, _PLAY_ALONG))
+                   play=(0.0 if aside else _RIM_PLAY[0], _RIM_PLAY[1]))
 
 
 def _turning_cost(yaw: float) -> float:
@@ -139,20 +135,23 @@ def _turning_cost(yaw: float) -> float:
     return 0.06 * abs(yaw)
 
 
-def _overreach(scene: Scene, position: np.ndarray) -> float:
-    """Distance [m] by which a point is farther than a bent arm reaches with the hand upright.
+def _out_of_reach(scene: Scene, position: np.ndarray) -> float:
+    """Distance [m] by which a point is beyond (positive) or before (negative) what is in reach.
 
-    A stretched elbow is singular: the controller does not get back out of it.
+    An arm that reaches out of this with the hand upright is singular. Beyond, the elbow is
+    stretched, and the controller does not get back; before, the hand hangs straight down from the
+    forearm, and the joints on both sides of the wrist spin against each other.
     """
     distance = float(np.linalg.norm((position - scene.position('robot'))[:2]))
-    return max(0.0, distance - COMFORTABLE_REACH)
+    nearest, farthest = COMFORTABLE_REACH
+    return min(0.0, distance - nearest) + max(0.0, distance - farthest)
 
 
 def leaning(scene: Scene, position: np.ndarray, yaw: float) -> np.ndarray:
-    """Gripper axes at `yaw`, leaning the fingers outwards where an upright hand is too far."""
+    """Gripper axes at `yaw`; the fingers lean out, or in, where an upright hand does not reach."""
     outward = (position - scene.position('robot')) * [1.0, 1.0, 0.0]
     outward /= np.linalg.norm(outward)
-    angle = min(MAX_LEAN, LEAN_PER_METRE * _overreach(scene, position))
+    angle = np.clip(LEAN_PER_METRE * _out_of_reach(scene, position), -MAX_LEAN, MAX_LEAN)
     lean = Rotation.from_rotvec(angle * np.cross(outward, [0.0, 0.0, 1.0]))
     return lean.as_matrix() @ yawed(yaw)
 
@@ -187,7 +186,7 @@ def plan_rim_grasp(scene: Scene, name: str) -> Grasp:
             outward = Rotation.from_rotvec(-lean * np.cross(radial, [0.0, 0.0, 1.0])).as_matrix()
             rotation = outward @ leaning(scene, position, yaw)
             cost = (_obstruction(in_the_way, position, rotation) + _turning_cost(yaw)
-                    + 6.0 * _overreach(scene, position) + 0.3 * lean)
+                    + 6.0 * abs(_out_of_reach(scene, position)) + 0.3 * lean)
             candidates.append((Grasp(position, rotation, cost), radial))
     grasp, radial = min(candidates, key=lambda candidate: candidate[0].cost)
     return _beside_wall(grasp, radial, obstacles)
@@ -211,8 +210,7 @@ def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
         position = np.append(centre + rotation[:2, :2] @ middle, height)
         cost = (_obstruction(obstacles, position, rotation) + _turning_cost(yaw)
                 + 5 * np.ptp(across) + 100 * (np.ptp(across) > MAX_WIDTH))
-        play = np.clip(MAX_OPENING / 2 - np.ptp(across) / 2 - _AIR, 0.0, _WIDEST_PLAY)
-        candidates.append(Grasp(position, rotation, cost, play=(float(play), _PLAY_ALONG)))
+        candidates.append(Grasp(position, rotation, cost))
     return min(candidates, key=lambda grasp: grasp.cost)
 
 

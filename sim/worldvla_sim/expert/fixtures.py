@@ -9,18 +9,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.grasps import Grasp, aligned, leaning
-from worldvla_sim.expert.holding import (
-    AJAR,
-    BY_GRASP,
-    HALF_FACING,
-    NEAR,
-    go,
-    holds,
-    leave,
-    over,
-    split,
-    take_hold,
-)
+from worldvla_sim.expert.holding import HALF_FACING, NEAR, go, holds, leave, over, split, take_hold
 from worldvla_sim.expert.robot import CLOSED, DOWNWARD, Robot
 from worldvla_sim.expert.scene import UP
 from worldvla_sim.expert.skills import Motion, cruising_height, react
@@ -86,9 +75,7 @@ def turn_knob(robot: Robot, stove: str) -> Motion:
                                     leaning(robot.scene, knob, 0.0)[:, 2]))
         if robot.scene.joint(f'{stove}_button') > KNOB_ON:
             return _leave(robot, grasp, UP)
-        # Turned, the knob moves the fingers: they do not rest, but they hold it.
-        pinched = robot.scene.pinched(stove) and robot.opening < AJAR
-        if not (holds(robot, grasp) or (pinched and grasp.distance(robot.position) < BY_GRASP)):
+        if not holds(robot, grasp, turning=stove):
             return take_hold(robot, stove, grasp, firm=True)
         robot.rotation = Rotation.from_rotvec(_TURN * UP).as_matrix() @ robot.axes
         return go(robot, grasp.position, CLOSED)

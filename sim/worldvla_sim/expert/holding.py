@@ -64,10 +64,16 @@ def squeezes(robot: Robot) -> bool:
                 and (gaps.min() > _SQUEEZE or robot.finger_targets().max() < 0.001))
 
 
-def holds(robot: Robot, grasp: Grasp) -> bool:
-    """Whether the fingers squeeze something at a grasp."""
-    return (grasp.distance(robot.position) < BY_GRASP and EMPTY < robot.opening < AJAR
-            and squeezes(robot))
+def holds(robot: Robot, grasp: Grasp, *, turning: str = '') -> bool:
+    """Whether the fingers squeeze something at a grasp.
+
+    :param turning: fixture that moves the fingers as it is turned: they do not come to rest on
+        it, and hold it as soon as both touch it.
+    """
+    if grasp.distance(robot.position) >= BY_GRASP or robot.opening >= AJAR:
+        return False
+    return (robot.opening > EMPTY and squeezes(robot)) or (
+        bool(turning) and robot.scene.pinched(turning))
 
 
 def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,

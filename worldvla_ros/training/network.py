@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from worldvla_ros.freed_memory import keep_freed_memory
 from worldvla_ros.model.transformer import MLP, Attention, Transformer
 
 _MOST_SHAPES = 64  # that a layer is compiled for; after that it runs as it is
@@ -26,7 +27,8 @@ def add_dropout(model: Transformer, probability: float) -> None:
 
 
 def set_up_torch() -> None:
-    """Set what torch keeps for the whole process: once, before a network is trained."""
+    """Set what holds for the whole process: once, before a network is trained."""
+    keep_freed_memory()
     # Of the CPU, too, whatever its name says: the products of `fast_attention` stay in bfloat16.
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     torch._dynamo.config.recompile_limit = _MOST_SHAPES  # for `compile_layers`

@@ -263,3 +263,10 @@ def test_no_process_leaves_before_the_first_has_written(tmp_path, monkeypatch, r
         dist.destroy_process_group()
     saved = ['step-00000001'] if rank == 0 else []
     assert written == [saved, saved if fails or rank else ['final', *saved]]
+
+
+def test_compilation_without_a_compiler_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    config = tiny_config(tmp_path)
+    with pytest.raises(TrainingError, match=r'no no-such-compiler; install g\+\+'):
+        train(replace(config, run=replace(config.run, compile=True, device='cpu')))

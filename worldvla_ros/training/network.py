@@ -3,6 +3,8 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+import os
+import shutil
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from worldvla_ros.freed_memory import keep_freed_memory
 from worldvla_ros.model.transformer import MLP, Attention, Transformer
+from worldvla_ros.training.failures import TrainingError
 
 _MOST_SHAPES = 64  # that a layer is compiled for; after that it runs as it is
 
@@ -52,7 +55,11 @@ def checkpoint_activations(model: Transformer) -> None:
 def compile_layers(model: Transformer, device: str) -> None:
     """Fuse the operations of each layer; a GPU gets kernels for each shape that it meets.
 
-    See `set_up_torch`.
+    See `set_up_torch`. Raises TrainingError on a CPU without a C++ compiler.
     """
+    compiler = os.environ.get('CXX', 'g++')  # what torch looks for
+    if device == 'cpu' and shutil.which(compiler) is None:
+        raise TrainingError(f'run.compile needs a C++ compiler, and there is no {compiler}; '
+                            'install g++, name another with CXX, or set run.compile to false')
     for layer in model.model.layers:
         layer.compile(dynamic=None if device == 'cpu' else False)

@@ -5,7 +5,7 @@ import ctypes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # mallopt(3)
 _NEVER = -1  # gives nothing back to the system
-_LARGEST_KEPT = 32 * 2**20  # [B] the most that glibc takes: beyond it, an allocation is its own map
+_LARGEST_KEPT = 32 * 2**20  # [B] the most that glibc allows
 
 
 def keep_freed_memory() -> None:

@@ -10,11 +10,12 @@ from training_data import (
     episode,
     small_store,
     tiny_tokenizer,
+    with_chunks,
 )
 
 from worldvla_ros.model.attention_mask import action_chunk_mask
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
-from worldvla_ros.tokens.sequence import PromptBuilder
+from worldvla_ros.tokens.sequence import PromptBuilder, parse_action_chunk
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 from worldvla_ros.training.batches import (
@@ -96,6 +97,32 @@ def test_whole_chunks_leave_out_what_does_not_hold_to_its_end_and_no_frame_of_th
     with pytest.raises(DatasetError, match='no chunk in 1 episodes holds to its end'):
         SampleTable(store, store.episodes, ('action',), everything._builder, ACTION_TOKENIZER,
                     label_tolerance=0.25, whole_chunks=True)
+
+
+def test_a_chunk_that_the_expert_was_asked_for_is_learned_whole_where_labels_do_not_hold(tmp_path):
+    one = with_chunks(episode(), steps=(3, 7))
+    write_store(tmp_path / 'store', [one], tiny_tokenizer(), IMAGE_SIZE)
+    store = TokenStore.open(tmp_path / 'store')
+    builder = SampleBuilder(PromptBuilder(TEXT, VOCABULARY), 1, 4, 1)
+    samples = SampleTable(store, store.episodes, ('action',), builder, ACTION_TOKENIZER,
+                          label_tolerance=0.4, whole_chunks=True, asked_repeats=2)
+    assert len(samples) == 4
+    for index, step in enumerate((3, 3, 7, 7)):
+        told = parse_action_chunk(samples[index].ids[np.argmax(samples[index].labelled):],
+                                  VOCABULARY)
+        np.testing.assert_array_equal(told, ACTION_TOKENIZER.encode(one.chunks[step, :4]))
+    world = SampleTable(store, store.episodes, ('world',), builder, ACTION_TOKENIZER,
+                        asked_repeats=2)
+    assert len(world) == 12 - 1
+    executed = ACTION_TOKENIZER.encode(one.executed)
+    for index in range(len(world)):
+        assert set(executed[index]) <= set(world[index].ids.tolist())
+
+
+def test_a_horizon_beyond_the_recorded_chunks_is_refused(tmp_path):
+    write_store(tmp_path / 'store', [with_chunks(episode())], tiny_tokenizer(), IMAGE_SIZE)
+    with pytest.raises(DatasetError, match=r'chunks of 5 actions, and data\.horizon is 6'):
+        table(TokenStore.open(tmp_path / 'store'), horizon=6)
 
 
 def test_episodes_shorter_than_the_horizon_are_no_data(store):

@@ -11,6 +11,7 @@ from training_data import (
     episode,
     small_store,
     tiny_tokenizer,
+    with_chunks,
     with_wrist,
     write_hdf5,
 )
@@ -71,6 +72,29 @@ def test_a_wrist_camera_that_some_demonstrations_lack_is_refused(tmp_path):
     with pytest.raises(DatasetError, match='1 of 2 demonstrations lack the wrist camera'):
         write_store(tmp_path / 'store', [with_wrist(episode(0)), episode(1)], tiny_tokenizer(),
                     IMAGE_SIZE)
+
+
+def test_a_store_keeps_the_chunks_that_the_expert_was_asked_for(tmp_path):
+    demos = [episode(), with_chunks(episode(1))]
+    write_hdf5(tmp_path / 'data/pick_demo.hdf5', demos)
+    save_image_tokenizer(tiny_tokenizer(), tmp_path / 'tokenizer')
+    assert main([str(tmp_path / 'data'), '--tokenizer', str(tmp_path / 'tokenizer'),
+                 '--image-size', str(IMAGE_SIZE), '--out', str(tmp_path / 'store')]) == 0
+    store = TokenStore.open(tmp_path / 'store')
+    without, asked = (store.chunks[one.steps] for one in store.episodes)
+    assert np.isnan(without).all() and without.shape == (12, 5, 7)
+    np.testing.assert_array_equal(asked, demos[1].chunks.astype(np.float32))
+    assert TokenStore.open(small_store(tmp_path / 'plain')[0]).chunks is None
+
+
+def test_chunks_of_several_lengths_or_with_holes_are_refused(tmp_path):
+    demos = [with_chunks(episode()), with_chunks(episode(1), length=8)]
+    with pytest.raises(DatasetError, match='chunks of 5 and 8 actions'):
+        write_store(tmp_path / 'store', demos, tiny_tokenizer(), IMAGE_SIZE)
+    chunks = demos[0].chunks.copy()
+    chunks[3, 2, 1] = np.nan
+    with pytest.raises(DatasetError, match='chunk label is NaN in part'):
+        replace(demos[0], chunks=chunks)
 
 
 @pytest.mark.parametrize(('before', 'encoded'), [(False, 1 + 12), (True, 2)])

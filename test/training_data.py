@@ -48,6 +48,14 @@ def with_wrist(one):
     return replace(one, wrist=np.ascontiguousarray(255 - one.frames[:, ::-1]))
 
 
+def with_chunks(one, steps=(3, 4), length=5):
+    """Return an episode in which a policy had the arm, and the expert was asked at some steps."""
+    chunks = np.full((len(one.actions), length, 7), np.nan)
+    for step in steps:
+        chunks[step] = np.linspace(-0.9, 0.9, length)[:, None] * (1 - 0.1 * step)
+    return replace(one, executed=np.clip(one.actions + 0.6, -1, 1), chunks=chunks)
+
+
 def write_hdf5(path, episodes, layout='ours'):
     """Write episodes as our recorder does, as LIBERO's converter does, or as replayed files are.
 
@@ -81,6 +89,8 @@ def write_hdf5(path, episodes, layout='ours'):
             group['actions'], group['robot_states'] = actions, hands
             group['dones'] = np.r_[np.zeros(len(actions) - 1), one.success].astype(np.uint8)
             group['obs/agentview_rgb'], group['obs/joint_states'] = frames[:, ::-1, ::-1], seen
+            if one.chunks is not None:
+                group['chunk_labels'] = one.chunks
             if wrist is not None:
                 group['obs/eye_in_hand_rgb'] = wrist[:, ::-1, ::-1]
             group['states'] = np.hstack([np.arange(len(before))[:, None], before, before])

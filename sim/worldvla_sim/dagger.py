@@ -4,6 +4,9 @@
 As in DAgger (Ross et al. 2011), labels are what the expert would do in the states that the policy
 visits. As in HG-DAgger (Kelly et al. 2019), whoever has the arm keeps it for a while, so that the
 policy gets far enough to make its own mistakes and the expert shows how to get out of them.
+
+A policy that plans chunks is taught chunks: labels of the steps that follow are of places where
+the policy went instead. So, where asked for, the expert plays ahead from steps of the policy.
 """
 
 from dataclasses import dataclass
@@ -14,12 +17,14 @@ from worldvla_ros.errors import ConfigError
 from worldvla_sim.demonstrations import DemonstrationRecorder
 from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.look_ahead import look_ahead
 from worldvla_sim.policies import POLICIES, EpisodePolicy, checkpoint_folder, policy_factory
 
 POLICY_STEPS, EXPERT_STEPS = (20, 90), (10, 40)  # shortest and longest turn of each
 _OTHER_STEPS = {'drift': ((4, 16), (15, 60))}  # likewise, of these policies and the expert
 EXPERT_FINISHES = 0.6  # of the suite's step limit, from where only the expert acts
 STEP_LIMIT = 1.5  # times the suite's: what the policy spoiled takes time to put right
+_LOOKS_AHEAD = 3  # every so many steps of the policy: a step later little is new
 
 
 @dataclass(frozen=True)
@@ -32,11 +37,13 @@ class LearnerSettings:
     expert_steps: tuple[int, int] = EXPERT_STEPS
     expert_finishes: float = EXPERT_FINISHES
     step_limit: float = STEP_LIMIT
+    chunk: int = 0  # actions that the expert is asked for at steps of the policy; 0: the next one
 
 
-def learner_settings(name: str) -> LearnerSettings:
+def learner_settings(name: str, chunk: int = 0) -> LearnerSettings:
     """Describe the policy of a name or folder.
 
+    :param chunk: as of `LearnerSettings`.
     :raises ConfigError: neither a known name nor a folder, or it is the expert itself.
     :raises CheckpointError: the folder holds no checkpoint.
     """
@@ -45,10 +52,11 @@ def learner_settings(name: str) -> LearnerSettings:
         raise ConfigError('the expert cannot take turns with itself; leave --policy out for plain '
                           'demonstrations, or name a checkpoint')
     if name in POLICIES:
-        return LearnerSettings(name, None, *_OTHER_STEPS.get(name, ()))
+        turns = _OTHER_STEPS.get(name, (POLICY_STEPS, EXPERT_STEPS))
+        return LearnerSettings(name, None, *turns, chunk=chunk)
     from worldvla_ros.policy.pretrained import fingerprint  # imports torch
     folder = checkpoint_folder(name).resolve()
-    return LearnerSettings(str(folder), fingerprint(folder))
+    return LearnerSettings(str(folder), fingerprint(folder), chunk=chunk)
 
 
 class Turns:
@@ -96,12 +104,15 @@ def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
     expert_acted = True
     while not env.success and env.steps < settings.step_limit * env.max_steps:
         label, expert_acts = expert.act(observation), turns.expert_acts(env.steps)
+        chunk = None
         if expert_acts:
             executed = disturbance.perturb(label)
         else:
             if expert_acted:
                 learner.start(env, observation)  # its history ended when the expert took over
             executed = np.asarray(learner.act(observation), dtype=np.float64)
-        recorder.add(observation, label, executed, expert_acted=expert_acts)
+            if settings.chunk and env.steps % _LOOKS_AHEAD == 0:
+                chunk = look_ahead(env, expert, label, settings.chunk)
+        recorder.add(observation, label, executed, expert_acted=expert_acts, chunk=chunk)
         observation, expert_acted = env.step(executed), expert_acts
     return recorder if env.success else None

@@ -19,6 +19,7 @@ import numpy as np
 
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.recording.demonstration_file import (
+    CHUNKS,
     IMAGES,
     WRIST_IMAGES,
     ArmTrack,
@@ -71,6 +72,7 @@ class Demonstration:
     expert_acted: np.ndarray  # (T,) bool; False where a policy did, see `dagger`
     states: np.ndarray  # (T, 1 + nq + nv) float64 before each action
     seen: Seen  # before each action
+    chunks: np.ndarray | None = None  # (T, K, 7) float64, see CHUNKS; None: not asked for
     attributes: dict[str, Any] = field(default_factory=dict)  # seed, noise, assets, ...
 
     def __len__(self) -> int:
@@ -87,10 +89,16 @@ class DemonstrationRecorder:
         self._executed: list[np.ndarray] = []
         self._expert_acted: list[bool] = []
         self._states: list[np.ndarray] = []
+        self._chunks: dict[int, np.ndarray] = {}  # by step
 
     def add(self, observation: SimObservation, action: np.ndarray, executed: np.ndarray, *,
-            expert_acted: bool = True) -> None:
-        """Note what was seen, what the expert would do, and what is about to be executed."""
+            expert_acted: bool = True, chunk: np.ndarray | None = None) -> None:
+        """Note what was seen, what the expert would do, and what is about to be executed.
+
+        :param chunk: (K, 7), what the expert would do in the next K steps, where it was asked.
+        """
+        if chunk is not None:
+            self._chunks[len(self._actions)] = chunk
         self._observations.append(observation)
         self._actions.append(action)
         self._executed.append(executed)
@@ -104,8 +112,17 @@ class DemonstrationRecorder:
             actions=np.stack(self._actions), executed_actions=np.stack(self._executed),
             expert_acted=np.array(self._expert_acted, dtype=bool),
             states=np.stack(self._states), seen=Seen.stack(self._observations),
+            chunks=self._stacked_chunks(),
             attributes=attributes | {'assets': self._env.assets,
                                      'base_position': self._env.base_position})
+
+    def _stacked_chunks(self) -> np.ndarray | None:
+        if not self._chunks:
+            return None
+        chunks = np.full((len(self._actions), *next(iter(self._chunks.values())).shape), np.nan)
+        for step, chunk in self._chunks.items():
+            chunks[step] = chunk
+        return chunks
 
 
 def keep_to_settings(path: Path, settings: Settings, read: Callable[[dict[str, Any]], Settings],
@@ -142,6 +159,8 @@ def write_demonstration(parent: h5py.Group, name: str, demo: Demonstration) -> N
     write_actions(group, demo.actions, demo.executed_actions)
     group.create_dataset('expert_acted', data=demo.expert_acted.astype(np.uint8))
     group.create_dataset('states', data=demo.states)
+    if demo.chunks is not None:
+        group.create_dataset(CHUNKS, data=demo.chunks)
     write_seen(group, demo.seen)
     group.attrs['init_state'] = demo.states[0]
     group.attrs['problem_info'] = json.dumps({'language_instruction': demo.instruction,

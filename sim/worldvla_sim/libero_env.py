@@ -322,6 +322,10 @@ class LiberoEnv:
         self.steps += 1
         return self.observe()
 
+    def stop_rendering(self) -> None:
+        """Leave the images out of all observations from now on."""
+        self._cameras = ()
+
     def observe(self) -> SimObservation:
         """Return the observation of this instant."""
         data, robot = self.data, self._libero.robots[0]

@@ -28,6 +28,9 @@ from worldvla_ros.whole_files import flush
 FILE_ENDING = '_demo.hdf5'  # of LIBERO's files; parts of a recording under way end otherwise
 _LONGEST_STEM = 60  # characters: of four bytes each they still make a name of a file
 IMAGES, WRIST_IMAGES = 'agentview_rgb', 'eye_in_hand_rgb'  # below `obs`
+CHUNKS = 'chunk_labels'
+"""(T, K, 7): what the expert would have done in K steps from each step where a policy had the arm
+and the expert was asked; NaN at other steps. Where the expert had the arm `actions` tell."""
 
 
 @dataclass(frozen=True, eq=False)

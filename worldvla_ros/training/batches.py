@@ -49,12 +49,14 @@ class SampleTable:
                  branches: Sequence[str], builder: SampleBuilder,
                  action_tokenizer: ActionTokenizer,
                  state_tokenizer: StateTokenizer | None = None, wrist: bool = False,
-                 label_tolerance: float | None = None, whole_chunks: bool = False) -> None:
+                 label_tolerance: float | None = None, whole_chunks: bool = False,
+                 asked_repeats: int = 1) -> None:
         """Take what the samples are built from.
 
         :param wrist: show the wrist camera, too.
         :param label_tolerance: of `labels_that_hold`; None: all are learned.
         :param whole_chunks: leave out samples of actions that are not learned to their end.
+        :param asked_repeats: how often each chunk that the expert was asked for is in the table.
         :raises DatasetError: no sample in these episodes, or no wrist camera in the store.
         """
         if wrist and store.wrist_codes is None:
@@ -68,6 +70,8 @@ class SampleTable:
         self._learned = (np.full(len(store.actions), builder.horizon) if label_tolerance is None
                          else labels_that_hold(store.actions, store.executed, builder.horizon,
                                                label_tolerance))
+        self._chunk_ids = _chunk_ids(store, builder.horizon, action_tokenizer)
+        self._learned[list(self._chunk_ids)] = builder.horizon
         self._states = (None if state_tokenizer is None
                         else state_tokenizer.encode(store.states).astype(np.int32))
         self._wrist_codes = store.wrist_codes if wrist else None
@@ -83,6 +87,8 @@ class SampleTable:
                 f'no sample in {len(self._episodes)} episodes: each is shorter than the horizon '
                 f'({builder.horizon}) or the world rounds ({builder.world_rounds} of '
                 f'{builder.strides(self._branches[-1])[0]} steps or more)')
+        if asked_repeats > 1:
+            self._rows = self._rows.repeat(np.where(self._is_asked(), asked_repeats, 1), axis=0)
         if whole_chunks:
             of_actions = [branch == 'action' for branch in self._branches]
             left_out = np.take(of_actions, self._rows[:, 0]) & (
@@ -102,6 +108,15 @@ class SampleTable:
             return float('nan')
         rows = self._rows[self._rows[:, 0] == self._branches.index('action')]
         return float(self._learned_of(rows).mean()) / self._builder.horizon
+
+    def _is_asked(self) -> NDArray[np.bool_]:
+        """Return which rows are chunks that the expert was asked for."""
+        begins = np.array([episode.start for episode in self._episodes])
+        frames = begins[self._rows[:, 1]] + self._rows[:, 2]
+        of_actions = np.array([branch == 'action' for branch in self._branches])
+        asked: NDArray[np.bool_] = (of_actions[self._rows[:, 0]]
+                                    & np.isin(frames, list(self._chunk_ids)))
+        return asked
 
     def _learned_of(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return how many labels of a chunk at each of these rows are learned."""
@@ -139,9 +154,29 @@ class SampleTable:
         states = None if self._states is None else self._states[episode.steps]
         wrist = None if self._wrist_codes is None else self._wrist_codes[episode.steps]
         learned = int(self._learned[episode.steps][start])
+        chunk = self._chunk_ids.get(episode.start + int(start)) if branch == 'action' else None
+        of_episode = action_ids[episode.steps]
+        if chunk is not None:
+            of_episode = of_episode.copy()
+            of_episode[start:start + len(chunk)] = chunk
         return self._builder.build(branch, episode.instruction, self._store.codes[episode.steps],
-                                   action_ids[episode.steps], int(start), states, wrist,
+                                   of_episode, int(start), states, wrist,
                                    int(stride), learned)
+
+
+def _chunk_ids(store: TokenStore, horizon: int, tokenizer: ActionTokenizer
+               ) -> dict[int, NDArray[np.int32]]:
+    """Return the action tokens (K, 7) of chunks that the expert was asked for, by their frame."""
+    if store.chunks is None:
+        return {}
+    recorded = store.chunks.shape[1]
+    if recorded < horizon:
+        raise DatasetError(f'the store has labels of chunks of {recorded} actions, and '
+                           f'data.horizon is {horizon}; record them with `collect --chunk '
+                           f'{horizon}`, or take a horizon of {recorded}')
+    frames = np.flatnonzero(np.isfinite(store.chunks[:, 0, 0]))
+    ids = tokenizer.encode(store.chunks[frames, :horizon]).astype(np.int32)
+    return dict(zip(frames.tolist(), ids, strict=True))
 
 
 def batch_indices(num_samples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:

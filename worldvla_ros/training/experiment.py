@@ -97,18 +97,19 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
                             config.data.world_rounds,
                             config.data.world_stride or pretrained.settings.world_stride)
 
-    def table(episodes: list[StoredEpisode]) -> SampleTable:
+    def table(episodes: list[StoredEpisode], asked_repeats: int = 1) -> SampleTable:
         return SampleTable(store, episodes, config.data.branches, samples,
                            pretrained.action_tokenizer, pretrained.state_tokenizer,
                            config.data.wrist, config.data.label_tolerance,
-                           config.data.whole_chunks)
+                           config.data.whole_chunks, asked_repeats)
     try:
         held_out_table = table(held_out)
     except DatasetError:
         held_out_table = None
     counts = SplitCounts.of(config.data.split, *([one.instruction for one in side]
                                                  for side in (train, held_out)))
-    return Experiment(config, pretrained, table(train), held_out_table, store.header.data,
+    return Experiment(config, pretrained, table(train, config.data.asked_repeats),
+                      held_out_table, store.header.data,
                       _clipped_labels(store, train, pretrained.settings), counts)
 
 

@@ -30,7 +30,12 @@ from scipy.spatial.transform import Rotation
 
 from worldvla_ros.arm_state import arm_state
 from worldvla_ros.datatypes import ACTION_DIM, STATE_DIM
-from worldvla_ros.recording.demonstration_file import FILE_ENDING, IMAGES, WRIST_IMAGES
+from worldvla_ros.recording.demonstration_file import (
+    CHUNKS,
+    FILE_ENDING,
+    IMAGES,
+    WRIST_IMAGES,
+)
 from worldvla_ros.training.failures import DatasetError
 
 FRAMES, WRIST_FRAMES = f'obs/{IMAGES}', f'obs/{WRIST_IMAGES}'
@@ -59,29 +64,38 @@ class Episode:
     success: bool
     states: NDArray[np.float64] | None = None  # (T, 7) of `arm_state`; None: not recorded
     wrist: NDArray[np.uint8] | None = None  # (T, H, W, 3) RGB of the wrist camera; None: not read
+    chunks: NDArray[np.float64] | None = None  # (T, K, 7), see CHUNKS; None: not recorded
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
         steps = len(self.actions)
         wrist = () if self.wrist is None else (*self.wrist.shape[1:3], 3)
+        chunk = () if self.chunks is None else (*self.chunks.shape[1:2], ACTION_DIM)
         for what, array, tail in (('frames', self.frames, (*self.frames.shape[1:3], 3)),
                                   ('wrist frames', self.wrist, wrist),
                                   ('actions', self.actions, (ACTION_DIM,)),
                                   ('executed actions', self.executed, (ACTION_DIM,)),
-                                  ('states', self.states, (STATE_DIM,))):
+                                  ('states', self.states, (STATE_DIM,)),
+                                  ('chunk labels', self.chunks, chunk)):
             if array is not None and (steps == 0 or array.shape != (steps, *tail)):
                 raise DatasetError(f'{self.task}, {self.name}: expected {what} of shape '
                                    f'{(steps, *tail)} with at least one step, got {array.shape}')
         if not (np.isfinite(self.actions).all() and np.isfinite(self.executed).all()):
             raise DatasetError(f'{self.task}, {self.name}: an action is NaN or infinite; '
                                'record the demonstration again')
+        if self.chunks is not None:
+            asked = ~np.isnan(self.chunks).all((1, 2))
+            if not np.isfinite(self.chunks[asked]).all():
+                raise DatasetError(f'{self.task}, {self.name}: a chunk label is NaN in part, or '
+                                   'infinite; record the demonstration again')
 
     def kept(self, steps: NDArray[np.bool_]) -> 'Episode':
         """Return the episode without the steps that a filter drops."""
         return Episode(self.name, self.task, self.instruction, self.frames[steps],
                        self.actions[steps], self.executed[steps], self.success,
                        None if self.states is None else self.states[steps],
-                       None if self.wrist is None else self.wrist[steps])
+                       None if self.wrist is None else self.wrist[steps],
+                       None if self.chunks is None else self.chunks[steps])
 
 
 def demonstration_files(folder: Path, task: str = '*') -> list[Path]:
@@ -234,7 +248,9 @@ def _read_episode(group: h5py.Group, name: str, task: str, wrist: bool) -> Episo
                    frames=images(FRAMES), actions=actions,
                    executed=executed, success=_succeeded(group),
                    states=None if states is None else states[:steps],
-                   wrist=images(WRIST_FRAMES) if wrist else None)
+                   wrist=images(WRIST_FRAMES) if wrist else None,
+                   chunks=(_array(group, CHUNKS, (stored, None, ACTION_DIM))[:steps]
+                           if CHUNKS in group else None))
 
 
 def _succeeded(group: h5py.Group) -> bool:

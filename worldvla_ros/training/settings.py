@@ -54,6 +54,9 @@ class DataConfig:
     whole_chunks: bool = bounded(
         False, doc='leave out chunks with a label that is not learned for label_tolerance: what '
                    'the expert does itself is learned, and not what it says to a learner')
+    asked_repeats: int = bounded(
+        1, minimum=1, doc='times that an epoch has each chunk that the expert was asked for while '
+                          'a policy had the arm (`collect --chunk`); any other it has once')
     length: int | None = bounded(None, minimum=1, unit='token',
                                  doc='pad every batch to it; null: to its longest sample')
     length_multiple: int = bounded(1, minimum=1, unit='token',

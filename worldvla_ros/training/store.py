@@ -8,12 +8,15 @@ A store is a folder that is written whole or not at all:
     executed.npy   float32 [F, 7]       what moved the robot; differs where noise was injected
     states.npy     float32 [F, 7]       of the arm, see `arm_state`; NaN where not recorded
     wrist_codes.npy  as codes.npy       of the wrist camera; only where it was asked for
+    chunks.npy   float32 [F, K, 7]      what the expert would have done in K steps from a frame at
+                                        which a policy had the arm; NaN where it was not asked;
+                                        only if it ever was
     store.json     episodes (task, name, instruction, start, length) and fingerprints
 
 212 bytes per frame at 128 px, 596 at 256 px: 200,000 frames are 42 or 119 MB.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 import hashlib
 import json
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from worldvla_ros.datatypes import STATE_DIM
+from worldvla_ros.datatypes import ACTION_DIM, STATE_DIM
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
@@ -40,7 +43,7 @@ FORMAT = 2
 """Raised whenever what is written changes, so that an old store is not misread."""
 HEADER_FILE = 'store.json'
 ARRAYS = ('codes', 'actions', 'executed', 'states')
-WRIST = 'wrist_codes'  # one more, in stores that have it
+WRIST, CHUNKS = 'wrist_codes', 'chunks'  # more, in stores that have them
 _SMALLEST_RANGE = 1e-3  # of a value of the state that never changes [m] or [rad]
 FRAMES_PER_PASS = 32  # through the tokenizer at once: bounds the memory
 
@@ -71,11 +74,12 @@ class StoreHeader:
     image_size: int  # [px]
     num_codes: int
     wrist: bool = False  # whether the wrist camera is in it
+    chunks: bool = False  # whether labels of chunks are in it
 
     @property
     def arrays(self) -> tuple[str, ...]:
         """Names of its arrays."""
-        return (*ARRAYS, WRIST) if self.wrist else ARRAYS
+        return (*ARRAYS, *([WRIST] * self.wrist), *([CHUNKS] * self.chunks))
 
 
 class TokenStore:
@@ -90,6 +94,7 @@ class TokenStore:
         self.executed: NDArray[np.float32] = arrays['executed']
         self.states: NDArray[np.float32] = arrays['states']
         self.wrist_codes: NDArray[np.uint16] | None = arrays.get(WRIST)
+        self.chunks: NDArray[np.float32] | None = arrays.get(CHUNKS)
 
     @classmethod
     def open(cls, folder: str | Path, tokenizer: str | None = None) -> 'TokenStore':
@@ -204,6 +209,7 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
                            f'{reuse.header.image_size}, or leave out --reuse')
     stored: list[StoredEpisode] = []
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (*ARRAYS, WRIST)}
+    asked: list[NDArray[np.float64] | None] = []  # chunks of each episode
     start, known = 0, set[tuple[str, str]]()
     for episode in episodes:
         if (episode.task, episode.name) in known:
@@ -220,6 +226,7 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
         states = episode.states
         parts['states'].append(np.full((len(episode.actions), STATE_DIM), np.nan, np.float32)
                                if states is None else states.astype(np.float32))
+        asked.append(episode.chunks)
         stored.append(StoredEpisode(episode.task, episode.name, episode.instruction, start,
                                     len(episode.actions)))
         start += len(episode.actions)
@@ -230,13 +237,32 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
         raise DatasetError(f'{len(stored) - len(parts[WRIST])} of {len(stored)} demonstrations '
                            'lack the wrist camera; record it in all of them, or leave it out')
     arrays = {name: np.concatenate(part) for name, part in parts.items() if part}
+    if any(chunks is not None for chunks in asked):
+        arrays[CHUNKS] = _joined_chunks(asked, stored)
     header = StoreHeader(FORMAT, tokenizer_fingerprint(tokenizer), _fingerprint(arrays, stored),
-                         image_size, tokenizer.config.n_embed, WRIST in arrays)
+                         image_size, tokenizer.config.n_embed, WRIST in arrays,
+                         CHUNKS in arrays)
     try:
         _write(folder, header, stored, arrays)
     except OSError as error:
         raise TrainingError(f'cannot write {folder}: {explain_os_error(error)}') from error
     return TokenStore.open(folder)
+
+
+def _joined_chunks(chunks: Sequence[NDArray[np.float64] | None],
+                   episodes: Sequence[StoredEpisode]) -> NDArray[np.float32]:
+    """Return the labels of chunks of all episodes, NaN where there are none.
+
+    Raises DatasetError where they are of several lengths.
+    """
+    lengths = {part.shape[1] for part in chunks if part is not None}
+    if len(lengths) > 1:
+        raise DatasetError(f'chunks of {" and ".join(map(str, sorted(lengths)))} actions were '
+                           'recorded; tokenise the folders of each `collect --chunk` apart')
+    length = lengths.pop()
+    return np.concatenate([
+        np.full((episode.length, length, ACTION_DIM), np.nan, np.float32) if part is None
+        else part.astype(np.float32) for part, episode in zip(chunks, episodes, strict=True)])
 
 
 def check_image_size(image_size: int, factor: int) -> None:

@@ -46,7 +46,6 @@ def look_ahead(env: LiberoEnv, policy: EpisodePolicy, action: np.ndarray, steps:
 def _play(env: LiberoEnv, policy: EpisodePolicy, action: np.ndarray, steps: int, writable: int
           ) -> None:
     """Play on in the child and end it; nothing of it outlives this."""
-    status = 1
     try:
         env.stop_rendering()
         with os.fdopen(writable, 'wb', buffering=0) as pipe:
@@ -54,9 +53,8 @@ def _play(env: LiberoEnv, policy: EpisodePolicy, action: np.ndarray, steps: int,
                 pipe.write(np.asarray(action, dtype=np.float64).tobytes())
                 if step + 1 < steps:
                     action = policy.act(env.step(action))
-        status = 0
-    except BaseException:  # whatever it is: the parent goes on, and must not do so twice
+    except Exception:  # the parent only sees that there are too few actions
         traceback.print_exc()
         sys.stderr.flush()
     finally:
-        os._exit(status)
+        os._exit(0)  # also on Ctrl-C: the parent goes on, and must not do so twice

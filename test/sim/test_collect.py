@@ -158,13 +158,19 @@ def test_a_policy_that_reads_the_wrist_camera_is_refused_without_it_before_anyth
     (tmp_path / 'reader').mkdir()
     PolicySettings('stub', False, reads_wrist=True).save(tmp_path / 'reader' / POLICY_FILE)
     learner = LearnerSettings(str(tmp_path / 'reader'), 'sha256:0')
-    monkeypatch.setattr(collect, 'learner_settings', lambda name: learner)
+    monkeypatch.setattr(collect, 'learner_settings', lambda name, chunk: learner)
     policy = ['--policy', 'reader', '--image-size', '256', '--out', str(tmp_path / 'new')]
     assert collect.main([*COMMAND, *policy]) == 2
     assert 'needs the wrist camera' in capsys.readouterr().err
     assert not (tmp_path / 'new').exists()
     monkeypatch.setattr(collect, 'collect', lambda *_, **__: {})
     assert collect.main([*COMMAND, *policy, '--wrist']) == 0
+
+
+def test_chunks_are_asked_for_only_where_a_policy_has_the_arm(tmp_path, capsys):
+    assert collect.main([*COMMAND, '--chunk', '5', '--out', str(tmp_path / 'new')]) == 2
+    assert '--chunk is of the steps at which --policy has the arm' in capsys.readouterr().err
+    assert not (tmp_path / 'new').exists()
 
 
 NOTE = 'collection.json'

@@ -8,7 +8,10 @@ import pytest
 from test_dagger import SETTINGS, WanderingPolicy
 
 from worldvla_ros.errors import SimulationError
+from worldvla_ros.recording.demonstration_file import whole_file
+from worldvla_ros.training.libero_hdf5 import read_episodes
 from worldvla_sim.dagger import record_turns
+from worldvla_sim.demonstrations import write_demonstration
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.look_ahead import look_ahead
@@ -39,7 +42,7 @@ def test_it_is_what_the_expert_does_then(env):
         np.testing.assert_array_equal(chunk, done[step:step + STEPS])
 
 
-def test_labels_of_chunks_leave_turns_as_they_are_and_begin_with_the_label(env):
+def test_labels_of_chunks_leave_turns_as_they_are_and_begin_with_the_label(env, tmp_path):
     demos = [record_turns(env, ExpertPolicy(), WanderingPolicy(), settings, seed=5, noise=0.1
                           ).finish()
              for settings in (SETTINGS, replace(SETTINGS, chunk=STEPS))]
@@ -55,6 +58,13 @@ def test_labels_of_chunks_leave_turns_as_they_are_and_begin_with_the_label(env):
     assert np.isnan(others).all()
     later = asked.actions[steps[-3] + 1]
     assert np.abs(asked.chunks[steps[-3], 1] - later).max() > 0.01, 'the policy went elsewhere'
+    path = tmp_path / 'turn_on_the_stove_demo.hdf5'
+    with whole_file(path) as file:
+        write_demonstration(file.create_group('data'), 'demo_0', asked)
+        write_demonstration(file['data'], 'demo_1', plain)
+    read, without = read_episodes(path)
+    np.testing.assert_array_equal(read.chunks, asked.chunks)
+    assert without.chunks is None
 
 
 def test_what_fails_in_the_copy_is_an_error_here(env, capfd):

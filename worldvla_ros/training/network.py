@@ -12,9 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from worldvla_ros.freed_memory import keep_freed_memory
 from worldvla_ros.model.transformer import MLP, Attention, Transformer
 from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.freed_memory import keep_freed_memory
 
 _MOST_SHAPES = 64  # that a layer is compiled for; after that it runs as it is
 

@@ -278,7 +278,7 @@ def _parser() -> argparse.ArgumentParser:
                         help=f'takes turns with the expert (DAgger): {", ".join(NAMES)}, hold, '
                              'drift (random mistakes, as long as there is no policy), or the '
                              'folder of a checkpoint')
-    parser.add_argument('--chunk', type=positive_int, metavar='K',
+    parser.add_argument('--chunk', type=positive_int, default=0, metavar='K',
                         help='actions in a chunk of --policy: while it has the arm, let the '
                              'expert play K steps ahead every third step, and record what it does '
                              'as label')
@@ -298,9 +298,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all demonstrations are there, 2 on errors, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
-    if options.chunk is not None and options.policy is None:
+    if options.chunk and options.policy is None:
         raise ConfigError('--chunk is of the steps at which --policy has the arm; name one')
-    learner = (learner_settings(options.policy, options.chunk or 0)
+    learner = (learner_settings(options.policy, options.chunk)
                if options.policy is not None else None)
     image_size = _image_size(learner, options.image_size, options.wrist)
     settings = CollectionSettings(

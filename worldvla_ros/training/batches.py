@@ -88,11 +88,11 @@ class SampleTable:
                 f'({builder.horizon}) or the world rounds ({builder.world_rounds} of '
                 f'{builder.strides(self._branches[-1])[0]} steps or more)')
         if asked_repeats > 1:
-            self._rows = self._rows.repeat(np.where(self._is_asked(), asked_repeats, 1), axis=0)
+            asked = self._are_actions() & np.isin(self._frames_of(self._rows),
+                                                  list(self._chunk_ids))
+            self._rows = self._rows.repeat(np.where(asked, asked_repeats, 1), axis=0)
         if whole_chunks:
-            of_actions = [branch == 'action' for branch in self._branches]
-            left_out = np.take(of_actions, self._rows[:, 0]) & (
-                self._learned_of(self._rows) < builder.horizon)
+            left_out = self._are_actions() & (self._learned_of(self._rows) < builder.horizon)
             self._rows = self._rows[~left_out]
             if left_out.all():
                 raise DatasetError(f'no chunk in {len(self._episodes)} episodes holds to its end; '
@@ -106,22 +106,24 @@ class SampleTable:
         """Share of the labels of the action branch that are learned; NaN without that branch."""
         if 'action' not in self._branches:
             return float('nan')
-        rows = self._rows[self._rows[:, 0] == self._branches.index('action')]
-        return float(self._learned_of(rows).mean()) / self._builder.horizon
+        learned = self._learned_of(self._rows[self._are_actions()])
+        return float(learned.mean()) / self._builder.horizon
 
-    def _is_asked(self) -> NDArray[np.bool_]:
-        """Return which rows are chunks that the expert was asked for."""
+    def _are_actions(self) -> NDArray[np.bool_]:
+        """Return which rows are of the action branch."""
+        are_actions = np.array([branch == 'action' for branch in self._branches])
+        of_rows: NDArray[np.bool_] = are_actions[self._rows[:, 0]]
+        return of_rows
+
+    def _frames_of(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Return the frame of the store at which each of these rows starts."""
         begins = np.array([episode.start for episode in self._episodes])
-        frames = begins[self._rows[:, 1]] + self._rows[:, 2]
-        of_actions = np.array([branch == 'action' for branch in self._branches])
-        asked: NDArray[np.bool_] = (of_actions[self._rows[:, 0]]
-                                    & np.isin(frames, list(self._chunk_ids)))
-        return asked
+        frames: NDArray[np.int64] = begins[rows[:, 1]] + rows[:, 2]
+        return frames
 
     def _learned_of(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
         """Return how many labels of a chunk at each of these rows are learned."""
-        begins = np.array([episode.steps.start for episode in self._episodes])
-        learned: NDArray[np.int64] = self._learned[begins[rows[:, 1]] + rows[:, 2]]
+        learned: NDArray[np.int64] = self._learned[self._frames_of(rows)]
         return learned
 
     def batch(self, size: int, world_share: float | None, seed: int, step: int

@@ -17,7 +17,7 @@ say nothing of it, so their states are not known.
 
 from collections.abc import Iterator
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 import json
 from pathlib import Path
 import re
@@ -91,11 +91,10 @@ class Episode:
 
     def kept(self, steps: NDArray[np.bool_]) -> 'Episode':
         """Return the episode without the steps that a filter drops."""
-        return Episode(self.name, self.task, self.instruction, self.frames[steps],
-                       self.actions[steps], self.executed[steps], self.success,
-                       None if self.states is None else self.states[steps],
-                       None if self.wrist is None else self.wrist[steps],
-                       None if self.chunks is None else self.chunks[steps])
+        arrays: dict[str, Any] = {
+            field.name: array[steps] for field in fields(self)
+            if isinstance(array := getattr(self, field.name), np.ndarray)}
+        return replace(self, **arrays)
 
 
 def demonstration_files(folder: Path, task: str = '*') -> list[Path]:

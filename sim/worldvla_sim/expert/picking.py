@@ -12,23 +12,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from worldvla_sim.expert.grasps import Grasp, aligned, plan_grasp, way_out
+from worldvla_sim.expert.grasps import RIMS, Grasp, aligned, plan_grasp, way_out
 from worldvla_sim.expert.holding import (
     AJAR,
     AT_GRASP,
     BELOW,
     EMPTY,
     FACING,
+    HALF_FACING,
     OPENED,
     STILL,
     go,
     leave,
+    over,
     split,
     squeezes,
     take_hold,
 )
 from worldvla_sim.expert.robot import CLOSED, OPEN, Robot, rotation_error
-from worldvla_sim.expert.scene import UP
+from worldvla_sim.expert.scene import UP, category
 from worldvla_sim.expert.skills import Motion, cruising_height, destination, react
 
 LIFT = 0.06  # [m] that a taken object rises before it moves sideways
@@ -41,7 +43,8 @@ _BESIDE, _STEEPNESS = 0.010, 3.0  # [m] at the place's height; height per distan
 _DROP = 0.015  # [m] that what is held may fall to its place
 _FAST = 0.05  # [m/s] of an object that falls, rolls or is dragged
 _AROUND = 0.09  # [m] from an object's origin to the grip site
-_PUSHED, _TURNED = 0.015, 0.25  # [m], [rad] that make a planned grasp void
+_COMING = 0.2  # [m] from a planned grasp, where a hand is beside the object
+_PUSHED, _TURNED = 0.015, 0.1  # [m], [rad] that make a planned grasp void
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,10 +179,9 @@ class Placing:
         if lateral > _COMING_DOWN:
             lifted = place[2] if self._plan is None else self._plan.grasp.position[2] + LIFT
             height = cruising_height(robot, place, held=[self.name], lowest=lifted)
-            if position[2] < height - BELOW:
-                return go(self._robot, np.array([*position[:2], height]), CLOSED)
-            self._turn_to_final()
-            return go(self._robot, np.array([*place[:2], height]), CLOSED)
+            if position[2] > height - BELOW:
+                self._turn_to_final()
+            return go(self._robot, over(self._robot, place, height), CLOSED)
         self._turn_to_final()
         on_cone = max(0.0, lateral - _BESIDE) * _STEEPNESS
         if robot.turn_error() > FACING:
@@ -218,17 +220,31 @@ class Placing:
         position, axes = scene.position(self.name), scene.axes(self.name)
         if (plan is not None and np.linalg.norm(position - plan.position) < _PUSHED
                 and np.linalg.norm(rotation_error(axes, plan.axes)) < _TURNED):
+            if self._is_beside(plan):
+                grasp = self._grasp()
+                self._plan = replace(plan, grasp=replace(
+                    grasp, position=grasp.position + plan.position - position))
             return True
-        if plan is not None and self._is_closing(plan):
+        if plan is not None and (scene.pinched(self.name) or self._is_closing(plan)):
             return True
         if scene.speed(self.name) > _FAST:
             return False
         self._plan = Plan(self._grasp(), position, axes, way_out(scene, self.name))
         return True
 
+    def _is_beside(self, plan: Plan) -> bool:
+        """Whether the hand came to a rim otherwise than planned: where it is may be as good."""
+        robot, grasp = self._robot, self._tracked(plan)
+        if (category(self.name) not in RIMS or robot.opening < OPENED
+                or np.linalg.norm(grasp.position - robot.position) > _COMING):
+            return False
+        robot.turn_to(grasp.rotation)
+        return (grasp.approach(robot.position)[0] > AT_GRASP
+                or robot.turn_error() > HALF_FACING)
+
     def _grasp(self) -> Grasp:
         """Plan how to take the object as it lies now."""
-        return plan_grasp(self._scene, self.name)
+        return plan_grasp(self._robot, self.name)
 
     def _is_closing(self, plan: Plan) -> bool:
         """Whether the fingers are about to close on the object, which may move it."""

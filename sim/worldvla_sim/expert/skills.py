@@ -38,14 +38,19 @@ def stay(robot: Robot) -> Motion:
 
 
 def cruising_height(robot: Robot, target: np.ndarray, *, held: Sequence[str] = (),
-                    lowest: float = -np.inf) -> float:
-    """Height [m] from which the gripper may go straight to above a point, at least its own."""
+                    without: Sequence[str] = (), lowest: float = -np.inf) -> float:
+    """Height [m] from which the gripper may go straight to above a point, at least its own.
+
+    :param held: what moves along below the hand.
+    :param without: what else is not in the way.
+    """
     scene, start = robot.scene, robot.position
     bottoms = [scene.points(only=name)[:, 2].min() for name in held]
     hanging = start[2] - min([start[2] - 0.0125, *bottoms])
+    own = [*held, *without]
     return float(max(
-        scene.highest(start, target, _HELD_HALF_WIDTH, without=held) + hanging + CLEARANCE,
-        scene.highest(start, target, _HAND_HALF_WIDTH, without=held) - _HAND_HEIGHT + CLEARANCE,
+        scene.highest(start, target, _HELD_HALF_WIDTH, without=own) + hanging + CLEARANCE,
+        scene.highest(start, target, _HAND_HALF_WIDTH, without=own) - _HAND_HEIGHT + CLEARANCE,
         target[2], lowest))
 
 

@@ -61,10 +61,11 @@ def test_random_mistakes_are_put_right(env):
         demo = recorder.finish()
         for turn in np.split(np.arange(len(demo.actions)),
                              np.flatnonzero(np.diff(demo.expert_acted)) + 1):
-            if not demo.expert_acted[turn[0]]:
-                motions.append(demo.executed_actions[turn])
-                turned.append(turn[0] > 0 and motions[-1][0, 6]
-                              != demo.executed_actions[turn[0] - 1, 6])
+            if demo.expert_acted[turn[0]]:
+                continue
+            motions.append(demo.executed_actions[turn])
+            if turn[0] > 0:
+                turned.append(motions[-1][0, 6] != demo.executed_actions[turn[0] - 1, 6])
     assert len(motions) > 2
     assert all((motion == motion[0]).all() for motion in motions)
     assert len({tuple(motion[0]) for motion in motions}) == len(motions)
@@ -73,14 +74,14 @@ def test_random_mistakes_are_put_right(env):
     assert not all(turned)
 
 
-@pytest.mark.parametrize(('suite', 'task', 'holding', 'seed'), [
-    ('libero_object', 1, False, 2), ('libero_goal', 0, True, 2), ('libero_goal', 5, False, 2),
-    ('libero_goal', 7, True, 2), ('libero_goal', 9, False, 2), ('libero_10', 3, False, 2),
-    ('libero_10', 9, False, 3)])  # with seed 2 the mug falls for half a second as it is let go
-def test_labels_do_not_depend_on_when_the_expert_looked_first(suite, task, holding, seed):
+@pytest.mark.parametrize(('suite', 'task', 'holding'), [
+    ('libero_object', 1, False), ('libero_goal', 0, True), ('libero_goal', 5, False),
+    ('libero_goal', 7, True), ('libero_goal', 9, False), ('libero_10', 3, False),
+    ('libero_10', 9, False)])
+def test_labels_do_not_depend_on_when_the_expert_looked_first(suite, task, holding):
     """What holds an object goes on from a grasp that it planned; a fresh expert knows of none."""
     with LiberoEnv(suite, task, render=False, assets='builtin') as env:
-        observation = env.reset(None, seed=seed)
+        observation = env.reset(None, seed=2)
         watching, compared = ExpertPolicy(), 0
         watching.start(env, observation)
         while not env.success and env.steps < 120:

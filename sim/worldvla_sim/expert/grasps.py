@@ -192,13 +192,14 @@ def rim_point(scene: Scene, name: str, radial: np.ndarray, depth: float | None =
     return scene.position(name) + axes @ local
 
 
-def plan_rim_grasp(scene: Scene, name: str, hand: np.ndarray, hand_axes: np.ndarray) -> Grasp:
+def plan_rim_grasp(robot: Robot, name: str) -> Grasp:
     """Return the best grasp of a rim: the finger axis points to the rim's centre.
 
     The hand may lean outwards, away from what stands on the other side. A hand that is already
     beside the rim takes it there: a learner that came to another point than was planned first
     should not be sent around.
     """
+    scene, hand, hand_axes = robot.scene, robot.position, robot.axes
     obstacles, own = scene.points(without=[name]), scene.points(only=name)
     depth = RIMS[category(name)].depth
     clear, air = depth + FINGER_DEPTH + _ABOVE, float(np.clip(depth, *_AIR))
@@ -248,7 +249,7 @@ def plan_middle_grasp(scene: Scene, name: str) -> Grasp:
 def plan_grasp(robot: Robot, name: str) -> Grasp:
     """Return the best downward grasp of an object as it lies now, for a hand where it is now."""
     if category(name) in RIMS:
-        return plan_rim_grasp(robot.scene, name, robot.position, robot.axes)
+        return plan_rim_grasp(robot, name)
     return plan_middle_grasp(robot.scene, name)
 
 

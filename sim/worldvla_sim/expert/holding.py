@@ -121,8 +121,8 @@ def _come_down(robot: Robot, name: str, grasp: Grasp, turned: float, firm: bool)
     """
     lateral, before = grasp.approach(robot.position)
     entering = before < grasp.clear
-    turn = HALF_FACING if entering else FACING
-    widest = max(grasp.air, 1.5 * _FUNNEL if entering else 0.0) + (0.0 if firm else _EDGE / 2)
+    width, turn = _way_in(grasp, before)
+    widest = width + (0.0 if firm else _EDGE / 2)
     swings = firm and not entering and robot.speed() > _SWING
     lowest = grasp.clear + 0.005
     if lateral < widest and before < HOVER + 0.015 and robot.opening > OPENED and not swings:
@@ -151,8 +151,7 @@ def _enter_from_side(robot: Robot, grasp: Grasp, turned: float, firm: bool) -> n
     """Go above everything in between to where the approach of a grasp begins, then along it."""
     rotation, position = grasp.rotation, robot.position
     lateral, before = grasp.approach(position)
-    width, turn = (
-        (_FUNNEL, FACING) if before > grasp.clear else (1.5 * _FUNNEL, HALF_FACING))
+    width, turn = _way_in(grasp, before)
     swings = firm and before > HOVER - 0.015 and robot.speed() > _SWING
     if (lateral < width and turned < turn and before < HOVER + 0.015 and robot.opening > OPENED
             and not swings):
@@ -168,6 +167,13 @@ def _enter_from_side(robot: Robot, grasp: Grasp, turned: float, firm: bool) -> n
     if float(np.linalg.norm((hover - position)[:2])) < 2 * NEAR:
         return go(robot, hover, OPEN)
     return go(robot, over(robot, hover, cruising_height(robot, hover)), OPEN)
+
+
+def _way_in(grasp: Grasp, before: float) -> tuple[float, float]:
+    """How far beside the approach [m], and turned [rad], a gripper may go on along it."""
+    if before < grasp.clear:
+        return max(grasp.air, 1.5 * _FUNNEL), HALF_FACING
+    return grasp.air, FACING
 
 
 def _is_tilted(robot: Robot, grasp: Grasp) -> bool:

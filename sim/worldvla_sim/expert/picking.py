@@ -43,7 +43,7 @@ _BESIDE, _STEEPNESS = 0.010, 3.0  # [m] at the place's height; height per distan
 _DROP = 0.015  # [m] that what is held may fall to its place
 _FAST = 0.05  # [m/s] of an object that falls, rolls or is dragged
 _AROUND = 0.09  # [m] from an object's origin to the grip site
-_COMING = 0.2  # [m] from a planned grasp, where a hand is beside the object
+_COMING = 0.2  # [m] from a planned grasp: within, a hand may be beside another point of a rim
 _PUSHED, _TURNED = 0.015, 0.1  # [m], [rad] that make a planned grasp void
 
 

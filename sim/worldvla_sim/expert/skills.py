@@ -47,10 +47,10 @@ def cruising_height(robot: Robot, target: np.ndarray, *, held: Sequence[str] = (
     scene, start = robot.scene, robot.position
     bottoms = [scene.points(only=name)[:, 2].min() for name in held]
     hanging = start[2] - min([start[2] - 0.0125, *bottoms])
-    own = [*held, *without]
+    passed = [*held, *without]
     return float(max(
-        scene.highest(start, target, _HELD_HALF_WIDTH, without=own) + hanging + CLEARANCE,
-        scene.highest(start, target, _HAND_HALF_WIDTH, without=own) - _HAND_HEIGHT + CLEARANCE,
+        scene.highest(start, target, _HELD_HALF_WIDTH, without=passed) + hanging + CLEARANCE,
+        scene.highest(start, target, _HAND_HALF_WIDTH, without=passed) - _HAND_HEIGHT + CLEARANCE,
         target[2], lowest))
 
 

@@ -13,6 +13,7 @@ from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
 from worldvla_ros.training.samples import moving_steps
 from worldvla_sim.episodes import play
 from worldvla_sim.expert import picking, recipes
+from worldvla_sim.expert.fixtures import handle_grasp
 from worldvla_sim.expert.grasps import MAX_WIDTH, Grasp, aligned, plan_grasp, rim_point, way_out
 from worldvla_sim.expert.holding import take_hold
 from worldvla_sim.expert.noise import ActionNoise
@@ -213,6 +214,27 @@ def test_a_millimetre_beside_a_grasp_never_turns_down_into_up(tabletop, name):
     for beside in (0.0, 0.012, 0.02, 0.04):
         places = [np.add(grasp.before(0.001 * step), [0, beside, 0]) for step in range(90)]
         assert largest_step(places) < 0.85, f'{beside} m beside'
+
+
+@pytest.mark.parametrize('level', ['top', 'middle'])
+def test_a_millimetre_beside_a_handle_never_turns_on_into_back(tabletop, level):
+    """As above, for a hand that comes from the side: labels along the approach jumped by 1.7."""
+    scene, cabinet = Scene(tabletop), 'wooden_cabinet_1'
+    grasp = handle_grasp(Robot(scene), cabinet, level)
+    across, along, ahead = grasp.rotation.T
+
+    def largest_step(places):
+        return max(np.abs(np.diff([
+            take_hold(_HandAt(scene, grasp, place), cabinet, grasp, firm=True)[:3] @ ahead
+            for place in places])))
+
+    for direction in (across, along):
+        for before in (0.01, 0.03, 0.05, 0.07, 0.09):
+            places = [grasp.before(before) + 0.001 * step * direction for step in range(-90, 90)]
+            assert largest_step(places) < 0.6, f'{before} m before'
+        for beside in (0.0, 0.012, 0.02, 0.04):
+            places = [grasp.before(0.001 * step) + beside * direction for step in range(120)]
+            assert largest_step(places) < 0.6, f'{beside} m beside'
 
 
 def test_a_hand_beside_a_rim_takes_it_where_it_is_and_as_it_is_turned(tabletop):

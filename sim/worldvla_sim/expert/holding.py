@@ -26,11 +26,11 @@ _EDGE, _TURNED_EDGE = 0.010, 0.1  # [m], [rad] over which going on becomes stayi
 _CONE = 0.08  # [m] beside the approach from above, where it is HOVER before the grasp
 _COLUMN, _COLUMN_STEEPNESS = 0.012, 8.0  # [m] beside it, from where other obstacles count; rise
 _RISING = 0.015  # [m] under the height to go at, over which going sideways begins
-_SIDE_STEEPNESS = 1.75  # of the cone before a grasp from the side
+_LOWEST = 0.005  # [m] before where the finger tips reach what they take: the cone's tip
 _AHEAD = 0.025  # [m] on the approach: near enough that it is not left before it is corrected
 _CORRECTION = 0.005  # [m] towards the grasp while the fingers close; what blocks it is not pushed
 _FIRM = 0.02  # [m] likewise
-_SWING = 0.05  # [m/s] of a hand that has just come before a grasp
+_SWING = 0.05  # [m/s] of a hand that has just come before a grasp; it waits at twice that
 _LEVEL = -0.5  # z of an approach that comes from the side rather than from above
 _BACK_OFF = 0.15  # [m] from a grasp that is approached from the side: left the way it is entered
 
@@ -119,28 +119,21 @@ def _come_down(robot: Robot, name: str, grasp: Grasp, turned: float, firm: bool)
     A learner that is a centimetre wrong then does almost the right thing. While millimetres told
     coming down from rising at full speed, it learned the mean: to stay above.
     """
-    lateral, before = grasp.approach(robot.position)
-    entering = before < grasp.clear
-    width, turn = _way_in(grasp, before)
-    widest = width + (0.0 if firm else _EDGE / 2)
-    swings = firm and not entering and robot.speed() > _SWING
-    lowest = grasp.clear + 0.005
-    if lateral < widest and before < HOVER + 0.015 and robot.opening > OPENED and not swings:
-        facing = np.clip((turn - turned) / _TURNED_EDGE + 1.0, 0.0, 1.0)
-        ahead = _AHEAD * facing * min(1.0, (widest - lateral) / _EDGE)
-        return go(robot, grasp.before(max(0.0, min(before, lowest) - ahead)), OPEN, 0.8)
+    ahead = _along_approach(robot, grasp, turned, firm)
+    if ahead is not None:
+        return ahead
     if _is_tilted(robot, grasp):
         return go(robot, robot.position, OPEN)
     # A leaning approach is beside a hand that is right above where it begins.
-    hover = grasp.before(HOVER)
+    lateral, before = grasp.approach(robot.position)
+    (widest, _), hover = _way_in(grasp, before, firm), grasp.before(HOVER)
     beside = min(lateral, float(np.linalg.norm((hover - robot.position)[:2])))
-    share = np.clip((beside - _FUNNEL) / (_CONE - _FUNNEL), 0.0, 1.0)
-    on_cone = grasp.before(lowest + share * (HOVER - lowest))
+    on_cone = _on_cone(grasp, beside)
     # Other obstacles count the less, the nearer the hand is to its way in.
     column = on_cone[2] + _COLUMN_STEEPNESS * max(0.0, beside - _COLUMN)
     height = min(max(on_cone[2], cruising_height(robot, on_cone, without=[name])), column)
     clear = max(grasp.before(grasp.clear)[2], height - BELOW)
-    if lateral > widest and entering:
+    if lateral > widest and before < grasp.clear:
         missed = (lateral - widest) / _EDGE  # below 1: still sideways, and up the more slowly
         height = min(height, robot.position[2] + _AHEAD * missed)
         clear -= HOVER * max(0.0, 1.0 - missed)
@@ -148,32 +141,58 @@ def _come_down(robot: Robot, name: str, grasp: Grasp, turned: float, firm: bool)
 
 
 def _enter_from_side(robot: Robot, grasp: Grasp, turned: float, firm: bool) -> np.ndarray:
-    """Go above everything in between to where the approach of a grasp begins, then along it."""
-    rotation, position = grasp.rotation, robot.position
-    lateral, before = grasp.approach(position)
-    width, turn = _way_in(grasp, before)
-    swings = firm and before > HOVER - 0.015 and robot.speed() > _SWING
-    if (lateral < width and turned < turn and before < HOVER + 0.015 and robot.opening > OPENED
-            and not swings):
-        return go(robot, grasp.before(max(0.0, before - _AHEAD)), OPEN, 0.8)
-    if lateral < NEAR and before > grasp.clear:
-        on_cone = grasp.clear + max(0.005, (lateral - _FUNNEL) * _SIDE_STEEPNESS)
-        return go(robot, grasp.before(min(on_cone, HOVER)), OPEN)
-    if before < grasp.clear and grasp.distance(position) < _BACK_OFF:
-        return go(robot, position - 0.05 * rotation[:, 2], OPEN)
+    """Come to a grasp from the side, without steps either; what misses it leaves as it came."""
+    ahead = _along_approach(robot, grasp, turned, firm)
+    if ahead is not None:
+        return ahead
+    position = robot.position
     if _is_tilted(robot, grasp):
         return go(robot, position, OPEN)
-    hover = grasp.before(HOVER)
-    if float(np.linalg.norm((hover - position)[:2])) < 2 * NEAR:
-        return go(robot, hover, OPEN)
-    return go(robot, over(robot, hover, cruising_height(robot, hover)), OPEN)
+    lateral, before = grasp.approach(position)
+    on_cone = _on_cone(grasp, lateral)
+    sideways = float(np.linalg.norm((grasp.before(HOVER) - position)[:2]))
+    column = on_cone[2] + _COLUMN_STEEPNESS * max(0.0, sideways - 2 * NEAR)
+    above = over(robot, on_cone, min(cruising_height(robot, on_cone), column))
+    widest, turn = _way_in(grasp, before, firm)
+    missed = float(np.clip(max((lateral - widest) / _EDGE, (turned - turn) / _TURNED_EDGE - 1.0),
+                           0.0, 1.0))
+    out = (missed * (position - _AHEAD * grasp.rotation[:, 2])
+           + (1.0 - missed) * grasp.before(before))
+    inside = float(np.clip(min((grasp.clear - before) / _EDGE,
+                               (_BACK_OFF - grasp.distance(position)) / NEAR), 0.0, 1.0))
+    return go(robot, inside * out + (1.0 - inside) * above, OPEN)
 
 
-def _way_in(grasp: Grasp, before: float) -> tuple[float, float]:
-    """How far beside the approach [m], and turned [rad], a gripper may go on along it."""
-    if before < grasp.clear:
-        return max(grasp.air, 1.5 * _FUNNEL), HALF_FACING
-    return grasp.air, FACING
+def _along_approach(robot: Robot, grasp: Grasp, turned: float, firm: bool) -> np.ndarray | None:
+    """Go on along the approach where the gripper is on it; None where it is not."""
+    lateral, before = grasp.approach(robot.position)
+    (widest, turn), lowest = _way_in(grasp, before, firm), grasp.clear + _LOWEST
+    if lateral >= widest or before >= HOVER + 0.015 or robot.opening <= OPENED:
+        return None
+    facing = np.clip((turn - turned) / _TURNED_EDGE + 1.0, 0.0, 1.0)
+    ahead = _AHEAD * facing * min(1.0, (widest - lateral) / _EDGE)
+    if firm and before > grasp.clear:  # past here it does not wait any more
+        waits = np.clip(robot.speed() / _SWING - 1.0, 0.0, 1.0) * min(
+            1.0, (before - grasp.clear) / (2 * _LOWEST))
+        ahead, lowest = ahead * (1.0 - waits), lowest + waits * _LOWEST
+    return go(robot, grasp.before(max(0.0, min(before, lowest) - ahead)), OPEN, 0.8)
+
+
+def _on_cone(grasp: Grasp, beside: float) -> np.ndarray:
+    """Return the place before a grasp to go to from so far beside its approach, (3,) [m]."""
+    share = np.clip((beside - _FUNNEL) / (_CONE - _FUNNEL), 0.0, 1.0)
+    lowest = grasp.clear + _LOWEST
+    return grasp.before(lowest + share * (HOVER - lowest))
+
+
+def _way_in(grasp: Grasp, before: float, firm: bool) -> tuple[float, float]:
+    """How far beside the approach a gripper still goes on along it, if but slowly [m].
+
+    And how far turned [rad] it goes on as fast as otherwise.
+    """
+    entering = before < grasp.clear
+    width = max(grasp.air, 1.5 * _FUNNEL) if entering else grasp.air
+    return width + (0.0 if firm else _EDGE / 2), HALF_FACING if entering else FACING
 
 
 def _is_tilted(robot: Robot, grasp: Grasp) -> bool:

@@ -113,16 +113,24 @@ class Grasp:
 
 def _obstruction(points: np.ndarray, position: np.ndarray, rotation: np.ndarray) -> float:
     """Cost of the obstacle points that the gripper touches on its last way to a grasp."""
-    local = (points - position) @ rotation
+    local = _around((points - position) @ rotation, _GRIPPER, max(_APPROACH_SAMPLES))
     approach = np.array([0.0, 0.0, 1.0])
     return _POINT_COST * sum(_touched(local + distance * approach, _GRIPPER)
                              for distance in _APPROACH_SAMPLES)
 
 
+def _around(local: np.ndarray, boxes: np.ndarray, margin: float) -> np.ndarray:
+    """Return the points (n, 3) that are inside what holds all boxes (m, 2, 3), and a margin."""
+    lower, upper = boxes[:, 0].min(axis=0) - margin, boxes[:, 1].max(axis=0) + margin
+    # Column by column: numpy's `all` and `max` along short rows take ten times as long.
+    for axis in range(3):
+        local = local[(local[:, axis] > lower[axis]) & (local[:, axis] < upper[axis])]
+    return local
+
+
 def _touched(local: np.ndarray, boxes: np.ndarray) -> int:
     """Count the points (n, 3) inside any of the boxes (m, 2, 3), all in the gripper's frame."""
-    # Column by column: numpy's `all` and `max` along short rows take ten times as long.
-    x, y, z = local[(np.abs(local[:, 0]) < 0.3) & (np.abs(local[:, 1]) < 0.3)].T
+    x, y, z = local.T
     inside = np.zeros(len(x), dtype=bool)
     for lower, upper in boxes:
         inside |= ((x > lower[0]) & (x < upper[0]) & (y > lower[1]) & (y < upper[1])
@@ -137,7 +145,7 @@ def _beside_wall(grasp: Grasp, radial: np.ndarray, obstacles: np.ndarray) -> Gra
     """
     outwards = grasp.rotation if grasp.rotation[:, 0] @ radial > 0 else (
         grasp.rotation @ np.diag([-1.0, -1.0, 1.0]))
-    local = (obstacles - grasp.position) @ outwards
+    local = _around((obstacles - grasp.position) @ outwards, _OUTER_FINGER, max(_ASIDE))
     inwards = np.array([1.0, 0.0, 0.0])
     aside = min(_ASIDE, key=lambda move: _touched(local + move * inwards, _OUTER_FINGER))
     return replace(grasp, aside=-aside * outwards[:, 0],
@@ -208,18 +216,25 @@ def plan_rim_grasp(robot: Robot, name: str) -> Grasp:
         radial = np.array([np.cos(angle), np.sin(angle), 0.0])
         position = rim_point(scene, name, radial)
         yaw = angle % np.pi - np.pi / 2
-        outside = own[(own - position) @ radial > 0.015]  # a handle is in the way too
-        in_the_way = np.concatenate([obstacles, outside])
         for lean in (0.0, _RIM_LEAN):
             outward = Rotation.from_rotvec(-lean * np.cross(radial, [0.0, 0.0, 1.0])).as_matrix()
             rotation = outward @ leaning(scene, position, yaw)
-            cost = (_obstruction(in_the_way, position, rotation) + _turning_cost(yaw)
-                    + 6.0 * abs(_out_of_reach(scene, position)) + 0.3 * lean
+            cost = (_turning_cost(yaw) + 6.0 * abs(_out_of_reach(scene, position)) + 0.3 * lean
                     - _nearness(position - hand, rotation, hand_axes))
             grasp = Grasp(position, rotation, cost, clear=clear, air=air)
             candidates.append((grasp, radial))
-    grasp, radial = min(candidates, key=lambda candidate: candidate[0].cost)
-    return _beside_wall(grasp, radial, obstacles)
+    best, towards = None, np.zeros(3)
+    # Obstacles take the time, and only add to a cost: whatever costs more without them is out.
+    for grasp, radial in sorted(candidates, key=lambda candidate: candidate[0].cost):
+        if best is not None and grasp.cost >= best.cost:
+            break
+        outside = own[(own - grasp.position) @ radial > 0.015]  # a handle is in the way too
+        touched = sum(_obstruction(points, grasp.position, grasp.rotation)
+                      for points in (obstacles, outside))
+        if best is None or grasp.cost + touched < best.cost:
+            best, towards = replace(grasp, cost=grasp.cost + touched), radial
+    assert best is not None
+    return _beside_wall(best, towards, obstacles)
 
 
 def plan_middle_grasp(scene: Scene, name: str) -> Grasp:

@@ -9,7 +9,6 @@ from training_runs import TINY, tiny_config
 
 from worldvla_ros.training import throughput
 from worldvla_ros.training.experiment import build_experiment
-from worldvla_ros.training.network import fast_attention
 from worldvla_ros.training.throughput import Throughput, training_flops
 from worldvla_ros.training.trainer import Trainer
 
@@ -20,7 +19,7 @@ def test_the_formula_counts_what_a_step_computes(tmp_path, layers):
     trainer = Trainer(build_experiment(replace(config, model=replace(TINY, num_layers=layers))))
     batches, = trainer.batches(0)
     assert len(batches) == 2, 'both branches, of different lengths'
-    with FlopCounterMode(display=False) as counter, fast_attention('cpu'):
+    with FlopCounterMode(display=False) as counter:
         trainer._loss(batches).total.backward()
     model = trainer._loss.model
     assert training_flops(model.config, batches) == pytest.approx(counter.get_total_flops(),

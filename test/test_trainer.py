@@ -11,6 +11,7 @@ from training_data import INSTRUCTIONS, episode, small_store, with_wrist
 from training_runs import TINY, columns, memorised, tiny_config, weights
 
 from worldvla_ros.datatypes import Frame, Observation
+from worldvla_ros.model.transformer import attend
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import DatasetError, TrainingError
@@ -276,6 +277,25 @@ def test_action_bins_side_by_side_start_alike_in_and_out(tmp_path):
         assert similarity(rows[:-1], rows[1:]).min() > 0.8
         assert similarity(rows[100], rows[101], 0) > similarity(rows[100], rows[160], 0) + 0.3
         assert 0.01 < rows.std() < 0.03, 'of the size of other rows'
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize('masked', [False, True])
+def test_attention_of_training_on_a_cpu_is_that_of_the_kernel(tmp_path, masked, dtype, tolerance):
+    trainer = Trainer(build_experiment(tiny_config(tmp_path)))
+    products = trainer.model.model.layers[0].self_attn.attend
+    assert products is not attend
+    torch.manual_seed(0)
+    given = torch.randn(3, 2, 4, 7, 8).to(dtype)
+    bias = torch.zeros(2, 1, 7, 7, dtype=dtype).masked_fill_(
+        torch.rand(2, 1, 7, 7) < 0.4, float('-inf')).triu(1) if masked else None
+    results, gradients = [], []
+    for kernel in (attend, products):
+        q, k, v = (one.clone().requires_grad_() for one in given)
+        results.append(kernel(q, k, v, bias))
+        gradients.append(torch.stack(torch.autograd.grad(results[-1].square().sum(), (q, k, v))))
+    for ours, theirs in (results, gradients):
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=10 * tolerance)
 
 
 @pytest.mark.slow  # half a minute of compilation

@@ -42,6 +42,20 @@ class TransformerConfig:
         return self.hidden_size // self.num_heads
 
 
+def product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype of matrix products with x: autocast's where that is on, as in training."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Attend from q [B, heads, S, D] to k and v [B, heads, T, D].
+
+    :param bias: [1 or B, 1, S, T], added to the scores; None: causal, S equals T.
+    """
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None)
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm, computed in float32 and cast before the gain."""
 
@@ -52,7 +66,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize the last axis."""
-        return self.weight * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype)
+        dtype = product_dtype(x)  # once, not for each product that reads it
+        return self.weight.to(dtype) * F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(dtype)
 
 
 class HeadNorm(nn.Module):
@@ -72,7 +87,9 @@ class HeadNorm(nn.Module):
         if self.heads_per_row > 1:
             weight = weight.repeat_interleave(self.heads_per_row, 0)
             bias = bias.repeat_interleave(self.heads_per_row, 0)
-        return F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS) * weight + bias
+        with torch.autocast(x.device.type, enabled=False):  # it would go on in float32
+            return (F.layer_norm(x, x.shape[-1:], eps=QK_NORM_EPS) * weight.to(x.dtype)
+                    + bias.to(x.dtype))
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
@@ -112,6 +129,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(size, size, bias=False)
         self.q_norm = HeadNorm(config.qk_norm_rows, config.num_heads, config.head_dim)
         self.k_norm = HeadNorm(config.qk_norm_rows, config.num_heads, config.head_dim)
+        self.attend = attend
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], asked: AskedRows,
                 cache: KVCache | None) -> Tensor:
@@ -126,12 +144,10 @@ class Attention(nn.Module):
             k, v = cache.append(self.layer, k, v)
         if q.shape[2] == 0:
             return queries
-        out = F.scaled_dot_product_attention(q[:, :, asked.causal:], k, v, attn_mask=asked.bias,
-                                             is_causal=asked.bias is None)
+        out = self.attend(q[:, :, asked.causal:], k, v, asked.bias)
         if asked.causal:
-            start = F.scaled_dot_product_attention(
-                q[:, :, :asked.causal], k[:, :, :asked.causal], v[:, :, :asked.causal],
-                is_causal=True)
+            start = self.attend(q[:, :, :asked.causal], k[:, :, :asked.causal],
+                                v[:, :, :asked.causal], None)
             out = torch.cat((start, out), dim=2)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -235,10 +251,11 @@ class Transformer(nn.Module):
         if mask is None and (cached or keep_last):
             # The kernel's own causal mask holds only where queries and keys start together.
             mask = causal_mask(length, cached + length, input_ids.device)
-        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta,
+                              product_dtype(x))
         if mask is None:
             causal_rows = 0  # all are
-        bias = None if mask is None else _additive(mask[..., causal_rows:, :], x.dtype)
+        bias = None if mask is None else _additive(mask[..., causal_rows:, :], product_dtype(x))
         asked = AskedRows(slice(None), causal_rows, bias)
         for layer in self.model.layers[:-1]:
             x = layer(x, rotary, asked, cache)

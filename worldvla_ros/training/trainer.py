@@ -86,6 +86,7 @@ class Trainer:
             model.to(self.device)
         set_up_torch()
         add_dropout(model, config.model.dropout)
+        fast_attention(model, self.device)
         if config.model.activation_checkpointing:
             checkpoint_activations(model)
         if config.run.compile:
@@ -173,9 +174,7 @@ class Trainer:
         sums = self._sums_per_share(parts)
         rows = []
         for number, batches in enumerate(parts):
-            # backward too: checkpointing computes forward again
-            with fast_attention(self.device), gradients_kept_apart(
-                    self._loss, number + 1 < len(parts)):
+            with gradients_kept_apart(self._loss, number + 1 < len(parts)):
                 terms: LossTerms = self._loss([batch.to(self.device) for batch in batches],
                                               sums)
                 (terms.total / len(parts)).backward()

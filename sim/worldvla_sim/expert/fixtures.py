@@ -9,7 +9,17 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.grasps import Grasp, aligned, leaning
-from worldvla_sim.expert.holding import HALF_FACING, NEAR, go, holds, leave, over, split, take_hold
+from worldvla_sim.expert.holding import (
+    BY_GRASP,
+    EMPTY,
+    HALF_FACING,
+    NEAR,
+    go,
+    leave,
+    over,
+    split,
+    take_hold,
+)
 from worldvla_sim.expert.robot import CLOSED, DOWNWARD, Robot
 from worldvla_sim.expert.scene import UP
 from worldvla_sim.expert.skills import Motion, cruising_height, react
@@ -23,6 +33,9 @@ _PUSH_LEAN = 0.65  # [rad] from straight down, so that the hand stays clear of t
 _HINGE = np.array([-0.1725, -0.088, 0.150])  # [m] of the microwave's hinge, near the door's top
 _DOOR_GRIP = 0.20  # [m] from the hinge where the door is pushed
 KNOB_HEIGHT = 0.034  # [m] z of the middle of the stove's knob in the stove's frame
+_KNOB_AIR, _KNOB_PLAY = 0.02, (0.0, 0.008)  # [m] beside its bar, and along it; as of `Grasp`
+_ON_HANDLE, _ON_BAR = 0.020, 0.045  # [m] between pads that are on a handle, or on the knob's bar
+_SLIPPED = 0.7  # [rad] of a hand to the bar that it has not taken along
 KNOB_ON = 0.5  # [rad] of the hinge, from which LIBERO calls a stove on
 _AWAY = 0.07  # [m] from what was moved, where the hand is done with it
 _PULL, _TURN = 0.05, 0.5  # [m], [rad] ahead of the hand: at full speed
@@ -33,6 +46,11 @@ def _leave(robot: Robot, grasp: Grasp, direction: np.ndarray) -> np.ndarray | No
     if grasp.distance(robot.position) > _AWAY:
         return None
     return leave(robot, _PULL * direction)
+
+
+def _is_around(robot: Robot, grasp: Grasp, opening: float) -> bool:
+    """Whether the fingers are around what they close on: one sees that, but not what they feel."""
+    return grasp.distance(robot.position) < BY_GRASP and EMPTY < robot.opening < opening
 
 
 def handle_grasp(robot: Robot, cabinet: str, level: str) -> Grasp:
@@ -51,7 +69,7 @@ def pull_drawer(robot: Robot, cabinet: str, level: str, *, opening: float = 0.16
         grasp, outward = handle_grasp(robot, cabinet, level), -scene.axes(cabinet)[:, 1]
         if -scene.joint(f'{cabinet}_{level}_level') > opening - 0.025:
             return _leave(robot, grasp, outward)
-        if not holds(robot, grasp):
+        if not _is_around(robot, grasp, _ON_HANDLE):
             return take_hold(robot, cabinet, grasp, firm=True)
         robot.turn_to(grasp.rotation)
         return go(robot, grasp.position + _PULL * outward, CLOSED)
@@ -72,11 +90,15 @@ def turn_knob(robot: Robot, stove: str) -> Motion:
     def action() -> np.ndarray | None:
         knob = robot.scene.in_fixture(stove, [0.0, 0.0, KNOB_HEIGHT])
         grasp = Grasp(knob, aligned(np.cross(knob_bar(robot, stove), UP),
-                                    leaning(robot.scene, knob, 0.0)[:, 2]))
+                                    leaning(robot.scene, knob, 0.0)[:, 2]),
+                      play=_KNOB_PLAY, air=_KNOB_AIR)
         if robot.scene.joint(f'{stove}_button') > KNOB_ON:
             return _leave(robot, grasp, UP)
-        if not holds(robot, grasp, turning=stove):
+        if not _is_around(robot, grasp, _ON_BAR):
             return take_hold(robot, stove, grasp, firm=True)
+        robot.turn_to(grasp.rotation)
+        if robot.turn_error() > _SLIPPED:
+            return leave(robot, np.zeros(3))
         robot.rotation = Rotation.from_rotvec(_TURN * UP).as_matrix() @ robot.axes
         return go(robot, grasp.position, CLOSED)
 

@@ -68,22 +68,15 @@ def leave(robot: Robot, move: np.ndarray) -> np.ndarray:
 
 
 def squeezes(robot: Robot) -> bool:
-    """Whether the fingers have come to rest on something and press it."""
-    gaps = robot.finger_gaps()
-    return bool(np.abs(robot.finger_speeds()).max() < STILL
-                and (gaps.min() > _SQUEEZE or robot.finger_targets().max() < 0.001))
+    """Whether the fingers have come to rest on something and press it.
 
-
-def holds(robot: Robot, grasp: Grasp, *, turning: str = '') -> bool:
-    """Whether the fingers squeeze something at a grasp.
-
-    :param turning: fixture that moves the fingers as it is turned: they do not come to rest on
-        it, and hold it as soon as both touch it.
+    Both together: a hand that moves what it holds moves it between the fingers, too, one opening
+    and one closing. Asked one by one, what to do went to and fro there between one step and the
+    next, and learners took the mean.
     """
-    if grasp.distance(robot.position) >= BY_GRASP or robot.opening >= AJAR:
-        return False
-    return (robot.opening > EMPTY and squeezes(robot)) or (
-        bool(turning) and robot.scene.pinched(turning))
+    return bool(abs(robot.finger_speeds().sum()) < STILL
+                and (robot.finger_gaps().sum() > 2 * _SQUEEZE
+                     or robot.finger_targets().max() < 0.001))
 
 
 def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,

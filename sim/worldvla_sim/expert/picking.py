@@ -133,7 +133,7 @@ class Placing:
             return go(self._robot, self._robot.position, OPEN)
         if pinched and self._is_blocked():
             return go(self._robot, self._place(), OPEN, LOWERING)
-        if pinched and squeezes(self._robot):
+        if pinched and self._is_firm():
             return self._carry()
         if self._is_released():
             return self.retreat()
@@ -145,6 +145,10 @@ class Placing:
 
     def _is_pinched(self) -> bool:
         return self._scene.pinched(self.name)
+
+    def _is_firm(self) -> bool:
+        """Whether what is pinched may be moved."""
+        return squeezes(self._robot)
 
     def _is_at_place(self) -> bool:
         lateral, above = split(self._place() - self._robot.position, self._down)

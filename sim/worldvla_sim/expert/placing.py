@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.grasps import Grasp, aligned, rim_point
-from worldvla_sim.expert.holding import AJAR, FACING, HALF_FACING, NEAR, go, over, split, squeezes
+from worldvla_sim.expert.holding import FACING, HALF_FACING, NEAR, go, over, split
 from worldvla_sim.expert.picking import LIFT, Placing, Plan, place
 from worldvla_sim.expert.robot import CLOSED, Robot
 from worldvla_sim.expert.scene import UP
@@ -18,6 +18,7 @@ from worldvla_sim.expert.skills import Motion, cruising_height, destination
 
 _BOTTLE_GRIP = 0.06  # [m] above a bottle's bottom
 _DRAG = 0.009  # [m] above the grasp, so that a rim is drawn along and not pressed onto the table
+_ON_RIM = 0.035  # [m] between the pads on a plate's rim, or about to be; it slips through them
 _STRIDE = 0.01  # [m] ahead of the hand that slides something: 0.6 of full speed
 _TILTING = 0.05  # [m] beside the rack's lip, from where a bottle is tilted
 _LEAN_TO_TAKE, _LEAN_TO_ENTER = 0.4, 0.85  # [rad] of the hand from straight down
@@ -46,8 +47,12 @@ class Sliding(Placing):
     def _is_pinched(self) -> bool:
         """Whether the rim is between the fingers; dragged, it often touches only one of them."""
         robot, plan = self._robot, self._plan
-        return (plan is not None and self._thinnest < robot.opening < AJAR and squeezes(robot)
+        return (plan is not None and self._thinnest < robot.opening < _ON_RIM
                 and self._tracked(plan).distance(robot.position) < NEAR)
+
+    def _is_firm(self) -> bool:
+        """One sees that the rim is between the fingers, but not what they feel."""
+        return True
 
     def _is_at_place(self) -> bool:
         return self._beside() < self._let_go_within

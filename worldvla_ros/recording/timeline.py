@@ -101,6 +101,11 @@ class Timeline:
         """How many frames came."""
         return len(self._frames.stamps)
 
+    @property
+    def commands(self) -> int:
+        """How many commands came."""
+        return len(self._commands.stamps)
+
     def push_frame(self, frame: Frame) -> None:
         """Take a frame of the third-person camera."""
         self._frames.push(frame.stamp_ns, frame.image)

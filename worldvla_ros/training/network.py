@@ -47,11 +47,11 @@ def fast_attention(model: Transformer, device: str) -> None:
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """As `attend`; a row that may attend to nothing, such as one of padding, has any result."""
     lowest = torch.finfo(q.dtype).min / 2  # finite: torch takes care of -inf, which takes time
-    if bias is None:
-        bias = q.new_full((q.shape[2], k.shape[2]), lowest).triu(1)
+    bias = (q.new_full((q.shape[2], k.shape[2]), lowest).triu(1) if bias is None
+            else bias.clamp_min(lowest))
     with torch.autocast(q.device.type, enabled=False):  # its softmax would be in float32
         scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        return torch.softmax(scores + bias.clamp_min(lowest), dim=-1) @ v
+        return torch.softmax(scores + bias, dim=-1) @ v
 
 
 def checkpoint_activations(model: Transformer) -> None:

@@ -223,17 +223,16 @@ def plan_rim_grasp(robot: Robot, name: str) -> Grasp:
                     - _nearness(position - hand, rotation, hand_axes))
             grasp = Grasp(position, rotation, cost, clear=clear, air=air)
             candidates.append((grasp, radial))
-    best, towards = None, np.zeros(3)
+    least = np.inf
     # Obstacles take the time, and only add to a cost: whatever costs more without them is out.
     for grasp, radial in sorted(candidates, key=lambda candidate: candidate[0].cost):
-        if best is not None and grasp.cost >= best.cost:
+        if grasp.cost >= least:
             break
         outside = own[(own - grasp.position) @ radial > 0.015]  # a handle is in the way too
-        touched = sum(_obstruction(points, grasp.position, grasp.rotation)
-                      for points in (obstacles, outside))
-        if best is None or grasp.cost + touched < best.cost:
-            best, towards = replace(grasp, cost=grasp.cost + touched), radial
-    assert best is not None
+        cost = grasp.cost + sum(_obstruction(points, grasp.position, grasp.rotation)
+                                for points in (obstacles, outside))
+        if cost < least:
+            best, towards, least = replace(grasp, cost=cost), radial, cost
     return _beside_wall(best, towards, obstacles)
 
 

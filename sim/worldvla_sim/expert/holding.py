@@ -101,22 +101,22 @@ def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
         return go(robot, robot.position + correction, CLOSED)
     if robot.opening < AJAR and scene.touching(name, 'gripper'):
         return go(robot, robot.position, OPEN)
-    if from_side:
-        return _enter_from_side(robot, grasp, turned, firm)
-    return _come_down(robot, name, grasp, turned, firm)
-
-
-def _come_down(robot: Robot, name: str, grasp: Grasp, turned: float, firm: bool) -> np.ndarray:
-    """Come to a grasp from above, down a cone, without steps in what to do.
-
-    A learner that is a centimetre wrong then does almost the right thing. While millimetres told
-    coming down from rising at full speed, it learned the mean: to stay above.
-    """
     ahead = _along_approach(robot, grasp, turned, firm)
     if ahead is not None:
         return ahead
     if _is_tilted(robot, grasp):
         return go(robot, robot.position, OPEN)
+    if from_side:
+        return _enter_from_side(robot, grasp, turned, firm)
+    return _come_down(robot, name, grasp, firm)
+
+
+def _come_down(robot: Robot, name: str, grasp: Grasp, firm: bool) -> np.ndarray:
+    """Come before a grasp from above, down a cone, without steps in what to do.
+
+    A learner that is a centimetre wrong then does almost the right thing. While millimetres told
+    coming down from rising at full speed, it learned the mean: to stay above.
+    """
     # A leaning approach is beside a hand that is right above where it begins.
     lateral, before = grasp.approach(robot.position)
     (widest, _), hover = _way_in(grasp, before, firm), grasp.before(HOVER)
@@ -134,13 +134,8 @@ def _come_down(robot: Robot, name: str, grasp: Grasp, turned: float, firm: bool)
 
 
 def _enter_from_side(robot: Robot, grasp: Grasp, turned: float, firm: bool) -> np.ndarray:
-    """Come to a grasp from the side, without steps either; what misses it leaves as it came."""
-    ahead = _along_approach(robot, grasp, turned, firm)
-    if ahead is not None:
-        return ahead
+    """Come before a grasp from the side, likewise; what misses it leaves as it came."""
     position = robot.position
-    if _is_tilted(robot, grasp):
-        return go(robot, position, OPEN)
     lateral, before = grasp.approach(position)
     on_cone = _on_cone(grasp, lateral)
     sideways = float(np.linalg.norm((grasp.before(HOVER) - position)[:2]))

@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several files of tests in simulation share."""
+
+import pytest
+
+from worldvla_sim.libero_env import LiberoEnv
+
+
+@pytest.fixture(scope='module')
+def tabletop():
+    """The scene of libero_goal, without pictures; who changes it resets it."""
+    with LiberoEnv('libero_goal', 3, render=False, assets='builtin') as env:
+        env.reset(0)
+        yield env

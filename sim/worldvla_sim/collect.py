@@ -40,11 +40,13 @@ from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
 from worldvla_sim.policies import EpisodePolicy, policy_factory
+from worldvla_sim.scattering import Scattering
 from worldvla_sim.tasks import SUITES, load_task, suite_tasks
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 _MAX_ATTEMPTS_PER_DEMO = 4
 _MAX_ATTEMPTS = 10 ** 5  # of one task; each has a seed of its own
+_FARTHEST = 0.3  # [m] that objects can be asked to be moved
 _LARGEST_SEED = (MAX_SEED + 1) // _MAX_ATTEMPTS - 1
 
 
@@ -61,6 +63,7 @@ class CollectionSettings:
     noise: float = 0.1  # standard deviation of the executed translation, controller input
     seed: int = 0
     learner: LearnerSettings | None = None  # takes turns with the expert; None: plain ones
+    scatter: float = 0.0  # how far objects are moved [m], see `scattering`
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> 'CollectionSettings':
@@ -179,18 +182,25 @@ class AttemptRunner:
     def _record(self, env: LiberoEnv, seed: int) -> DemonstrationRecorder | None:
         settings = self._settings
         if self._learner is None or settings.learner is None:
-            return record_episode(env, self._expert, seed, settings.noise)
+            return record_episode(env, self._expert, seed, settings.noise, settings.scatter)
         return record_turns(env, self._expert, self._learner, settings.learner, seed,
-                            settings.noise)
+                            settings.noise, settings.scatter)
 
 
-def record_episode(env: LiberoEnv, expert: EpisodePolicy, seed: int, noise: float
-                   ) -> DemonstrationRecorder | None:
-    """Let the expert play a random reset; None when it did not succeed in the step limit."""
+def record_episode(env: LiberoEnv, expert: EpisodePolicy, seed: int, noise: float,
+                   scatter: float = 0.0) -> DemonstrationRecorder | None:
+    """Let the expert play a random reset; None when it did not succeed in the step limit.
+
+    :param scatter: how far objects are moved on the way [m].
+    """
     observation = env.reset(None, seed=seed)
     recorder, disturbance = DemonstrationRecorder(env), ActionNoise(noise, seed)
+    scattering = Scattering(env, scatter, seed)
     expert.start(env, observation)
     while not env.success and env.steps < env.max_steps:
+        if scattering.is_due():
+            observation = scattering.scatter()
+            recorder.objects_moved()
         action = expert.act(observation)
         executed = disturbance.perturb(action)
         recorder.add(observation, action, executed)
@@ -204,12 +214,16 @@ def collect(settings: CollectionSettings, tasks: Sequence[int], per_task: int, o
 
     :raises SimulationError: an attempt ended in an error, such as a full disk, or there is no
         such suite or task.
-    :raises ConfigError: no simulator takes the seed, or `out` is of other settings.
+    :raises ConfigError: no simulator takes the seed, objects shall be moved too far, or `out` is
+        of other settings.
     """
     folders = [AttemptFolder(out, settings, task, per_task) for task in tasks]
     if not 0 <= settings.seed <= _LARGEST_SEED:
         raise ConfigError(f'--seed must be from 0 to {_LARGEST_SEED}, got {settings.seed}: it is '
                           f'followed by {_MAX_ATTEMPTS} seeds of attempts')
+    if not 0 <= settings.scatter <= _FARTHEST:
+        raise ConfigError(f'--scatter must be from 0 to {_FARTHEST} m, which the arm reaches, got '
+                          f'{settings.scatter}')
     _check_settings(out, settings)
     open_folders = [folder for folder in folders if not folder.is_complete()]
     failed = dict.fromkeys(tasks, 0)
@@ -282,6 +296,10 @@ def _parser() -> argparse.ArgumentParser:
                         help='actions in a chunk of --policy: while it has the arm, let the '
                              'expert play K steps ahead every third step, and record what it does '
                              'as label')
+    parser.add_argument('--scatter', type=float, default=0.0, metavar='METRES',
+                        help='move what stands free, up to so far along each axis, again and '
+                             'again in the first half of an episode: a policy must look where '
+                             'things are, and each episode shows ten layouts')
     parser.add_argument('--workers', type=positive_int, default=1)
     parser.add_argument('--image-size', type=positive_int,
                         help='[px] (default: what the checkpoint of --policy needs, else 256)')
@@ -305,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     image_size = _image_size(learner, options.image_size, options.wrist)
     settings = CollectionSettings(
         options.suite, resolve_assets(options.assets).kind, options.robot, options.msaa,
-        image_size, options.wrist, options.noise, options.seed, learner)
+        image_size, options.wrist, options.noise, options.seed, learner, options.scatter)
     tasks = options.tasks or range(len(suite_tasks(options.suite)))
     failed = collect(settings, tasks, options.per_task, options.out, workers=options.workers)
     for task, count in failed.items():

@@ -19,6 +19,7 @@ from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.look_ahead import look_ahead
 from worldvla_sim.policies import POLICIES, EpisodePolicy, checkpoint_folder, policy_factory
+from worldvla_sim.scattering import Scattering
 
 POLICY_STEPS, EXPERT_STEPS = (20, 90), (10, 40)  # shortest and longest turn of each
 _OTHER_STEPS = {'drift': ((4, 16), (15, 60))}  # likewise, of these policies and the expert
@@ -82,11 +83,12 @@ class Turns:
 
 
 def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
-                 settings: LearnerSettings, seed: int, noise: float
+                 settings: LearnerSettings, seed: int, noise: float, scatter: float = 0.0
                  ) -> DemonstrationRecorder | None:
     """Play a random reset in turns; None when it did not succeed in time.
 
     :param noise: standard deviation of what is added to the expert's own motion.
+    :param scatter: how far objects are moved on the way [m].
     :raises ConfigError: the policy needs images of another size than the environment renders, or
         the wrist camera, which it does not.
     """
@@ -99,10 +101,14 @@ def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
         raise ConfigError(f'{settings.name} needs the wrist camera, which is not recorded; give '
                           f'--wrist')
     recorder, disturbance = DemonstrationRecorder(env), ActionNoise(noise, seed)
-    turns = Turns(settings, env.max_steps, seed)
+    turns, scattering = Turns(settings, env.max_steps, seed), Scattering(env, scatter, seed)
     expert.start(env, observation)
     expert_acted = True
     while not env.success and env.steps < settings.step_limit * env.max_steps:
+        if scattering.is_due():
+            observation = scattering.scatter()
+            recorder.objects_moved()
+            learner.start(env, observation)  # what it planned or remembers is of the layout before
         label, expert_acts = expert.act(observation), turns.expert_acts(env.steps)
         chunk = None
         if expert_acts:

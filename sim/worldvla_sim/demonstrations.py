@@ -21,6 +21,7 @@ from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.recording.demonstration_file import (
     CHUNKS,
     IMAGES,
+    MOVED,
     WRIST_IMAGES,
     ArmTrack,
     write_actions,
@@ -73,6 +74,7 @@ class Demonstration:
     states: np.ndarray  # (T, 1 + nq + nv) float64 before each action
     seen: Seen  # before each action
     chunks: np.ndarray | None = None  # (T, K, 7) float64, see CHUNKS; None: not asked for
+    moved: np.ndarray | None = None  # (T,) bool, see MOVED; None: never
     attributes: dict[str, Any] = field(default_factory=dict)  # seed, noise, assets, ...
 
     def __len__(self) -> int:
@@ -90,6 +92,7 @@ class DemonstrationRecorder:
         self._expert_acted: list[bool] = []
         self._states: list[np.ndarray] = []
         self._chunks: dict[int, np.ndarray] = {}  # by step
+        self._moved: set[int] = set()  # steps
 
     def add(self, observation: SimObservation, action: np.ndarray, executed: np.ndarray, *,
             expert_acted: bool = True, chunk: np.ndarray | None = None) -> None:
@@ -105,6 +108,10 @@ class DemonstrationRecorder:
         self._expert_acted.append(expert_acted)
         self._states.append(self._env.state())
 
+    def objects_moved(self) -> None:
+        """Note that what the next step sees does not follow from the one before."""
+        self._moved.add(len(self._actions))
+
     def finish(self, **attributes: Any) -> Demonstration:
         """Return the episode; `attributes` say how it was made."""
         return Demonstration(
@@ -113,6 +120,8 @@ class DemonstrationRecorder:
             expert_acted=np.array(self._expert_acted, dtype=bool),
             states=np.stack(self._states), seen=Seen.stack(self._observations),
             chunks=self._stacked_chunks(),
+            moved=(np.isin(np.arange(len(self._actions)), list(self._moved)) if self._moved
+                   else None),
             attributes=attributes | {'assets': self._env.assets,
                                      'base_position': self._env.base_position})
 
@@ -161,6 +170,8 @@ def write_demonstration(parent: h5py.Group, name: str, demo: Demonstration) -> N
     group.create_dataset('states', data=demo.states)
     if demo.chunks is not None:
         group.create_dataset(CHUNKS, data=demo.chunks)
+    if demo.moved is not None:
+        group.create_dataset(MOVED, data=demo.moved.astype(np.uint8))
     write_seen(group, demo.seen)
     group.attrs['init_state'] = demo.states[0]
     group.attrs['problem_info'] = json.dumps({'language_instruction': demo.instruction,

@@ -6,7 +6,7 @@ come from one thread, because an OpenGL context belongs to the thread that made 
 """
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 from typing import Any
 import weakref
@@ -191,6 +191,11 @@ class LiberoEnv:
         return dict(self._libero.obj_body_id)
 
     @property
+    def loose_objects(self) -> list[str]:
+        """Names of what can be carried: neither fixtures nor what belongs to them."""
+        return list(self._libero.objects_dict)
+
+    @property
     def model(self) -> Any:
         """MuJoCo's model (mujoco.MjModel); privileged, replaced by every reset."""
         return self._libero.sim.model._model
@@ -269,6 +274,18 @@ class LiberoEnv:
         self._libero.sim.set_state_from_flattened(state)
         self._libero.sim.forward()
         self._libero._post_process()
+
+    def move_objects(self, places: Mapping[str, np.ndarray]) -> None:
+        """Put loose objects elsewhere, at rest, as high and as turned as they are.
+
+        :param places: world x and y (2,) [m] of each, by name.
+        """
+        for name, place in places.items():
+            joint = self._libero.objects_dict[name].joints[-1]
+            pose = self._libero.sim.data.get_joint_qpos(joint)
+            self._libero.sim.data.set_joint_qpos(joint, np.append(place, pose[2:]))
+            self._libero.sim.data.set_joint_qvel(joint, np.zeros(6))
+        self._libero.sim.forward()
 
     def place_fixtures(self, model_xml: str) -> None:
         """Put cabinets, stoves and the like where a recorded model has them, until the next reset.

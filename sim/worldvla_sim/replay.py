@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import SimulationError
+from worldvla_ros.recording.demonstration_file import MOVED
 from worldvla_ros.training.libero_hdf5 import (
     demonstration_files,
     observation_lag,
@@ -61,15 +62,22 @@ class ReplayRunner:
         with open_demonstrations(job.path) as data:
             group = data[job.name]
             actions, executed = recorded_actions(group)
-            state = group['states'][observation_lag(group)]
+            states = group['states'][observation_lag(group):]
+            moved = group[MOVED][:] > 0 if MOVED in group else np.zeros(len(actions), dtype=bool)
             env = self._environment(job)
             reset_as_recorded(env, group)
         kept = (kept_steps(actions, executed) if job.drop_no_ops
                 else np.ones(len(actions), dtype=bool))
-        if not np.array_equal(env.state(), state):  # else the reset is exact, contacts included
-            env.set_state(state)
-        for action in executed[kept]:
-            env.step(action)
+        if moved.any() and job.drop_no_ops:
+            raise SimulationError('objects were moved by hand in it (`collect --scatter`), which '
+                                  'is where they stand only if nothing is dropped; replay it '
+                                  'without --drop-no-ops')
+        if not np.array_equal(env.state(), states[0]):  # else the reset is exact, with contacts
+            env.set_state(states[0])
+        for step in np.flatnonzero(kept):
+            if moved[step]:
+                env.set_state(states[step])
+            env.step(executed[step])
         return Replay(job.task, job.name, actions_digest(actions, executed),
                       job.simulation.in_words(), env.success, len(actions), int(kept.sum()))
 

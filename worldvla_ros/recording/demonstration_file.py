@@ -31,6 +31,9 @@ IMAGES, WRIST_IMAGES = 'agentview_rgb', 'eye_in_hand_rgb'  # below `obs`
 CHUNKS = 'chunk_labels'
 """(T, K, 7): what the expert would have done in K steps from each step where a policy had the arm
 and the expert was asked; NaN at other steps. Where the expert had the arm `actions` tell."""
+MOVED = 'objects_moved'
+"""(T,) uint8: 1 at steps before which objects were moved by hand, so that they do not follow from
+the ones before. Not there where that never was."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,6 +34,7 @@ from worldvla_ros.recording.demonstration_file import (
     CHUNKS,
     FILE_ENDING,
     IMAGES,
+    MOVED,
     WRIST_IMAGES,
 )
 from worldvla_ros.training.failures import DatasetError
@@ -65,6 +66,7 @@ class Episode:
     states: NDArray[np.float64] | None = None  # (T, 7) of `arm_state`; None: not recorded
     wrist: NDArray[np.uint8] | None = None  # (T, H, W, 3) RGB of the wrist camera; None: not read
     chunks: NDArray[np.float64] | None = None  # (T, K, 7), see CHUNKS; None: not recorded
+    moved: NDArray[np.bool_] | None = None  # (T,), see MOVED; None: never
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
@@ -95,6 +97,17 @@ class Episode:
             field.name: array[steps] for field in fields(self)
             if isinstance(array := getattr(self, field.name), np.ndarray)}
         return replace(self, **arrays)
+
+    def pieces(self, steps: NDArray[np.bool_]) -> Iterator['Episode']:
+        """Yield what a filter keeps of the episode, cut where objects were moved by hand."""
+        if self.moved is None:
+            if steps.any():
+                yield self if steps.all() else self.kept(steps)
+            return
+        numbers = self.moved.cumsum()
+        for number in np.unique(numbers[steps]):
+            piece = self.kept(steps & (numbers == number))
+            yield replace(piece, name=f'{self.name}.{number}', moved=None)
 
 
 def demonstration_files(folder: Path, task: str = '*') -> list[Path]:
@@ -249,7 +262,9 @@ def _read_episode(group: h5py.Group, name: str, task: str, wrist: bool) -> Episo
                    states=None if states is None else states[:steps],
                    wrist=images(WRIST_FRAMES) if wrist else None,
                    chunks=(_array(group, CHUNKS, (stored, None, ACTION_DIM))[:steps]
-                           if CHUNKS in group else None))
+                           if CHUNKS in group else None),
+                   moved=(_array(group, MOVED, (stored,))[:steps] > 0
+                          if MOVED in group else None))
 
 
 def _succeeded(group: h5py.Group) -> bool:

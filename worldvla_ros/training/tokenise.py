@@ -19,7 +19,7 @@ from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write
 
 def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None = None,
                       task: str = '*', wrist: bool = False) -> Iterator[Episode]:
-    """Yield the successful episodes below a folder.
+    """Yield the successful episodes below a folder, cut where objects were moved by hand.
 
     :param drop_no_ops: apply the published filter, as far as neither the label nor the executed
         action moves anything.
@@ -34,8 +34,7 @@ def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None =
                 continue
             steps = trained_steps(episode.task, episode.name, episode.actions, episode.executed,
                                   only, drop_no_ops)
-            if steps.any():
-                yield episode.kept(steps) if drop_no_ops else episode
+            yield from episode.pieces(steps)
 
 
 def checked_replays(folder: Path, drop_no_ops: bool, file: Path | None) -> ReplayList | None:

@@ -80,10 +80,13 @@ class Scene:
                                  velocity, 0)
         return float(np.linalg.norm(velocity[3:]))
 
+    def contacts(self) -> set[frozenset[str]]:
+        """Return the owners of what is in contact: objects, fixtures, 'gripper', 'robot', ''."""
+        return {frozenset((self._owners[a], self._owners[b])) for a, b in self.data.contact.geom}
+
     def touching(self, name: str, other: str) -> bool:
         """Whether two objects, or an object and the 'gripper', are in contact."""
-        return any({self._owners[a], self._owners[b]} == {name, other}
-                   for a, b in self.data.contact.geom)
+        return {name, other} in self.contacts()
 
     def meets_obstacle(self, held: str) -> bool:
         """Whether the robot, or what it holds, is in contact with anything else."""

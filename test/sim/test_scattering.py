@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects that are moved by hand: where they can stand, and what is recorded of it."""
+
+import h5py
+import numpy as np
+import pytest
+
+from worldvla_ros.training.libero_hdf5 import read_episodes
+from worldvla_ros.training.tokenise import filtered_episodes
+from worldvla_sim import collect, replay
+from worldvla_sim.expert.policy import ExpertPolicy
+from worldvla_sim.expert.scene import Scene
+from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.scattering import Scattering
+from worldvla_sim.tasks import load_task
+
+REACH = 0.09
+SUITE, TASK = 'libero_goal', 8
+COMMAND = ['--suite', SUITE, '--tasks', str(TASK), '--per-task', '1', '--assets', 'builtin',
+           '--image-size', '32', '--seed', '3']
+
+
+@pytest.fixture(scope='module')
+def collected(tmp_path_factory):
+    """A folder with one demonstration whose objects were moved, and its file."""
+    out = tmp_path_factory.mktemp('scattered')
+    assert collect.main([*COMMAND, '--scatter', str(REACH), '--out', str(out)]) == 0
+    return out, out / f'{load_task(SUITE, TASK).name}_demo.hdf5'
+
+
+def places(env):
+    env.move_objects({})  # a step of physics ends before its last kinematics
+    return {name: env.data.body(env.body_ids[name]).xpos.copy() for name in env.loose_objects}
+
+
+def test_objects_are_moved_and_stand_free_as_high_as_before(tabletop):
+    tabletop.reset(None, seed=4)
+    scattering, homes, seen = Scattering(tabletop, REACH, 4), places(tabletop), []
+    for _ in range(10):
+        scattering.scatter()
+        now = places(tabletop)
+        away = np.array([now[name] - homes[name] for name in homes])
+        assert np.abs(away[:, :2]).max() <= REACH + 1e-9 and np.abs(away[:, 2]).max() < 1e-3
+        pairs = [pair for pair in Scene(tabletop).contacts() if pair & set(homes)]
+        assert pairs and all('' in pair for pair in pairs), 'each on the table, none on another'
+        seen.append(away[:, :2])
+    spread = np.std(seen, axis=0)
+    assert (spread > REACH / 8).all(), 'each object, along each axis'
+    apart = np.std(np.subtract(seen, np.mean(seen, axis=1, keepdims=True)), axis=0)
+    assert (apart > REACH / 20).all(), 'not only all together'
+
+
+def test_a_layout_follows_from_the_seed(tabletop):
+    layouts = []
+    for seed in (4, 4, 5):
+        tabletop.reset(None, seed=4)
+        Scattering(tabletop, REACH, seed).scatter()
+        layouts.append(np.concatenate(list(places(tabletop).values())))
+    np.testing.assert_array_equal(layouts[0], layouts[1])
+    assert np.abs(layouts[0] - layouts[2]).max() > 0.01
+
+
+def test_what_stands_on_another_thing_moves_with_it_and_what_is_in_a_fixture_stays():
+    with LiberoEnv('libero_spatial', 5, assets='builtin', render=False) as env:  # on the ramekin
+        env.reset(None, seed=2)
+        scattering, before = Scattering(env, REACH, 2), places(env)
+        bowl, ramekin = 'akita_black_bowl_1', 'glazed_rim_porcelain_ramekin_1'
+        scattering.scatter()
+        moved = {name: place - before[name] for name, place in places(env).items()}
+        assert np.linalg.norm(moved[bowl]) > 0.005
+        np.testing.assert_allclose(moved[bowl], moved[ramekin], atol=1e-9)
+    with LiberoEnv('libero_spatial', 4, assets='builtin', render=False) as env:  # in a drawer
+        env.reset(None, seed=2)
+        scattering, before = Scattering(env, REACH, 2), places(env)
+        scattering.scatter()
+        np.testing.assert_array_equal(places(env)['akita_black_bowl_1'],
+                                      before['akita_black_bowl_1'])
+
+
+def test_what_the_hand_holds_stays_in_it(tabletop):
+    observation, expert = tabletop.reset(None, seed=4), ExpertPolicy()
+    expert.start(tabletop, observation)
+    scattering, held = Scattering(tabletop, REACH, 4), tabletop.goal[0][1]
+    while not (tabletop.steps > 5 and Scene(tabletop).pinched(held)):
+        observation = tabletop.step(expert.act(observation))
+    before = places(tabletop)
+    scattering.scatter()
+    after = places(tabletop)
+    np.testing.assert_array_equal(after[held], before[held])
+    assert any((after[name] != before[name]).any() for name in after)
+
+
+def test_objects_are_moved_in_the_first_half_of_an_episode(tabletop):
+    tabletop.reset(None, seed=4)
+    scattering, due = Scattering(tabletop, REACH, 4), []
+    for step in range(tabletop.max_steps):
+        tabletop.steps = step
+        if scattering.is_due():
+            scattering.scatter()
+            due.append(step)
+    assert due[0] == 0 and due[-1] < tabletop.max_steps / 2
+    assert set(np.diff(due)) <= set(range(6, 19)) and len(set(np.diff(due))) > 3
+    tabletop.reset(None, seed=4)
+    assert not Scattering(tabletop, 0.0, 4).is_due()
+
+
+def test_a_recording_is_cut_where_objects_were_moved(collected):
+    whole, = read_episodes(collected[1])
+    pieces = list(filtered_episodes(collected[0], drop_no_ops=False))
+    assert whole.moved[0] and len(pieces) == whole.moved.sum() > 3
+    assert len({piece.name for piece in pieces}) == len(pieces)
+    np.testing.assert_array_equal(np.concatenate([piece.frames for piece in pieces]),
+                                  whole.frames)
+    starts = np.flatnonzero(whole.moved)
+    for piece, start in zip(pieces, starts, strict=True):
+        end = start + len(piece.actions)
+        np.testing.assert_array_equal(piece.actions, whole.actions[start:end])
+        assert piece.instruction == whole.instruction and piece.moved is None
+
+
+def test_a_replay_moves_the_objects_again(collected, tmp_path):
+    assert replay.main([str(collected[0]), '--out', str(tmp_path / 'whole.json')]) == 0
+    result, = replay.ReplayList.load(tmp_path / 'whole.json').replays
+    assert result.success and result.error is None
+    with h5py.File(collected[1], 'r') as file:  # without, it takes what is no longer there
+        assert file['data/demo_0/objects_moved'][:].sum() > 3
+
+
+def test_a_replay_without_no_ops_says_why_it_cannot_be(collected, tmp_path):
+    assert replay.main([str(collected[0]), '--drop-no-ops', '--out',
+                        str(tmp_path / 'filtered.json')]) == 1
+    result, = replay.ReplayList.load(tmp_path / 'filtered.json').replays
+    assert 'moved by hand' in result.error
+
+
+@pytest.mark.parametrize('metres', ['-0.01', '0.5'])
+def test_a_distance_that_cannot_be_is_refused(tmp_path, capsys, metres):
+    assert collect.main([*COMMAND, '--scatter', metres, '--out', str(tmp_path / 'none')]) == 2
+    assert '--scatter' in capsys.readouterr().err

@@ -13,7 +13,7 @@ from worldvla_ros.training.frames import load_frames
 from worldvla_ros.training.held_out_clips import held_out_lengths
 from worldvla_ros.training.libero_hdf5 import episode_actions
 from worldvla_ros.training.replay_list import kept_steps
-from worldvla_ros.training.splits import SplitCounts, draw, split, split_names
+from worldvla_ros.training.splits import SPLITS, SplitCounts, draw, split, split_names
 from worldvla_ros.training.store import write_store
 
 
@@ -87,6 +87,17 @@ def test_a_demonstration_of_libero_and_its_copy_that_was_rendered_again_are_on_o
         assert len(actions) == len(read[name][0]) + 1
         assert draw(name, actions, actions) == draws[name]
     assert len(set(draws.values())) == 10
+
+
+@pytest.mark.parametrize('order', SPLITS)
+def test_pieces_of_a_demonstration_are_on_the_side_of_the_whole(order):
+    rng = np.random.default_rng(0)
+    whole = {('pick', f'demo_{number}'): rng.random() for number in range(40)}
+    pieces = {('pick', f'{name}.{piece}'): value if piece == 11 else rng.random()
+              for (_, name), value in whole.items() for piece in range(12)}
+    for side, cut in zip(split(whole, order), split(pieces, order), strict=True):
+        assert len(side) > 0 and len(cut) == 12 * len(side)
+        assert {name.partition('.')[0] for _, name in cut} == {name for _, name in side}
 
 
 def test_what_has_no_actions_goes_by_its_name():

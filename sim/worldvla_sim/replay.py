@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import SimulationError
-from worldvla_ros.recording.demonstration_file import MOVED
 from worldvla_ros.training.libero_hdf5 import (
     demonstration_files,
+    objects_moved,
     observation_lag,
     recorded_actions,
     task_name,
@@ -63,19 +63,19 @@ class ReplayRunner:
             group = data[job.name]
             actions, executed = recorded_actions(group)
             states = group['states'][observation_lag(group):]
-            moved = group[MOVED][:] > 0 if MOVED in group else np.zeros(len(actions), dtype=bool)
+            moved = objects_moved(group)
             env = self._environment(job)
             reset_as_recorded(env, group)
         kept = (kept_steps(actions, executed) if job.drop_no_ops
                 else np.ones(len(actions), dtype=bool))
-        if moved.any() and job.drop_no_ops:
+        if moved is not None and job.drop_no_ops:
             raise SimulationError('objects were moved by hand in it (`collect --scatter`), which '
                                   'is where they stand only if nothing is dropped; replay it '
                                   'without --drop-no-ops')
         if not np.array_equal(env.state(), states[0]):  # else the reset is exact, with contacts
             env.set_state(states[0])
         for step in np.flatnonzero(kept):
-            if moved[step]:
+            if moved is not None and moved[step]:
                 env.set_state(states[step])
             env.step(executed[step])
         return Replay(job.task, job.name, actions_digest(actions, executed),

@@ -38,6 +38,7 @@ from worldvla_ros.recording.demonstration_file import (
     WRIST_IMAGES,
 )
 from worldvla_ros.training.failures import DatasetError
+from worldvla_ros.training.splits import PIECE
 
 FRAMES, WRIST_FRAMES = f'obs/{IMAGES}', f'obs/{WRIST_IMAGES}'
 ROBOT_STATE_DIM = 9  # two fingers, position, quaternion; of `robot_states`
@@ -107,7 +108,7 @@ class Episode:
         numbers = self.moved.cumsum()
         for number in np.unique(numbers[steps]):
             piece = self.kept(steps & (numbers == number))
-            yield replace(piece, name=f'{self.name}.{number}', moved=None)
+            yield replace(piece, name=f'{self.name}{PIECE}{number}', moved=None)
 
 
 def demonstration_files(folder: Path, task: str = '*') -> list[Path]:
@@ -199,6 +200,14 @@ def recorded_actions(group: h5py.Group) -> tuple[NDArray[np.float64], NDArray[np
     return labels[lag:], executed[lag:]
 
 
+def objects_moved(group: h5py.Group) -> NDArray[np.bool_] | None:
+    """Return before which steps (T,) of a demonstration objects were moved, see MOVED, or None."""
+    if MOVED not in group:
+        return None
+    moved: NDArray[np.bool_] = _array(group, MOVED, (len(group['actions']),)) > 0
+    return moved[observation_lag(group):]
+
+
 def observation_lag(group: h5py.Group) -> int:
     """Return by how many steps `obs` and `robot_states` are ahead of `actions` and `states`.
 
@@ -263,8 +272,7 @@ def _read_episode(group: h5py.Group, name: str, task: str, wrist: bool) -> Episo
                    wrist=images(WRIST_FRAMES) if wrist else None,
                    chunks=(_array(group, CHUNKS, (stored, None, ACTION_DIM))[:steps]
                            if CHUNKS in group else None),
-                   moved=(_array(group, MOVED, (stored,))[:steps] > 0
-                          if MOVED in group else None))
+                   moved=objects_moved(group))
 
 
 def _succeeded(group: h5py.Group) -> bool:

@@ -29,6 +29,7 @@ from worldvla_ros.training.replay_list import kept_steps
 
 SPLITS = ('hashed', 'numeric', 'published')
 TRAIN_SHARE = 0.9  # of the episodes of each task (paper, section 4.1)
+PIECE = '.'  # in the name of a part of a demonstration, before its number
 HASHED_STEPS = 32  # that move, the last ones; the shortest of 360 demonstrations had 64
 Key = tuple[str, str]  # task and name of an episode
 
@@ -49,21 +50,24 @@ def draw(name: str, actions: NDArray[np.floating], executed: NDArray[np.floating
 def split(draws: Mapping[Key, float], order: str) -> tuple[list[Key], list[Key]]:
     """Return which episodes are for training and which are held out, task by task.
 
-    :param draws: `draw` of each episode.
+    The pieces of a demonstration that was cut (`Episode.pieces`) stay together.
+
+    :param draws: `draw` of each episode, pieces in their order.
     :param order: of SPLITS.
     """
-    by_task: dict[str, list[str]] = defaultdict(list)
+    by_task: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for task, name in draws:
-        by_task[task].append(name)
+        by_task[task][name.partition(PIECE)[0]].append(name)
     sides: tuple[list[Key], list[Key]] = [], []
-    for task, names in by_task.items():
-        if order == 'hashed':
-            parts = tuple([name for name in names if (draws[task, name] < TRAIN_SHARE) == train]
+    for task, pieces in by_task.items():
+        if order == 'hashed':  # by the last piece, which ends as the demonstration does
+            parts = tuple([name for name, those in pieces.items()
+                           if (draws[task, those[-1]] < TRAIN_SHARE) == train]
                           for train in (True, False))
         else:
-            parts = split_names(names, order)
+            parts = split_names(list(pieces), order)
         for side, part in zip(sides, parts, strict=True):
-            side += [(task, name) for name in part]
+            side += [(task, piece) for name in part for piece in pieces[name]]
     return sides
 
 

@@ -103,22 +103,23 @@ def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
     recorder, disturbance = DemonstrationRecorder(env), ActionNoise(noise, seed)
     turns, scattering = Turns(settings, env.max_steps, seed), Scattering(env, scatter, seed)
     expert.start(env, observation)
-    expert_acted = True
+    begins_anew = True  # the learner, when it acts next
     while not env.success and env.steps < settings.step_limit * env.max_steps:
         if scattering.is_due():
             observation = scattering.scatter()
             recorder.objects_moved()
-            learner.start(env, observation)  # what it planned or remembers is of the layout before
+            begins_anew = True  # what it planned or remembers is of the layout before
         label, expert_acts = expert.act(observation), turns.expert_acts(env.steps)
         chunk = None
         if expert_acts:
             executed = disturbance.perturb(label)
         else:
-            if expert_acted:
-                learner.start(env, observation)  # its history ended when the expert took over
+            if begins_anew:
+                learner.start(env, observation)
             executed = np.asarray(learner.act(observation), dtype=np.float64)
             if settings.chunk and env.steps % _LOOKS_AHEAD == 0:
                 chunk = look_ahead(env, expert, label, settings.chunk)
         recorder.add(observation, label, executed, expert_acted=expert_acts, chunk=chunk)
-        observation, expert_acted = env.step(executed), expert_acts
+        observation = env.step(executed)
+        begins_anew = expert_acts  # its history ended when the expert took over
     return recorder if env.success else None

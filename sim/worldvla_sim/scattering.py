@@ -96,8 +96,7 @@ class Scattering:
         others = scene.points(without=group)
         if (np.linalg.norm(own - self._robot.position, axis=1) < _FREE_HAND).any():
             return False
-        if any(set(pair) & set(group) and set(pair) & {'robot', 'gripper'}
-               for pair in scene.contacts()):
+        if any(scene.touching(name, part) for name in group for part in ('robot', 'gripper')):
             return False
         beside, _ = cKDTree(others[:, :2]).query(own[:, :2], distance_upper_bound=_GAP)
         return bool(np.isinf(beside).all())

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.policy.named_checkpoints import NAMES
-from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, parse_indices, resumable
+from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, parse_indices, resumable, seed
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.expert.scene import Scene
 from worldvla_sim.libero_env import LiberoEnv
@@ -49,22 +49,23 @@ def look(env: LiberoEnv, policy: EpisodePolicy, seed: int) -> list[Answers]:
     """Ask a policy and the expert about one random layout.
 
     Nothing is asked where the task takes no object, or one that does not stand on the table.
+
+    :param seed: of the layout.
     """
-    found = _brought_to_object(env, seed)
-    if found is None or not _stands_free(env, found[0]):
+    observation, scene = env.reset(None, seed=seed), Scene(env)
+    name = _brought_to_object(env, observation, scene)
+    if name is None or not _stands_free(scene, name):
         return []
-    name, home = found
-    answers = []
+    home, answers = scene.position(name)[:2], []
     for axis in (0, 1):
         rows = []
         for move in MOVES:
-            place = home + move * np.eye(2)[axis]
-            env.move_objects({name: place})
-            if _stands_free(env, name):
+            env.move_objects({name: home + move * np.eye(2)[axis]})
+            if _stands_free(scene, name):
                 observation = env.observe()
                 rows.append((move, *(_first_action(who, env, observation)[axis]
                                      for who in (policy, ExpertPolicy()))))
-            env.move_objects({name: home})
+        env.move_objects({name: home})
         moves, said, expected = np.array(rows).reshape(-1, 3).T
         answers.append(Answers(env.task, axis, moves, said, expected))
     return answers
@@ -83,9 +84,10 @@ def followed(answers: Sequence[Answers]) -> float:
     return float(policy @ expert / (expert @ expert))
 
 
-def _brought_to_object(env: LiberoEnv, seed: int) -> tuple[str, np.ndarray] | None:
-    """Let the expert come near what it is about to take; return its name and place (2,) [m]."""
-    observation, expert, scene = env.reset(None, seed=seed), ExpertPolicy(), Scene(env)
+def _brought_to_object(env: LiberoEnv, observation: SimObservation, scene: Scene
+                       ) -> str | None:
+    """Let the expert come near what it is about to take, and return its name."""
+    expert = ExpertPolicy()
     expert.start(env, observation)
     wanted = [predicate[1] for predicate in env.goal if predicate[1] in env.loose_objects]
     for _ in range(_LONGEST):
@@ -94,14 +96,14 @@ def _brought_to_object(env: LiberoEnv, seed: int) -> tuple[str, np.ndarray] | No
             away = observation.ee_position - scene.position(name)
             if (action[6] < 0 and np.linalg.norm(away[:2]) < _BESIDE and away[2] < _ABOVE
                     and np.abs(action[:2]).max() < _SLOW):
-                return name, scene.position(name)[:2]
+                return name
         observation = env.step(action)
     return None
 
 
-def _stands_free(env: LiberoEnv, name: str) -> bool:
+def _stands_free(scene: Scene, name: str) -> bool:
     """Whether nothing but the table is where the object was put."""
-    return all('' in pair for pair in Scene(env).contacts() if name in pair)
+    return all('' in pair for pair in scene.contacts() if name in pair)
 
 
 def _first_action(policy: EpisodePolicy, env: LiberoEnv, observation: SimObservation
@@ -126,8 +128,8 @@ def _layouts(options: argparse.Namespace, tasks: Sequence[int], assets: str, siz
              wrist: bool) -> Iterator[tuple[LiberoEnv, int]]:
     for task in tasks:
         with LiberoEnv(options.suite, task, assets=assets, image_size=size, wrist=wrist) as env:
-            for seed in range(options.seed, options.seed + options.layouts):
-                yield env, seed
+            for layout in range(options.seed, options.seed + options.layouts):
+                yield env, layout
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -141,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--tasks', type=parse_indices, help='such as 0,3-5 (default: all)')
     parser.add_argument('--layouts', type=positive_int, default=3, help='per task (default: 3)')
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=seed, default=0)
     return parser
 
 
@@ -155,8 +157,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     assets = resolve_assets(options.assets).kind
     answers: list[Answers] = []
     with tqdm(total=len(tasks) * options.layouts, unit='layout') as bar:
-        for env, seed in _layouts(options, tasks, assets, size, policy.needs_wrist):
-            answers += look(env, policy, seed)
+        for env, layout in _layouts(options, tasks, assets, size, policy.needs_wrist):
+            answers += look(env, policy, layout)
             bar.update()
     print(table(answers, lambda task: load_task(options.suite, task).instruction))
     named = f', {checkpoint_name(options.policy)}' if isinstance(policy, CheckpointPolicy) else ''

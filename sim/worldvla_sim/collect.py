@@ -36,17 +36,17 @@ from worldvla_sim.demonstrations import (
     write_demonstration,
 )
 from worldvla_sim.expert.noise import ActionNoise
+from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
-from worldvla_sim.policies import EpisodePolicy, policy_factory
-from worldvla_sim.scattering import Scattering
+from worldvla_sim.policies import policy_factory
+from worldvla_sim.scattering import Scattering, check_reach
 from worldvla_sim.tasks import SUITES, load_task, suite_tasks
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 
 _MAX_ATTEMPTS_PER_DEMO = 4
 _MAX_ATTEMPTS = 10 ** 5  # of one task; each has a seed of its own
-_FARTHEST = 0.3  # [m] that objects can be asked to be moved
 _LARGEST_SEED = (MAX_SEED + 1) // _MAX_ATTEMPTS - 1
 
 
@@ -157,7 +157,7 @@ class AttemptRunner:
                  threads: int = 1) -> None:
         self._settings, self._out, self._per_task = settings, out, per_task
         self._kept = KeptEnvironment()
-        self._expert = policy_factory('expert')()
+        self._expert = ExpertPolicy()
         self._learner = None if settings.learner is None else policy_factory(
             settings.learner.name, threads=threads)()
 
@@ -187,7 +187,7 @@ class AttemptRunner:
                             settings.noise, settings.scatter)
 
 
-def record_episode(env: LiberoEnv, expert: EpisodePolicy, seed: int, noise: float,
+def record_episode(env: LiberoEnv, expert: ExpertPolicy, seed: int, noise: float,
                    scatter: float = 0.0) -> DemonstrationRecorder | None:
     """Let the expert play a random reset; None when it did not succeed in the step limit.
 
@@ -203,7 +203,7 @@ def record_episode(env: LiberoEnv, expert: EpisodePolicy, seed: int, noise: floa
             recorder.objects_moved()
         action = expert.act(observation)
         executed = disturbance.perturb(action)
-        recorder.add(observation, action, executed)
+        recorder.add(observation, action, executed, aim=expert.aim)
         observation = env.step(executed)
     return recorder if env.success else None
 
@@ -221,9 +221,7 @@ def collect(settings: CollectionSettings, tasks: Sequence[int], per_task: int, o
     if not 0 <= settings.seed <= _LARGEST_SEED:
         raise ConfigError(f'--seed must be from 0 to {_LARGEST_SEED}, got {settings.seed}: it is '
                           f'followed by {_MAX_ATTEMPTS} seeds of attempts')
-    if not 0 <= settings.scatter <= _FARTHEST:
-        raise ConfigError(f'--scatter must be from 0 to {_FARTHEST} m, which the arm reaches, got '
-                          f'{settings.scatter}')
+    check_reach(settings.scatter)
     _check_settings(out, settings)
     open_folders = [folder for folder in folders if not folder.is_complete()]
     failed = dict.fromkeys(tasks, 0)

@@ -16,6 +16,7 @@ import numpy as np
 from worldvla_ros.errors import ConfigError
 from worldvla_sim.demonstrations import DemonstrationRecorder
 from worldvla_sim.expert.noise import ActionNoise
+from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.look_ahead import look_ahead
 from worldvla_sim.policies import POLICIES, EpisodePolicy, checkpoint_folder, policy_factory
@@ -82,7 +83,7 @@ class Turns:
         return step >= len(self._expert_acts) or bool(self._expert_acts[step])
 
 
-def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
+def record_turns(env: LiberoEnv, expert: ExpertPolicy, learner: EpisodePolicy,
                  settings: LearnerSettings, seed: int, noise: float, scatter: float = 0.0
                  ) -> DemonstrationRecorder | None:
     """Play a random reset in turns; None when it did not succeed in time.
@@ -110,6 +111,7 @@ def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
             recorder.objects_moved()
             begins_anew = True  # what it planned or remembers is of the layout before
         label, expert_acts = expert.act(observation), turns.expert_acts(env.steps)
+        aim = expert.aim
         chunk = None
         if expert_acts:
             executed = disturbance.perturb(label)
@@ -119,7 +121,7 @@ def record_turns(env: LiberoEnv, expert: EpisodePolicy, learner: EpisodePolicy,
             executed = np.asarray(learner.act(observation), dtype=np.float64)
             if settings.chunk and env.steps % _LOOKS_AHEAD == 0:
                 chunk = look_ahead(env, expert, label, settings.chunk)
-        recorder.add(observation, label, executed, expert_acted=expert_acts, chunk=chunk)
+        recorder.add(observation, label, executed, expert_acted=expert_acts, chunk=chunk, aim=aim)
         observation = env.step(executed)
         begins_anew = expert_acts  # its history ended when the expert took over
     return recorder if env.success else None

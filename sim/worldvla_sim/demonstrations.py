@@ -19,6 +19,7 @@ import numpy as np
 
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.recording.demonstration_file import (
+    AIMS,
     CHUNKS,
     IMAGES,
     MOVED,
@@ -75,6 +76,7 @@ class Demonstration:
     seen: Seen  # before each action
     chunks: np.ndarray | None = None  # (T, K, 7) float64, see CHUNKS; None: not asked for
     moved: np.ndarray | None = None  # (T,) bool, see MOVED; None: never
+    aims: np.ndarray | None = None  # (T, 5) float64, see AIMS; None: not noted
     attributes: dict[str, Any] = field(default_factory=dict)  # seed, noise, assets, ...
 
     def __len__(self) -> int:
@@ -93,13 +95,19 @@ class DemonstrationRecorder:
         self._states: list[np.ndarray] = []
         self._chunks: dict[int, np.ndarray] = {}  # by step
         self._moved: set[int] = set()  # steps
+        self._aims: list[np.ndarray] = []  # of every step, or of none
 
     def add(self, observation: SimObservation, action: np.ndarray, executed: np.ndarray, *,
-            expert_acted: bool = True, chunk: np.ndarray | None = None) -> None:
+            expert_acted: bool = True, chunk: np.ndarray | None = None,
+            aim: np.ndarray | None = None) -> None:
         """Note what was seen, what the expert would do, and what is about to be executed.
 
         :param chunk: (K, 7), what the expert would do in the next K steps, where it was asked.
+        :param aim: (3,), what the expert's action is for, world frame [m]; at all steps or none.
         """
+        if aim is not None:
+            self._aims.append(np.concatenate([self._env.in_agentview(aim),
+                                              aim - observation.ee_position]))
         if chunk is not None:
             self._chunks[len(self._actions)] = chunk
         self._observations.append(observation)
@@ -122,6 +130,7 @@ class DemonstrationRecorder:
             chunks=self._stacked_chunks(),
             moved=(np.isin(np.arange(len(self._actions)), list(self._moved)) if self._moved
                    else None),
+            aims=np.stack(self._aims) if self._aims else None,
             attributes=attributes | {'assets': self._env.assets,
                                      'base_position': self._env.base_position})
 
@@ -172,6 +181,8 @@ def write_demonstration(parent: h5py.Group, name: str, demo: Demonstration) -> N
         group.create_dataset(CHUNKS, data=demo.chunks)
     if demo.moved is not None:
         group.create_dataset(MOVED, data=demo.moved.astype(np.uint8))
+    if demo.aims is not None:
+        group.create_dataset(AIMS, data=demo.aims)
     write_seen(group, demo.seen)
     group.attrs['init_state'] = demo.states[0]
     group.attrs['problem_info'] = json.dumps({'language_instruction': demo.instruction,

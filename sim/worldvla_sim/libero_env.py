@@ -364,6 +364,20 @@ class LiberoEnv:
         except Exception as error:  # whatever the driver runs into
             raise SimulationError(f'{self} cannot render {camera}: {error}') from error
 
+    def in_agentview(self, point: np.ndarray) -> np.ndarray:
+        """Return where a point (3,) [m] is in the picture, (2,): shares of width and height.
+
+        From the upper left corner of the picture as policies see it; outside of [0, 1] the point
+        is outside of the picture, and NaN where it is behind the camera.
+        """
+        camera = self.model.camera('agentview').id
+        right, up, back = (point - self.data.cam_xpos[camera]) @ self.data.cam_xmat[
+            camera].reshape(3, 3)
+        if back >= 0:
+            return np.full(2, np.nan)
+        widths = 2 * np.tan(np.radians(self.model.cam_fovy[camera]) / 2) * -back
+        return 0.5 - np.array([right, up]) / widths  # policies see it mirrored
+
     def privileged(self) -> Privileged:
         """Return the true poses of objects, fixtures and goal regions, and fixture joints."""
         libero, data = self._libero, self.data

@@ -31,12 +31,15 @@ from worldvla_sim.demonstrations import (
     demonstration_names,
     keep_to_settings,
     open_demonstrations,
+    write_demonstration,
     write_seen,
 )
+from worldvla_sim.glances import glances
 from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import MSAA_LEVELS, ROBOTS
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
 from worldvla_sim.recorded_simulation import Simulation, reset_as_recorded, simulation_of
+from worldvla_sim.scattering import check_reach
 from worldvla_sim.tasks import SUITES
 from worldvla_sim.workers import JobFailure, WorkerPool
 
@@ -52,6 +55,7 @@ class Pictures:
     robot: str | None = None  # None: as the file says, or else 'light'
     msaa: int = 0
     wrist: bool = False  # the wrist camera, too; False: where it was recorded
+    scatter: float = 0.0  # see `glances` [m]; 0: things stay where they were
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,12 @@ class RenderRunner:
                                  wrist=(job.pictures.wrist
                                         or f'obs/{WRIST_IMAGES}' in recorded))
             reset_as_recorded(env, recorded)
+            if job.pictures.scatter > 0:
+                _states(recorded, job)
+                demo = glances(env, recorded, job.pictures.scatter)
+                with whole_file(job.part) as file:
+                    write_demonstration(file, job.name, demo)
+                return
             observations = []
             for state in _states(recorded, job):
                 env.set_state(state)
@@ -236,6 +246,10 @@ def _parser() -> argparse.ArgumentParser:
                         help='(default: those of the file, auto where it does not say)')
     parser.add_argument('--robot', choices=ROBOTS, help='(default: likewise, light)')
     parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=0)
+    parser.add_argument('--scatter', type=float, default=0.0, metavar='METRES',
+                        help='lay what stands free elsewhere in each state, up to so far along '
+                             'each axis, and ask the expert there: single steps (glances), for '
+                             'data.short_chunks of a training run')
     parser.add_argument('--wrist', action='store_true',
                         help='the wrist camera, too (default: where it was recorded)')
     return parser
@@ -245,9 +259,11 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when all were rendered, 2 on errors, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
+    check_reach(options.scatter)
     files = files_to_render(
         options.demonstrations, options.out,
-        Pictures(options.image_size, options.assets, options.robot, options.msaa, options.wrist),
+        Pictures(options.image_size, options.assets, options.robot, options.msaa, options.wrist,
+                 options.scatter),
         options.suite)
     rerender(files, workers=options.workers)
     print(f'{sum(map(len, files))} demonstrations in {len(files)} files: {options.out}')

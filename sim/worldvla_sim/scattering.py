@@ -8,9 +8,12 @@ arm alone; it does as well as one that looks, as long as nothing is moved (LIBER
 played, which gives ten layouts for the pictures of one.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from scipy.spatial import cKDTree
 
+from worldvla_ros.errors import ConfigError
 from worldvla_sim.expert.robot import Robot
 from worldvla_sim.expert.scene import Scene
 from worldvla_sim.libero_env import LiberoEnv
@@ -23,6 +26,14 @@ _GAP = 0.012  # [m] between objects, beside each other
 _FREE_HAND = 0.05  # [m] around the grip site
 _REACH = (0.40, 0.72)  # [m] from the robot's base, horizontally
 _TRIES = 8  # per object
+_FARTHEST = 0.3  # [m] that objects can be asked to be moved
+
+
+def check_reach(metres: float) -> None:
+    """Refuse a distance that objects cannot be moved by; ConfigError."""
+    if not 0 <= metres <= _FARTHEST:
+        raise ConfigError(f'--scatter must be from 0 to {_FARTHEST} m, which the arm reaches, got '
+                          f'{metres}')
 
 
 class Scattering:
@@ -55,10 +66,7 @@ class Scattering:
         self._next = self._env.steps + int(self._random.integers(*_INTERVAL))
         together = self._random.uniform(-1, 1, 2) * (1 - _OWN_SHARE) * self._reach
         for group in self._groups():
-            for _ in range(_TRIES):
-                own = self._random.uniform(-1, 1, 2) * _OWN_SHARE * self._reach
-                if self._move(group, together + own):
-                    break
+            self._scatter_group(group, together)
         return self._env.observe()
 
     def _groups(self) -> list[list[str]]:
@@ -75,29 +83,37 @@ class Scattering:
         groups = {id(group): sorted(group) for group in group_of.values()}
         return [group for group in groups.values() if not held.intersection(group)]
 
-    def _move(self, group: list[str], offset: np.ndarray) -> bool:
-        """Move a group until its first object is so far (2,) from home, if nothing is there."""
-        position = self._scene.position
-        move = self._homes[group[0]] + offset - position(group[0])[:2]
-        before = {name: position(name)[:2] for name in group}
-        self._env.move_objects({name: place + move for name, place in before.items()})
-        if self._fits(group):
-            return True
-        self._env.move_objects(before)
-        return False
+    def _scatter_group(self, group: list[str], together: np.ndarray) -> None:
+        """Move a group by (2,) [m] and a little by itself from home, if it finds a free place."""
+        scene = self._scene
+        before = {name: scene.position(name)[:2] for name in group}
+        own = np.concatenate([scene.points(only=name) for name in group])
+        others = cKDTree(scene.points(without=group)[:, :2])
+        for _ in range(_TRIES):
+            by_itself = self._random.uniform(-1, 1, 2) * _OWN_SHARE * self._reach
+            move = self._homes[group[0]] + together + by_itself - before[group[0]]
+            if not self._fits(move, before, own, others):
+                continue
+            self._env.move_objects({name: place + move for name, place in before.items()})
+            if not any(scene.touching(name, part) for name in group
+                       for part in ('robot', 'gripper')):
+                return
+            self._env.move_objects(before)
 
-    def _fits(self, group: list[str]) -> bool:
-        scene, base = self._scene, self._env.base_position
-        for name in group:
-            away = float(np.linalg.norm((scene.position(name) - base)[:2]))
+    def _fits(self, move: np.ndarray, before: Mapping[str, np.ndarray], own: np.ndarray,
+              others: cKDTree) -> bool:
+        """Whether a group that is moved by (2,) [m] is in reach, and beside nothing.
+
+        :param before: where each of it is, (2,) [m].
+        :param own: points of the group there, (n, 3) [m].
+        :param others: points of all else, horizontally.
+        """
+        for place in before.values():
+            away = float(np.linalg.norm(place + move - self._env.base_position[:2]))
             if not _REACH[0] < away < _REACH[1]:
                 return False
-        own = np.concatenate([scene.points(only=name) for name in group])
-        others = scene.points(without=group)
-        if (np.linalg.norm(own - self._robot.position, axis=1) < _FREE_HAND).any():
+        moved = own + np.append(move, 0.0)
+        if (np.linalg.norm(moved - self._robot.position, axis=1) < _FREE_HAND).any():
             return False
-        if any(scene.touching(name, part) for name in group for part in ('robot', 'gripper')):
-            return False
-        beside, _ = cKDTree(others[:, :2]).query(own[:, :2], distance_upper_bound=_GAP)
+        beside, _ = others.query(moved[:, :2], distance_upper_bound=_GAP)
         return bool(np.isinf(beside).all())
-

@@ -7,7 +7,7 @@ import pytest
 
 from worldvla_ros.training.libero_hdf5 import read_episodes
 from worldvla_ros.training.tokenise import filtered_episodes
-from worldvla_sim import collect, replay
+from worldvla_sim import collect, replay, rerender
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.expert.scene import Scene
 from worldvla_sim.libero_env import LiberoEnv
@@ -137,3 +137,62 @@ def test_a_replay_without_no_ops_says_why_it_cannot_be(collected, tmp_path):
 def test_a_distance_that_cannot_be_is_refused(tmp_path, capsys, metres):
     assert collect.main([*COMMAND, '--scatter', metres, '--out', str(tmp_path / 'none')]) == 2
     assert '--scatter' in capsys.readouterr().err
+
+
+def test_a_recording_says_what_each_action_is_for(collected):
+    one, = read_episodes(collected[1])
+    with LiberoEnv(SUITE, TASK, assets='builtin', render=False) as env:
+        env.reset(None, seed=0)
+        bowl = env.goal[0][1]
+        with h5py.File(collected[1], 'r') as file:
+            states = file['data/demo_0/states'][:]
+        away, seen = [], []
+        for step in range(0, len(states), 5):
+            env.set_state(states[step])
+            place = env.data.body(env.body_ids[bowl]).xpos
+            hand = env.observe().ee_position
+            closed = one.actions[step, 6] > 0
+            away.append((closed, np.linalg.norm((hand + one.aims[step, 2:] - place)[:2])))
+            seen.append(np.abs(env.in_agentview(hand + one.aims[step, 2:])
+                               - one.aims[step, :2]).max())
+    assert max(seen) < 2e-3, 'one place; a recording is a physics step behind its state'
+    before = [distance for closed, distance in away if not closed]
+    assert np.median(before) < 0.07, 'first the rim of the bowl'
+    assert max(distance for closed, distance in away if closed) > 0.1, 'then the plate'
+
+
+def test_a_place_in_the_picture_is_where_the_object_is_drawn():
+    with LiberoEnv(SUITE, TASK, assets='builtin', image_size=128) as env:
+        env.reset(None, seed=0)
+        bowl = env.goal[0][1]
+        place = env.data.body(env.body_ids[bowl]).xpos.copy()
+        before = env.observe().agentview.astype(int)
+        env.move_objects({bowl: place[:2] + np.array([0.0, 0.3])})  # away
+        gone = np.abs(before - env.observe().agentview).sum(-1) > 60
+        down, across = np.nonzero(gone[:, :])
+        expected = env.in_agentview(place) * 128
+        near = np.hypot(across - expected[0], down - expected[1]) < 16
+        assert near.sum() > 30
+        np.testing.assert_allclose([across[near].mean(), down[near].mean()], expected, atol=5)
+        behind = env.in_agentview(env.data.cam_xpos[env.model.camera('agentview').id] + [1, 0, 1])
+        assert np.isnan(behind).all()
+
+
+def test_glances_are_single_steps_of_other_layouts(collected, tmp_path):
+    out = tmp_path / 'glances'
+    assert rerender.main([str(collected[0]), '--out', str(out), '--image-size', '32',
+                          '--scatter', '0.12']) == 0
+    one, = read_episodes(collected[1])
+    glance, = read_episodes(out / collected[1].name)
+    np.testing.assert_allclose(glance.states, one.states, atol=2e-3)  # the hand is where it was
+    assert glance.moved.all() and glance.chunks is None
+    assert np.abs(glance.aims - one.aims)[:, :2].max(1).mean() > 0.01
+    np.testing.assert_array_equal(glance.actions, glance.executed)
+    pieces = list(filtered_episodes(out, drop_no_ops=False))
+    assert [len(piece.actions) for piece in pieces] == [1] * len(one.actions)
+    again = tmp_path / 'again'
+    assert rerender.main([str(collected[0]), '--out', str(again), '--image-size', '32',
+                          '--scatter', '0.12']) == 0
+    repeated, = read_episodes(again / collected[1].name)
+    np.testing.assert_array_equal(repeated.frames, glance.frames)
+    np.testing.assert_array_equal(repeated.aims, glance.aims)

@@ -36,6 +36,14 @@ MOVED = 'objects_moved'
 the ones before. Not there where that never was."""
 
 
+AIMS = 'aims'
+"""(T, 5): what the expert's action is for: a grasp, or the place for what is held. Where it is in
+`agentview_rgb` as policies see it, in shares of width and height from the upper left corner, which
+are outside of [0, 1], or NaN, where the picture does not show it; and how far from the grip site,
+x, y and z [m] along the axes of the robot's base."""
+AIM_DIM = 5
+
+
 @dataclass(frozen=True, eq=False)
 class ArmTrack:
     """The arm at T instants."""

@@ -31,6 +31,8 @@ from scipy.spatial.transform import Rotation
 from worldvla_ros.arm_state import arm_state
 from worldvla_ros.datatypes import ACTION_DIM, STATE_DIM
 from worldvla_ros.recording.demonstration_file import (
+    AIM_DIM,
+    AIMS,
     CHUNKS,
     FILE_ENDING,
     IMAGES,
@@ -68,6 +70,7 @@ class Episode:
     wrist: NDArray[np.uint8] | None = None  # (T, H, W, 3) RGB of the wrist camera; None: not read
     chunks: NDArray[np.float64] | None = None  # (T, K, 7), see CHUNKS; None: not recorded
     moved: NDArray[np.bool_] | None = None  # (T,), see MOVED; None: never
+    aims: NDArray[np.float64] | None = None  # (T, 5), see AIMS; None: not recorded
 
     def __post_init__(self) -> None:
         """Refuse arrays that do not belong together."""
@@ -79,7 +82,8 @@ class Episode:
                                   ('actions', self.actions, (ACTION_DIM,)),
                                   ('executed actions', self.executed, (ACTION_DIM,)),
                                   ('states', self.states, (STATE_DIM,)),
-                                  ('chunk labels', self.chunks, chunk)):
+                                  ('chunk labels', self.chunks, chunk),
+                                  ('aims', self.aims, (AIM_DIM,))):
             if array is not None and (steps == 0 or array.shape != (steps, *tail)):
                 raise DatasetError(f'{self.task}, {self.name}: expected {what} of shape '
                                    f'{(steps, *tail)} with at least one step, got {array.shape}')
@@ -272,7 +276,9 @@ def _read_episode(group: h5py.Group, name: str, task: str, wrist: bool) -> Episo
                    wrist=images(WRIST_FRAMES) if wrist else None,
                    chunks=(_array(group, CHUNKS, (stored, None, ACTION_DIM))[:steps]
                            if CHUNKS in group else None),
-                   moved=objects_moved(group))
+                   moved=objects_moved(group),
+                   aims=(_array(group, AIMS, (stored, AIM_DIM))[:steps]
+                         if AIMS in group else None))
 
 
 def _succeeded(group: h5py.Group) -> bool:

@@ -11,6 +11,9 @@ A store is a folder that is written whole or not at all:
     chunks.npy   float32 [F, K, 7]      what the expert would have done in K steps from a frame at
                                         which a policy had the arm; NaN where it was not asked;
                                         only if it ever was
+    aims.npy     float32 [F, 5]         what the action is for, in the picture and from the hand,
+                                        see `recording.demonstration_file`; NaN where not
+                                        recorded; only if it ever was
     store.json     episodes (task, name, instruction, start, length) and fingerprints
 
 212 bytes per frame at 128 px, 596 at 256 px: 200,000 frames are 42 or 119 MB.
@@ -33,6 +36,7 @@ from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.policy.settings import IMAGE_BLOCK
+from worldvla_ros.recording.demonstration_file import AIM_DIM
 from worldvla_ros.training.failures import DatasetError, TrainingError, explain_os_error
 from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.splits import draw
@@ -43,7 +47,7 @@ FORMAT = 2
 """Raised whenever what is written changes, so that an old store is not misread."""
 HEADER_FILE = 'store.json'
 ARRAYS = ('codes', 'actions', 'executed', 'states')
-WRIST, CHUNKS = 'wrist_codes', 'chunks'  # more, in stores that have them
+WRIST, CHUNKS, AIMS = 'wrist_codes', 'chunks', 'aims'  # more, in stores that have them
 _SMALLEST_RANGE = 1e-3  # of a value of the state that never changes [m] or [rad]
 FRAMES_PER_PASS = 32  # through the tokenizer at once: bounds the memory
 
@@ -75,11 +79,13 @@ class StoreHeader:
     num_codes: int
     wrist: bool = False  # whether the wrist camera is in it
     chunks: bool = False  # whether labels of chunks are in it
+    aims: bool = False  # whether aims are in it
 
     @property
     def arrays(self) -> tuple[str, ...]:
         """Names of its arrays."""
-        return (*ARRAYS, *([WRIST] * self.wrist), *([CHUNKS] * self.chunks))
+        return (*ARRAYS, *([WRIST] * self.wrist), *([CHUNKS] * self.chunks),
+                *([AIMS] * self.aims))
 
 
 class TokenStore:
@@ -95,6 +101,7 @@ class TokenStore:
         self.states: NDArray[np.float32] = arrays['states']
         self.wrist_codes: NDArray[np.uint16] | None = arrays.get(WRIST)
         self.chunks: NDArray[np.float32] | None = arrays.get(CHUNKS)
+        self.aims: NDArray[np.float32] | None = arrays.get(AIMS)
 
     @classmethod
     def open(cls, folder: str | Path, tokenizer: str | None = None) -> 'TokenStore':
@@ -210,6 +217,7 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
     stored: list[StoredEpisode] = []
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in (*ARRAYS, WRIST)}
     asked: list[NDArray[np.float64] | None] = []  # chunks of each episode
+    aims: list[NDArray[np.float64] | None] = []
     start, known = 0, set[tuple[str, str]]()
     for episode in episodes:
         if (episode.task, episode.name) in known:
@@ -227,6 +235,7 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
         parts['states'].append(np.full((len(episode.actions), STATE_DIM), np.nan, np.float32)
                                if states is None else states.astype(np.float32))
         asked.append(episode.chunks)
+        aims.append(episode.aims)
         stored.append(StoredEpisode(episode.task, episode.name, episode.instruction, start,
                                     len(episode.actions)))
         start += len(episode.actions)
@@ -239,9 +248,11 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
     arrays = {name: np.concatenate(part) for name, part in parts.items() if part}
     if any(chunks is not None for chunks in asked):
         arrays[CHUNKS] = _joined_chunks(asked, stored)
+    if any(part is not None for part in aims):
+        arrays[AIMS] = _joined(aims, stored, (AIM_DIM,))
     header = StoreHeader(FORMAT, tokenizer_fingerprint(tokenizer), _fingerprint(arrays, stored),
                          image_size, tokenizer.config.n_embed, WRIST in arrays,
-                         CHUNKS in arrays)
+                         CHUNKS in arrays, AIMS in arrays)
     try:
         _write(folder, header, stored, arrays)
     except OSError as error:
@@ -259,10 +270,15 @@ def _joined_chunks(chunks: Sequence[NDArray[np.float64] | None],
     if len(lengths) > 1:
         raise DatasetError(f'chunks of {" and ".join(map(str, sorted(lengths)))} actions were '
                            'recorded; tokenise the folders of each `collect --chunk` apart')
-    length = lengths.pop()
+    return _joined(chunks, episodes, (lengths.pop(), ACTION_DIM))
+
+
+def _joined(parts: Sequence[NDArray[np.float64] | None], episodes: Sequence[StoredEpisode],
+            shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return what some episodes have, in the rows of the others NaN of this shape."""
     return np.concatenate([
-        np.full((episode.length, length, ACTION_DIM), np.nan, np.float32) if part is None
-        else part.astype(np.float32) for part, episode in zip(chunks, episodes, strict=True)])
+        np.full((episode.length, *shape), np.nan, np.float32) if part is None
+        else part.astype(np.float32) for part, episode in zip(parts, episodes, strict=True)])
 
 
 def check_image_size(image_size: int, factor: int) -> None:

@@ -90,6 +90,7 @@ def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
     """
     scene, from_side = robot.scene, grasp.rotation[2, 2] > _LEVEL
     robot.turn_to(grasp.rotation)
+    robot.aim_at(grasp.position)
     distance, turned = grasp.distance(robot.position), robot.turn_error()
     most = _FIRM if firm else _CORRECTION
     correction = np.clip(grasp.position - robot.position, -most, most)

@@ -176,6 +176,7 @@ class Placing:
         """Lift what is held, bring it above its place, and lower it."""
         robot, position = self._robot, self._robot.position
         place = self._place()
+        robot.aim_at(self._goal)
         robot.rotation = self._kept_rotation()
         if (move := self._way_out()) is not None:
             return go(self._robot, position + move, CLOSED)

@@ -25,6 +25,9 @@ class ExpertPolicy:
     def __init__(self) -> None:
         self._robot: Robot | None = None
         self._motion: Motion | None = None
+        self.aim = np.zeros(3)
+        """What the last action was for, world frame [m]: the place of a grasp, or where what is
+        held shall come."""
 
     def start(self, env: LiberoEnv, observation: SimObservation) -> None:
         """Begin an episode that `env.reset` has just started."""
@@ -35,7 +38,11 @@ class ExpertPolicy:
         """Return the next action, (7,) controller input; stays in place after the recipe's end."""
         assert self._robot is not None and self._motion is not None, 'start comes first'
         try:
-            return next(self._motion)
+            action = next(self._motion)
         except StopIteration:
             self._motion = stay(self._robot)
-            return next(self._motion)
+            action = next(self._motion)
+        aim = self._robot.aim()
+        assert aim is not None, 'every action is a motion towards a place'
+        self.aim = aim
+        return action

@@ -44,6 +44,7 @@ class Robot:
         self.scene = scene
         self.rotation = DOWNWARD  # wanted axes, (3, 3)
         self.gripper = OPEN  # wanted opening
+        self._aim: np.ndarray | None = None  # as of the present step
         model = scene.model
         self._site = model.site('gripper0_grip_site').id
         joints = [model.joint(f'gripper0_finger_joint{i}') for i in (1, 2)]
@@ -106,11 +107,22 @@ class Robot:
         """Angle to the wanted axes [rad]."""
         return float(np.linalg.norm(rotation_error(self.rotation, self.axes)))
 
+    def aim_at(self, place: np.ndarray) -> None:
+        """Say what the next motion is for, (3,) [m]: its target is but a point on the way."""
+        self._aim = place
+
+    def aim(self) -> np.ndarray | None:
+        """Return what the motion since the last call was for, (3,) [m]; None without any."""
+        aim, self._aim = self._aim, None
+        return aim
+
     def towards(self, position: np.ndarray, speed: float = 1.0) -> np.ndarray:
         """Return the action that moves to `position` and the wanted axes, (7,).
 
         :param speed: fraction of the greatest translation per step.
         """
+        if self._aim is None:
+            self._aim = position
         limit = MAX_TRANSLATION * speed
         move = _shortened(GAIN * (position - self.position) / POSITION_SCALE, limit)
         turn = _shortened(GAIN * rotation_error(self.rotation, self.axes) / ROTATION_SCALE,

@@ -16,11 +16,12 @@ VOCABULARY = Vocabulary.compact(num_text_tokens=NUM_TEXT, num_codes=64)
 
 
 def tiny_model(seed: int = 0, *, layers: int = 2, hidden: int = 32, heads: int = 4,
-               qk_norm_rows: int = 1, dtype: torch.dtype = torch.float32) -> Transformer:
+               qk_norm_rows: int = 1, image_grid: tuple[int, int] | None = None,
+               dtype: torch.dtype = torch.float32) -> Transformer:
     """Return a random transformer whose norms have random gains too."""
     config = TransformerConfig(hidden_size=hidden, intermediate_size=2 * hidden,
                                num_layers=layers, num_heads=heads, qk_norm_rows=qk_norm_rows,
-                               vocabulary=VOCABULARY)
+                               image_grid=image_grid, vocabulary=VOCABULARY)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Transformer(config)

@@ -203,7 +203,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _read_config(path: Path, files: list[Path]) -> TransformerConfig:
-    """Translate Hugging Face's config.json; our only addition is the `vocabulary` entry."""
+    """Translate Hugging Face's config.json; `vocabulary` and `image_grid` are ours."""
     entries = read_json(path)
     for name, value in _FIXED.items():
         if entries.get(name, value) != value:
@@ -227,7 +227,19 @@ def _read_config(path: Path, files: list[Path]) -> TransformerConfig:
         rope_theta=entries.get('rope_theta', rope.get('rope_theta', default.rope_theta)),
         qk_norm_rows=_qk_norm_rows(files, heads),
         tie_word_embeddings=entries.get('tie_word_embeddings', False),
-        vocabulary=vocabulary)
+        image_grid=_image_grid(entries, path), vocabulary=vocabulary)
+
+
+def _image_grid(entries: dict[str, Any], path: Path) -> tuple[int, int] | None:
+    grid = entries.get('image_grid')
+    if grid is None:
+        return None
+    if not (isinstance(grid, list) and len(grid) == 2
+            and all(isinstance(side, int) and side > 0 for side in grid)):
+        raise CheckpointError(f'{path}: image_grid is {grid!r}, expected rows and columns of the '
+                              'codes of an image, such as [12, 12]')
+    rows, columns = grid
+    return rows, columns
 
 
 def _plain_rope(entries: Any, path: Path) -> dict[str, Any]:
@@ -247,6 +259,7 @@ def _config_entries(config: TransformerConfig) -> dict[str, Any]:
             'num_key_value_heads': config.num_heads, 'rms_norm_eps': config.rms_norm_eps,
             'rope_theta': config.rope_theta, 'tie_word_embeddings': config.tie_word_embeddings,
             'bos_token_id': config.vocabulary.bos, 'eos_token_id': config.vocabulary.separator,
+            **({} if config.image_grid is None else {'image_grid': list(config.image_grid)}),
             **_FIXED, 'vocabulary': config.vocabulary.to_dict()}
 
 

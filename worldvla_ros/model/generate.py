@@ -51,7 +51,8 @@ def prefill(model: Transformer, prefix_ids: Ids, cache: KVCache) -> int:
     cached = cache.rewind_to_common_prefix(prefix)
     if cached < len(prefix):
         ids = torch.tensor(prefix[cached:], device=model.device)[None]
-        model.rows(ids, cache=cache, keep_last=0)
+        model.rows(ids, places=model.places(prefix, start=cached),
+                   cache=cache, keep_last=0)
         cache.keep_prefix(prefix)
     return len(prefix) - cached
 
@@ -112,20 +113,25 @@ def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int,
     vocabulary, started = model.config.vocabulary, time.perf_counter()
     prompt, cache = _prompt_and_cache(model, prompt_ids, num_actions, cache)
     cached = cache.rewind_to_common_prefix(prompt)
-    waiting = [*prompt[cached:], vocabulary.boa]
+    written = [*prompt, vocabulary.boa]
+    waiting = len(written) - cached  # tokens whose rows are yet to be computed
     logits: list[Tensor] = []
     bins: list[Tensor] = []
     rows, prefill_s = 0, 0.0
     for _ in range(num_actions):
         for value in range(VALUES_PER_ACTION):
-            hidden = model.rows(torch.tensor(waiting, device=model.device)[None], cache=cache,
+            start = len(written) - waiting
+            hidden = model.rows(torch.tensor(written[start:], device=model.device)[None],
+                                places=model.places(written, start=start), cache=cache,
                                 keep_last=1)
-            rows += len(waiting)
+            rows += waiting
             logits.append(model.logits(hidden[0, -1], vocabulary.bins))
             bins.append(choose_bins(logits[-1], value, choice))
-            waiting = [int(bins[-1]) + vocabulary.bin_start]
+            written.append(int(bins[-1]) + vocabulary.bin_start)
+            waiting = 1
             prefill_s = prefill_s or time.perf_counter() - started
-        waiting += [vocabulary.eoa, vocabulary.boa]
+        written += [vocabulary.eoa, vocabulary.boa]
+        waiting += 2
     cache.keep_prefix(prompt)
     shape = (num_actions, VALUES_PER_ACTION)
     chosen = torch.stack(bins).unflatten(0, shape)
@@ -154,6 +160,7 @@ def _prefill_with_boas(model: Transformer, prompt: list[int], boa_positions: Ten
     ids = prompt[cached:] + [model.config.vocabulary.boa] * num_actions
     positions = torch.cat((torch.arange(cached, length, device=model.device), boa_positions))
     return model.rows(torch.tensor(ids, device=model.device)[None], positions=positions,
+                      places=model.places(prompt + ids[length - cached:], start=cached),
                       mask=packed_prefill_mask(length, cached, num_actions, model.device),
                       cache=cache, keep_last=num_actions + 1)
 
@@ -207,6 +214,7 @@ def generate_free(model: Transformer, prompt_ids: Ids, max_new_tokens: int,
         if attention == 'action_chunk':
             mask &= action_chunk_mask_row(torch.tensor(ids), vocabulary)
         hidden = model.rows(torch.tensor(ids[-rows:], device=model.device)[None],
+                            places=model.places(ids, start=len(ids) - rows),
                             mask=mask.to(model.device), cache=cache, keep_last=1)
         ids.append(int(model.logits(hidden[0, -1]).argmax()))
         if ids[-1] == vocabulary.separator:

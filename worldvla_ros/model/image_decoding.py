@@ -23,6 +23,7 @@ from torch import Tensor
 from worldvla_ros.errors import TokenError
 from worldvla_ros.model.decoded import DecodedImage, Ids, checked_ids, token_statistics
 from worldvla_ros.model.engine.image import StaticImageRows
+from worldvla_ros.model.image_places import GRID_TOKENS
 from worldvla_ros.model.kv_cache import KVCache
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.tokens.vocab import Vocabulary
@@ -62,7 +63,9 @@ class EagerImageRows:
         """Return logits float32 [1 + n, codes] of the prompt's last row and of n tokens."""
         self._prompt_length = len(prompt)
         cached = self._cache.rewind_to_common_prefix(prompt[:-1])
-        logits = self._logits(prompt[cached:] + tokens, 1 + len(tokens))
+        ids = prompt + tokens
+        logits = self._logits(ids[cached:], 1 + len(tokens),
+                              self._model.places(ids, start=cached))
         self._cache.keep_prefix(prompt)
         self._cache.advance(len(tokens))
         return logits
@@ -70,15 +73,16 @@ class EagerImageRows:
     def extend(self, tokens: list[int], kept: int) -> Tensor:
         """Drop all but `kept` tokens after the prompt; return logits [n, codes] of n more."""
         self._cache.truncate(self._prompt_length + kept)
-        return self._logits(tokens, len(tokens))
+        return self._logits(tokens, len(tokens),
+                            self._model.places(tokens, within=GRID_TOKENS + kept))
 
     def forget(self) -> None:
         """Drop the rows of the cache; no pass reads rows that it does not keep."""
         self._cache.keep_prefix([])
 
-    def _logits(self, ids: list[int], keep_last: int) -> Tensor:
+    def _logits(self, ids: list[int], keep_last: int, places: Tensor | None) -> Tensor:
         hidden = self._model.rows(torch.tensor(ids, device=self._model.device)[None],
-                                  cache=self._cache, keep_last=keep_last)
+                                  places=places, cache=self._cache, keep_last=keep_last)
         return self._model.logits(hidden[0], self.vocabulary.codes)
 
 

@@ -8,7 +8,9 @@ Chameleon, and against numbers of the public implementation where those are at h
 test/golden_data.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+import math
 from typing import NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from worldvla_ros.model.attention_mask import causal_mask
+from worldvla_ros.model.image_places import NO_PLACE, image_places
 from worldvla_ros.model.kv_cache import KVCache
 from worldvla_ros.tokens.vocab import Vocabulary
 
@@ -34,6 +37,8 @@ class TransformerConfig:
     rope_theta: float = 10000.0
     qk_norm_rows: int = 1  # 1: shared by all heads; num_heads: one row per head
     tie_word_embeddings: bool = False
+    image_grid: tuple[int, int] | None = None  # rows and columns of codes of every image, each
+    #                                            place with an embedding; None: as released
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
     @property
@@ -193,8 +198,15 @@ class Decoder(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocabulary.size, config.hidden_size)
+        self.embed_places = (None if config.image_grid is None else nn.Embedding(
+            1 + math.prod(config.image_grid), config.hidden_size, padding_idx=NO_PLACE))
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def embed(self, ids: Tensor, places: Tensor | None) -> Tensor:
+        """Return what enters the first layer, [..., hidden], for ids and `places` [...]."""
+        x: Tensor = self.embed_tokens(ids)
+        return x if self.embed_places is None else x + self.embed_places(places)
 
 
 class Transformer(nn.Module):
@@ -225,20 +237,35 @@ class Transformer(nn.Module):
         """
         return self.logits(self.rows(input_ids, mask=attention_mask))
 
+    def places(self, ids: Sequence[int] | Tensor, *, start: int = 0, within: int = 0
+               ) -> Tensor | None:
+        """Return `image_places` of ids [..., S], int64; None for a network that reads none.
+
+        :param start: only of the ids from there on, of a sequence whose beginning is cached.
+        """
+        if self.config.image_grid is None:
+            return None
+        return image_places(torch.as_tensor(ids, device=self.device), self.config.vocabulary,
+                            self.config.image_grid, within)[..., start:]
+
     def rows(self, input_ids: Tensor, *, positions: Tensor | None = None,
-             mask: Tensor | None = None, cache: KVCache | None = None,
-             keep_last: int | None = None, causal_rows: int = 0) -> Tensor:
+             places: Tensor | None = None, mask: Tensor | None = None,
+             cache: KVCache | None = None, keep_last: int | None = None, causal_rows: int = 0,
+             states_after: dict[int, Tensor] | None = None) -> Tensor:
         """Run one pass over ids [B, S] and return the last hidden states [B, keep_last, hidden].
 
         :param positions: rotary positions [S], by default behind the cached rows.
+        :param places: as of `places`, [S] or [B, S], of ids that begin within an image; None: they
+            do not.
         :param mask: bool [S, T] or [B, S, T] over the T cached and new rows; None is causal.
         :param keep_last: rows whose result is needed. The last layer computes only these, the
             others only leave their keys and values in the cache.
         :param causal_rows: rows at the start whose mask is causal: most of a training sequence,
             and attention is cheaper without a mask. Without a cache, and all kept or none; else
             ValueError.
+        :param states_after: gets the states of all rows after the layers that are its keys.
         """
-        x = self.model.embed_tokens(input_ids)
+        x = self.model.embed(input_ids, self.places(input_ids) if places is None else places)
         cached = cache.length if cache is not None else 0
         length = input_ids.shape[1]
         first = 0 if keep_last is None else length - keep_last
@@ -257,8 +284,10 @@ class Transformer(nn.Module):
             causal_rows = 0  # all are
         bias = None if mask is None else _additive(mask[..., causal_rows:, :], product_dtype(x))
         asked = AskedRows(slice(None), causal_rows, bias)
-        for layer in self.model.layers[:-1]:
+        for number, layer in enumerate(self.model.layers[:-1]):
             x = layer(x, rotary, asked, cache)
+            if states_after is not None and number in states_after:
+                states_after[number] = x
         if first:
             kept = None if bias is None else bias[..., first - causal_rows:, :]
             asked = AskedRows(slice(first, None), 0, kept)

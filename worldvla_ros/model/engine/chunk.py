@@ -29,6 +29,7 @@ from worldvla_ros.model.engine.graphs import Graphs
 from worldvla_ros.model.engine.inputs import PassInputs
 from worldvla_ros.model.engine.layers import COLUMN_MULTIPLE, bias_of
 from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
+from worldvla_ros.model.image_places import NO_PLACE, image_places
 from worldvla_ros.model.kv_cache import common_prefix_length
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION
@@ -55,6 +56,7 @@ class StaticChunkDecoder:
         if num_actions < 1:
             raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
         self._vocabulary, self._num_actions = model.config.vocabulary, num_actions
+        self._grid = model.config.image_grid
         self._choice = choice
         self._buckets = sorted({round_up(length) for length in prompt_buckets})
         self._newest_rows = round_up(newest_rows)
@@ -79,7 +81,7 @@ class StaticChunkDecoder:
         if prefix == self._cached[:len(prefix)]:
             return 0
         bucket = self._bucket(len(prefix))
-        self._inputs.load(prefix, start=0, rows=bucket)
+        self._load(prefix, start=0, rows=bucket)
         self._run(('prefix', bucket), partial(self._prefix_pass, bucket), prefix)
         return bucket
 
@@ -93,7 +95,7 @@ class StaticChunkDecoder:
         rows = self._newest_rows
         if len(prompt) - start > rows or bucket <= rows:
             start, rows = 0, bucket
-        self._inputs.load(prompt[start:], start, rows)
+        self._load(prompt, start, rows)
         key = ('chunk', bucket, 'whole' if rows == bucket else 'newest frame')
         token_ids, log_probs, entropy, margin = (
             output.clone() for output in
@@ -119,6 +121,12 @@ class StaticChunkDecoder:
                     self.decode(prompt)
             shortest = bucket + 1
         self._cached = []
+
+    def _load(self, ids: list[int], start: int, rows: int) -> None:
+        """Send the ids from `start` on, for a pass of so many rows."""
+        places = (None if self._grid is None else
+                  image_places(torch.tensor(ids), self._vocabulary, self._grid)[start:])
+        self._inputs.load(ids[start:], start, rows, places)
 
     def _run(self, key: Hashable, function: Callable[[], tuple[Tensor, ...]], ids: list[int]
              ) -> tuple[Tensor, ...]:
@@ -156,7 +164,8 @@ class StaticChunkDecoder:
     def _prefix_pass(self, bucket: int) -> tuple[Tensor, ...]:
         """Store keys and values of a prefix; no row is asked what comes next."""
         ids, positions, columns, seen = self._prompt_rows(bucket, bucket)
-        self._network.rows(ids, positions, columns, [seen], needed=Rows(slice(0, 0), None))
+        self._network.rows(ids, positions, columns, [seen], needed=Rows(slice(0, 0), None),
+                           places=self._inputs.places(bucket))
         return ()
 
     def _chunk(self, bucket: int, rows: int) -> tuple[Tensor, ...]:
@@ -171,7 +180,8 @@ class StaticChunkDecoder:
         hidden = network.rows(
             torch.cat((ids, torch.full_like(action, vocabulary.boa))),
             torch.cat((positions, first_position)), torch.cat((columns, bucket + action)),
-            [prompt, boas], needed=boas)
+            [prompt, boas], needed=boas,
+            places=torch.cat((self._inputs.places(rows), torch.full_like(action, NO_PLACE))))
         logits = [network.logits(hidden, vocabulary.bins)]
         bins: list[Tensor] = []
         for step in range(1, VALUES_PER_ACTION):

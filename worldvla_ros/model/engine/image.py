@@ -9,6 +9,7 @@ from worldvla_ros.model.engine.graphs import Graphs
 from worldvla_ros.model.engine.inputs import PassInputs
 from worldvla_ros.model.engine.layers import COLUMN_MULTIPLE, bias_of
 from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
+from worldvla_ros.model.image_places import GRID_TOKENS, image_places
 from worldvla_ros.model.transformer import Transformer
 
 
@@ -36,6 +37,7 @@ class StaticImageRows:
         self._graphs = Graphs(model.device)
         self._inputs = PassInputs(self._prompt_rows, self.vocabulary.bos, model.device)
         self._device = model.device
+        self._grid = model.config.image_grid
         self._prompt_length = 0
 
     @property
@@ -51,7 +53,7 @@ class StaticImageRows:
                                  f'of {self._window}, got a prompt of {len(prompt)} tokens and '
                                  f'{len(tokens)} drafted ones')
         self._prompt_length = len(prompt)
-        self._inputs.load(ids, 0, self._prompt_rows)
+        self._inputs.load(ids, 0, self._prompt_rows, self._places(ids))
         logits, = self._graphs.run('prompt', self._prompt_pass)
         return logits[self._window - 1 - len(tokens):]
 
@@ -60,7 +62,8 @@ class StaticImageRows:
         if len(tokens) > self._window:
             raise InferenceError(f'the engine was built for a window of {self._window} rows, got '
                                  f'{len(tokens)} tokens')
-        self._inputs.load(tokens, self._prompt_length + kept, self._window)
+        self._inputs.load(tokens, self._prompt_length + kept, self._window,
+                          self._places(tokens, within=GRID_TOKENS + kept))
         logits, = self._graphs.run('window', self._window_pass)
         return logits[:len(tokens)]
 
@@ -81,6 +84,11 @@ class StaticImageRows:
         seen = self._network.causal_bias(self._window, self._columns, self._inputs.start)
         return self._logits(place, Rows(slice(None), seen), None)
 
+    def _places(self, ids: list[int], within: int = 0) -> Tensor | None:
+        return (None if self._grid is None else
+                image_places(torch.tensor(ids), self.vocabulary, self._grid, within))
+
     def _logits(self, place: Tensor, rows: Rows, needed: Rows | None) -> tuple[Tensor, ...]:
-        hidden = self._network.rows(self._inputs.ids(len(place)), place, place, [rows], needed)
+        hidden = self._network.rows(self._inputs.ids(len(place)), place, place, [rows], needed,
+                                    self._inputs.places(len(place)))
         return (self._network.logits(hidden, self.vocabulary.codes),)

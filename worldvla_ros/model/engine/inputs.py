@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a graph reads anew at each replay: the ids of a pass and their place in the sequence."""
+"""What a graph reads anew at each replay: ids, places in images, and where the pass begins."""
 
 import torch
 from torch import Tensor
+
+from worldvla_ros.model.image_places import NO_PLACE
 
 _START, _END, _HEADER = 0, 1, 2
 
@@ -12,7 +14,7 @@ class PassInputs:
 
     def __init__(self, most_rows: int, padding: int, device: torch.device) -> None:
         """Allocate for passes of up to so many rows; `padding` is the id of rows too many."""
-        self._tensor = torch.zeros(_HEADER + most_rows, dtype=torch.int64, device=device)
+        self._tensor = torch.zeros(_HEADER + 2 * most_rows, dtype=torch.int64, device=device)
         self._padding = padding
 
     @property
@@ -29,8 +31,17 @@ class PassInputs:
         """Return the ids int64 [rows] of a pass."""
         return self._tensor[_HEADER:_HEADER + rows]
 
-    def load(self, ids: list[int], start: int, rows: int) -> None:
-        """Send ids from place `start` on to the device, padded to a pass of so many rows."""
-        sent = torch.tensor([start, start + len(ids), *ids,
-                             *[self._padding] * (rows - len(ids))])
+    def places(self, rows: int) -> Tensor:
+        """Return the places in images int64 [rows] of the ids of a pass."""
+        return self._tensor[_HEADER + rows:_HEADER + 2 * rows]
+
+    def load(self, ids: list[int], start: int, rows: int, places: Tensor | None) -> None:
+        """Send ids from place `start` on to the device, padded to a pass of so many rows.
+
+        :param places: theirs in images, on the CPU; None where the network reads none.
+        """
+        padding = rows - len(ids)
+        in_images = [] if places is None else [*places.tolist(), *[NO_PLACE] * padding]
+        sent = torch.tensor([start, start + len(ids), *ids, *[self._padding] * padding,
+                             *in_images])
         self._tensor[:len(sent)].copy_(sent, non_blocking=True)

@@ -16,6 +16,7 @@ from worldvla_ros.model.engine.layers import (
     project,
 )
 from worldvla_ros.model.engine.linear import DenseLinear, Fp8Linear
+from worldvla_ros.model.image_places import NO_PLACE
 from worldvla_ros.model.transformer import Layer, Transformer, rotary_table
 
 Weights = Literal['dense', 'fp8']
@@ -49,8 +50,7 @@ class StaticNetwork:
         """
         self.vocabulary, self.device, self.dtype = (
             model.config.vocabulary, model.device, model.dtype)
-        self._embedding, self._norm, self._logits = (
-            model.model.embed_tokens, model.model.norm, model.logits)
+        self._embed, self._norm, self._logits = model.model.embed, model.model.norm, model.logits
         layers = cast(Iterable[Layer], model.model.layers)  # ModuleList has no type of its items
         self._layers = [FusedLayer(layer, _LINEAR[weights]).eval() for layer in layers]
         self.padding_column = round_up(capacity)
@@ -67,15 +67,16 @@ class StaticNetwork:
             self._finish = torch.compile(finish, dynamic=False, fullgraph=True)
 
     def rows(self, ids: Tensor, positions: Tensor, columns: Tensor, groups: Sequence[Rows],
-             needed: Rows | None = None) -> Tensor:
+             needed: Rows | None = None, places: Tensor | None = None) -> Tensor:
         """Run one pass over ids [S] and return the hidden states [n, hidden] of the needed rows.
 
         :param positions: rotary positions int64 [S].
         :param columns: int64 [S], where the keys and values of each row go.
         :param groups: all rows in order.
         :param needed: the rows that the last layer computes; None: all.
+        :param places: in images, int64 [S]; None: no row is of one.
         """
-        x = self._embedding(ids)[None]
+        x = self._embed(ids, torch.full_like(ids, NO_PLACE) if places is None else places)[None]
         rotary = (self._rotary[0][:, positions], self._rotary[1][:, positions])
         last = len(self._layers) - 1
         for i, (layer, keys, values) in enumerate(zip(self._layers, self._keys, self._values,

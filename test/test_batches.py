@@ -18,6 +18,7 @@ from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import PromptBuilder, parse_action_chunk
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.training.aims import UNKNOWN
 from worldvla_ros.training.batches import (
     SampleTable,
     batch_indices,
@@ -117,6 +118,23 @@ def test_a_chunk_that_the_expert_was_asked_for_is_learned_whole_where_labels_do_
     executed = ACTION_TOKENIZER.encode(one.executed)
     for index in range(len(world)):
         assert set(executed[index]) <= set(world[index].ids.tolist())
+
+
+def test_short_chunks_end_with_the_episode_unless_the_expert_was_asked_for_more(tmp_path):
+    one = with_chunks(episode(), steps=(3, 10))
+    one.executed[:] = one.actions
+    write_store(tmp_path / 'store', [one, episode(1, steps=1)], tiny_tokenizer(), IMAGE_SIZE)
+    store = TokenStore.open(tmp_path / 'store')
+    builder = SampleBuilder(PromptBuilder(TEXT, VOCABULARY), 1, 4, short_chunks=True)
+    samples = SampleTable(store, store.episodes, ('action', 'world'), builder, ACTION_TOKENIZER,
+                          label_tolerance=0.4, whole_chunks=True)
+    counts = [samples[index].num_actions for index in range(13)]
+    assert counts == [4] * 9 + [3, 4, 1, 1], 'the last is a glance: an episode of one step'
+    assert samples.learned_share == 1.0 and len(samples) == 13 + 11
+    asked = parse_action_chunk(samples[10].ids[np.argmax(samples[10].labelled):], VOCABULARY)
+    np.testing.assert_array_equal(asked, ACTION_TOKENIZER.encode(one.chunks[10, :4]))
+    batch = collate([samples[index] for index in (0, 12, 20)])
+    assert batch.num_actions.tolist() == [4, 1, 0] and batch.aims.tolist() == [UNKNOWN] * 3
 
 
 def test_a_horizon_beyond_the_recorded_chunks_is_refused(tmp_path):

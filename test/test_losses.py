@@ -20,6 +20,7 @@ from worldvla_ros.training.losses import (
     find_targets,
     label_sums,
     labelled_logits,
+    last_rows,
     loss_terms,
     rows_before_labels,
 )
@@ -42,14 +43,18 @@ def batch(data):
     return ids, labels, masks
 
 
+def logits_of(model, ids, targets, masks=None):
+    return labelled_logits(model, last_rows(model, ids, targets.skipped, masks), targets)
+
+
 def test_a_prompt_attends_without_a_mask_as_it_does_with_one(published):
     model = load_model(golden('model.safetensors').parent)
     ids, labels, masks = batch(published)
     skipped = rows_before_labels(labels)
     assert skipped > 0
     with torch.no_grad():
-        masked = labelled_logits(model, ids, find_targets(labels, 0), masks)
-        split = labelled_logits(model, ids, find_targets(labels, skipped), masks)
+        masked = logits_of(model, ids, find_targets(labels, 0), masks)
+        split = logits_of(model, ids, find_targets(labels, skipped), masks)
         whole = model.rows(ids, mask=masks, causal_rows=skipped)
         torch.testing.assert_close(whole, model.rows(ids, mask=masks))
     torch.testing.assert_close(split, masked)
@@ -65,7 +70,7 @@ def test_rows_before_the_first_label_are_left_out_of_the_last_layer_alone(prompt
     rows = []
     model.model.layers[-1].mlp.register_forward_pre_hook(lambda _, x: rows.append(x[0].shape[1]))
     targets = find_targets(labels, rows_before_labels(labels))
-    logits = labelled_logits(model, ids, targets)
+    logits = logits_of(model, ids, targets)
     assert rows[0] == 100 - prompt // 32 * 32
 
     counted = labels[:, 1:] != IGNORED
@@ -78,7 +83,7 @@ def test_a_batch_without_labels_has_no_logits():
     ids = torch.full((2, 40), 5)
     labels = torch.full_like(ids, IGNORED)
     targets = find_targets(labels, rows_before_labels(labels))
-    logits = labelled_logits(model, ids, targets)
+    logits = logits_of(model, ids, targets)
     assert logits.shape == (0, model.config.vocabulary.size) and targets.ids.shape == (0,)
 
 
@@ -94,7 +99,7 @@ def test_losses_and_gradients_equal_the_published_ones(published, name):
     model = load_model(golden('model.safetensors').parent).requires_grad_(True)
     ids, labels, masks = batch(published)
     targets = find_targets(labels, rows_before_labels(labels))
-    logits = labelled_logits(model, ids, targets, masks)
+    logits = logits_of(model, ids, targets, masks)
     terms = loss_terms(logits, targets.ids, branch_of(published, labels), model.config.vocabulary,
                        LossConfig(weighting=WEIGHTING[name]))
     terms.total.backward()
@@ -113,7 +118,7 @@ def test_the_loss_of_each_token_equals_the_published_one(published):
     ids, labels, masks = batch(published)
     targets = find_targets(labels, 0)
     with torch.no_grad():
-        logits = labelled_logits(model, ids, targets, masks)
+        logits = logits_of(model, ids, targets, masks)
     np.testing.assert_array_equal(targets.ids, published['nll_labels'])
     nll = torch.nn.functional.cross_entropy(logits, targets.ids, reduction='none')
     np.testing.assert_allclose(nll, published['nll'], atol=1e-4)

@@ -21,8 +21,9 @@ ACTIONS = RNG.integers(VOCABULARY.bins.start, VOCABULARY.bins.stop, (STEPS, 7))
 IMAGE_LENGTH = 4 * (4 + 1) + 4
 
 
-def builder(history_length=2, horizon=5, world_rounds=1, world_stride=1):
-    return SampleBuilder(PROMPTS, history_length, horizon, world_rounds, world_stride)
+def builder(history_length=2, horizon=5, world_rounds=1, world_stride=1, short_chunks=False):
+    return SampleBuilder(PROMPTS, history_length, horizon, world_rounds, world_stride,
+                         short_chunks)
 
 
 def build(one, branch, start, stride=1):
@@ -209,3 +210,29 @@ def test_what_is_a_little_off_again_and_again_adds_up():
 def test_a_gripper_that_was_told_otherwise_ends_the_chunk():
     assert held_labels(0.5, gripper2=1.0) == [3, 2, 1, 4, 4, 4]
     assert held_labels(0.5, gripper2=-0.2) == 6 * [4], 'it counts on which side of 0'
+
+
+def test_short_chunks_begin_up_to_the_last_step_and_no_separator_ends_them():
+    one = builder(horizon=5, short_chunks=True)
+    assert list(one.starts('action', STEPS)) == list(range(STEPS))
+    assert list(one.starts('action', 1)) == [0] and list(one.starts('world', 1)) == []
+    whole, short = build(one, 'action', STEPS - 5), build(one, 'action', STEPS - 2)
+    assert (whole.num_actions, short.num_actions) == (5, 2)
+    assert learned(whole)[-1] == VOCABULARY.separator
+    ids = learned(short)
+    assert len(ids) == 2 * 9 and ids[-1] == VOCABULARY.eoa and short.ids[-1] == VOCABULARY.eoa
+
+
+def test_an_aim_is_the_token_of_the_newest_frame_and_a_way_from_the_hand():
+    one = builder(history_length=2)
+    aim = np.array([0.6, 0.1, 0.02, -0.03, 0.04])
+    sample = one.action('pick', CODES, ACTIONS, 3, aim=aim)
+    rows, columns = CODES.shape[1:]
+    newest = np.flatnonzero(sample.ids == VOCABULARY.boi)[-1]
+    assert sample.aim == newest + 3 + int(0.1 * rows) * (columns + 1) + int(0.6 * columns)
+    assert sample.ids[sample.aim] == VOCABULARY.code_start + CODES[
+        3, int(0.1 * rows), int(0.6 * columns)]
+    np.testing.assert_array_equal(sample.away, aim[2:])
+    outside = one.action('pick', CODES, ACTIONS, 3, aim=np.array([1.2, 0.1, 0.0, 0.0, 0.0]))
+    assert outside.aim is None and outside.away is not None
+    assert one.action('pick', CODES, ACTIONS, 3).away is None

@@ -18,6 +18,7 @@ from torch import Tensor
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.state_tokenizer import StateTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.training.aims import UNKNOWN
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.losses import IGNORED, Targets, find_targets, rows_before_labels
 from worldvla_ros.training.samples import Sample, SampleBuilder, labels_that_hold
@@ -34,12 +35,20 @@ class Batch:
     labels: Tensor  # int64 [B, S], IGNORED where nothing is learned
     targets: Targets  # the N tokens that are learned
     target_is_world: Tensor  # bool [N]: of the world (or video) branch
+    begins: Tensor  # int64 [B], token at which the first action begins that is learned
+    num_actions: Tensor  # int64 [B]; 0: of another branch
+    aims: Tensor  # int64 [B], token to look at there, see `aims`; UNKNOWN where there is none
+    away: Tensor  # float32 [B, 3], of the aim from the hand [m]; NaN where not known
 
     def to(self, device: torch.device | str) -> 'Batch':
         """Return what the loss reads on a device; `labels` stay."""
         return replace(self, input_ids=self.input_ids.to(device, non_blocking=True),
                        targets=self.targets.to(device),
-                       target_is_world=self.target_is_world.to(device, non_blocking=True))
+                       target_is_world=self.target_is_world.to(device, non_blocking=True),
+                       begins=self.begins.to(device, non_blocking=True),
+                       num_actions=self.num_actions.to(device, non_blocking=True),
+                       aims=self.aims.to(device, non_blocking=True),
+                       away=self.away.to(device, non_blocking=True))
 
 
 class SampleTable:
@@ -71,6 +80,12 @@ class SampleTable:
                          else labels_that_hold(store.actions, store.executed, builder.horizon,
                                                label_tolerance))
         self._chunk_ids = _chunk_ids(store, builder.horizon, action_tokenizer)
+        left = np.zeros(len(store.actions), dtype=np.int64)  # steps to the end of the episode
+        for episode in self._episodes:
+            left[episode.steps] = np.arange(episode.length, 0, -1)
+        self._whole = np.minimum(left, builder.horizon)
+        self._whole[list(self._chunk_ids)] = builder.horizon  # also where the episode ends
+        self._learned = np.minimum(self._learned, self._whole)
         self._learned[list(self._chunk_ids)] = builder.horizon
         self._states = (None if state_tokenizer is None
                         else state_tokenizer.encode(store.states).astype(np.int32))
@@ -92,7 +107,8 @@ class SampleTable:
                                                   list(self._chunk_ids))
             self._rows = self._rows.repeat(np.where(asked, asked_repeats, 1), axis=0)
         if whole_chunks:
-            left_out = self._are_actions() & (self._learned_of(self._rows) < builder.horizon)
+            whole = self._whole[self._frames_of(self._rows)]
+            left_out = self._are_actions() & (self._learned_of(self._rows) < whole)
             self._rows = self._rows[~left_out]
             if left_out.all():
                 raise DatasetError(f'no chunk in {len(self._episodes)} episodes holds to its end; '
@@ -106,8 +122,8 @@ class SampleTable:
         """Share of the labels of the action branch that are learned; NaN without that branch."""
         if 'action' not in self._branches:
             return float('nan')
-        learned = self._learned_of(self._rows[self._are_actions()])
-        return float(learned.mean()) / self._builder.horizon
+        rows = self._rows[self._are_actions()]
+        return float(self._learned_of(rows).sum() / self._whole[self._frames_of(rows)].sum())
 
     def _are_actions(self) -> NDArray[np.bool_]:
         """Return which rows are of the action branch."""
@@ -159,11 +175,12 @@ class SampleTable:
         chunk = self._chunk_ids.get(episode.start + int(start)) if branch == 'action' else None
         of_episode = action_ids[episode.steps]
         if chunk is not None:
-            of_episode = of_episode.copy()
-            of_episode[start:start + len(chunk)] = chunk
+            of_episode = np.concatenate([of_episode[:start], chunk])
+        aims = self._store.aims
+        aim = None if aims is None else aims[episode.start + int(start)]
         return self._builder.build(branch, episode.instruction, self._store.codes[episode.steps],
                                    of_episode, int(start), states, wrist,
-                                   int(stride), learned)
+                                   int(stride), learned, aim)
 
 
 def _chunk_ids(store: TokenStore, horizon: int, tokenizer: ActionTokenizer
@@ -234,7 +251,13 @@ def collate(samples: Sequence[Sample], length: int | None = None, multiple: int 
     targets = find_targets(labels, rows_before_labels(labels))
     is_world = torch.tensor([sample.branch != 'action' for sample in samples])
     learned = torch.tensor([int(sample.labelled[1:].sum()) for sample in samples])
-    return Batch(ids, labels, targets, is_world.repeat_interleave(learned))
+    begins = torch.tensor([int(sample.labelled.argmax()) for sample in samples])
+    num_actions = torch.tensor([sample.num_actions for sample in samples])
+    aims = torch.tensor([UNKNOWN if sample.aim is None else sample.aim for sample in samples])
+    unknown = np.full(3, np.nan)
+    away = np.stack([unknown if sample.away is None else sample.away for sample in samples])
+    return Batch(ids, labels, targets, is_world.repeat_interleave(learned), begins, num_actions,
+                 aims, torch.from_numpy(away.astype(np.float32)))
 
 
 def collate_by_branch(samples: Sequence[Sample], multiple: int = 1) -> tuple[Batch, ...]:

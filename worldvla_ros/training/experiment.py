@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from worldvla_ros.datatypes import ACTION_AXES
 from worldvla_ros.errors import CheckpointError
+from worldvla_ros.model.image_places import NO_PLACE
 from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
 from worldvla_ros.policy.pretrained import Pretrained
@@ -32,6 +33,7 @@ from worldvla_ros.training.translation import translate_codes
 MOST_STATE_WAVES = 32  # over the range of a value of the state: the shortest is of 8 bins
 MOST_ACTION_WAVES = 16  # over the range of a value of an action
 MOST_CLIPPED = 0.01  # of the labels of an axis, without a warning
+MOST_PLACE_WAVES = 4  # over the height or width of an image: the shortest is of 3 codes in 12
 INIT_STD = 0.02  # of the weights, as usual for transformers of this family
 
 
@@ -95,7 +97,8 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
         pretrained = _new(config, store, train, image_tokenizer)
     samples = SampleBuilder(pretrained.prompts, config.data.history_length, config.data.horizon,
                             config.data.world_rounds,
-                            config.data.world_stride or pretrained.settings.world_stride)
+                            config.data.world_stride or pretrained.settings.world_stride,
+                            config.data.short_chunks)
 
     def table(episodes: list[StoredEpisode], asked_repeats: int = 1) -> SampleTable:
         return SampleTable(store, episodes, config.data.branches, samples,
@@ -186,6 +189,38 @@ def with_state_tokens(model: Transformer) -> Transformer:
     return model
 
 
+@torch.no_grad()
+def embed_image_places(model: Transformer) -> None:
+    """Start the embeddings of places in an image as waves over rows and columns.
+
+    Neighbours begin alike, and what is learned of one place serves those beside it.
+    """
+    table, grid = model.model.embed_places, model.config.image_grid
+    assert table is not None and grid is not None, 'a network that reads places'
+    rows, columns = grid
+    size = model.config.hidden_size
+    down, across = _waves(rows, size - size // 2, MOST_PLACE_WAVES), _waves(
+        columns, size // 2, MOST_PLACE_WAVES)
+    table.weight[NO_PLACE] = 0.0
+    table.weight[NO_PLACE + 1:] = torch.cat((
+        down.repeat_interleave(columns, 0), across.repeat(rows, 1)), dim=1)
+
+
+@torch.no_grad()
+def with_image_places(model: Transformer, grid: tuple[int, int]) -> Transformer:
+    """Return the network with embeddings of places, which no weight knows yet."""
+    known = model.state_dict()
+    model = Transformer(replace(model.config, image_grid=grid))
+    embed_image_places(model)
+    model.load_state_dict(known, strict=False)
+    return model
+
+
+def _image_grid(store: TokenStore) -> tuple[int, int]:
+    rows, columns = store.codes.shape[1:]
+    return rows, columns
+
+
 def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
          image_tokenizer: ImageTokenizer) -> Pretrained:
     settings = _settings(config, store, train)
@@ -201,8 +236,11 @@ def _new(config: TrainConfig, store: TokenStore, train: list[StoredEpisode],
     model = Transformer(TransformerConfig(
         hidden_size=shape.hidden_size, intermediate_size=shape.intermediate_size,
         num_layers=shape.num_layers, num_heads=shape.num_heads,
-        tie_word_embeddings=shape.tie_word_embeddings, vocabulary=vocabulary))
+        tie_word_embeddings=shape.tie_word_embeddings, vocabulary=vocabulary,
+        image_grid=_image_grid(store) if shape.image_places else None))
     initialise(model)
+    if shape.image_places:
+        embed_image_places(model)
     if shape.image_embeddings == 'codebook':
         embed_codebook(model, image_tokenizer.quantize.embedding.weight)
     embed_action_bins(model)
@@ -241,6 +279,8 @@ def _carried_over(given: Pretrained, folder: str, config: TrainConfig, store: To
         torch.manual_seed(config.run.seed)
         model = with_state_tokens(model)
         low, high = _as_tuples(store.state_range(train))
+    if config.model.image_places and model.config.image_grid is None:
+        model = with_image_places(model, _image_grid(store))
     model.requires_grad_(True)
     return replace(given, model=model, settings=replace(
         given.settings, name=config.run.name, trained=True, notes=_notes(store),

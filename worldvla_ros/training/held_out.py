@@ -63,5 +63,7 @@ def _terms_of_parts(loss: LossOfBatch, parts: Sequence[Sequence[Batch]]) -> Tens
         is_world = torch.cat([batch.target_is_world for batch in part])
         tokens = {'action': int((~is_world).sum()), 'world': int(is_world.sum())}
         counts.append([tokens.get(name.removesuffix('_accuracy'), 1) for name in TERMS])
-    weights = torch.tensor(counts, device=device)  # [P, T]: means by tokens, else by parts
-    return torch.where(weights > 0, torch.stack(rows) * weights, 0.0).sum(0) / weights.sum(0)
+    values = torch.stack(rows)
+    # [P, T]: means by tokens, else by the parts that have a value
+    weights = torch.tensor(counts, device=device) * ~values.isnan()
+    return torch.where(weights > 0, values * weights, 0.0).sum(0) / weights.sum(0)

@@ -40,6 +40,12 @@ class LossConfig:
         0.0, minimum=0.0, unit='bin',
         doc='standard deviation of the target over neighbouring action bins; 0: one bin')
     z_loss_weight: float = bounded(1e-5, minimum=0.0, doc='of mean squared log-partition')
+    aim_weight: float = bounded(
+        0.0, minimum=0.0,
+        doc='of looking at what the action is for (see aims); 0: it is not taught')
+    reach_weight: float = bounded(
+        0.0, minimum=0.0,
+        doc='of telling how far from the hand that is (see aims); 0: it is not asked')
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,8 @@ class LossTerms:
     world: Tensor  # [nat] likewise of the world branch; neither is smoothed
     action_accuracy: Tensor  # share of the action branch's tokens that greedy would choose
     world_accuracy: Tensor  # likewise of the world branch
+    looking: Tensor  # share of a head's attention that is on the aim; NaN where it is not taught
+    reach: Tensor  # [m] mean error of what is told of near aims; NaN where it is not asked
 
 
 @dataclass(frozen=True)
@@ -95,19 +103,29 @@ def rows_before_labels(labels: Tensor) -> int:
     return int(labelled[0]) // _ROW_STEP * _ROW_STEP if len(labelled) else 0
 
 
-def labelled_logits(model: Transformer, input_ids: Tensor, targets: Targets,
-                    mask: Tensor | None = None) -> Tensor:
-    """Return logits float32 [N, V] of the N labelled tokens of a batch int64 [B, S].
+def last_rows(model: Transformer, input_ids: Tensor, skipped: int, mask: Tensor | None = None,
+              states_after: dict[int, Tensor] | None = None) -> Tensor:
+    """Return the hidden states [B, S - skipped, H] from which a batch [B, S] is learned.
 
-    Only rows that predict a labelled token pass the output layer: a prompt's logits over the
-    whole vocabulary would cost more memory than all activations. The last layer does not compute
-    the rows that are skipped, which saves a sixth of a small network's work, and in the others
-    they attend without a mask, since they are prompts, which are causal.
+    The last layer does not compute the rows that are skipped, which saves a sixth of a small
+    network's work, and in the others they attend without a mask, since they are prompts, which
+    are causal.
 
     :param mask: bool [B, S, S], True where a row may attend; None is causal.
+    :param states_after: as of `Transformer.rows`.
     """
-    hidden = model.rows(input_ids, mask=mask, keep_last=input_ids.shape[1] - targets.skipped,
-                        causal_rows=targets.skipped)
+    return model.rows(input_ids, mask=mask, keep_last=input_ids.shape[1] - skipped,
+                      causal_rows=skipped, states_after=states_after)
+
+
+def labelled_logits(model: Transformer, hidden: Tensor, targets: Targets) -> Tensor:
+    """Return logits float32 [N, V] of the N labelled tokens of a batch.
+
+    Only rows that predict a labelled token pass the output layer: a prompt's logits over the
+    whole vocabulary would cost more memory than all activations.
+
+    :param hidden: what `last_rows` returns.
+    """
     return model.logits(hidden.flatten(0, 1).index_select(0, targets.rows))
 
 
@@ -135,7 +153,8 @@ def loss_terms(logits: Tensor, labels: Tensor, is_world: Tensor, vocabulary: Voc
     return LossTerms(
         total=cross_entropy + config.z_loss_weight * z_loss, cross_entropy=cross_entropy,
         z_loss=z_loss.detach(), action=action, world=world, action_accuracy=action_accuracy,
-        world_accuracy=world_accuracy)
+        world_accuracy=world_accuracy, looking=torch.full_like(action, torch.nan),
+        reach=torch.full_like(action, torch.nan))
 
 
 def _target_logits(logits: Tensor, labels: Tensor, vocabulary: Vocabulary, smoothing: float

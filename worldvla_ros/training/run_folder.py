@@ -39,8 +39,8 @@ from worldvla_ros.whole_files import draft_folder, rename_whole, write_whole_csv
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
 CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
 COLUMNS = ('step', 'split', 'total', 'cross_entropy', 'z_loss', 'action', 'world',
-           'action_accuracy', 'world_accuracy', *ERRORS, 'grad_norm', 'learning_rate',
-           'tokens_per_s', 'mfu')
+           'action_accuracy', 'world_accuracy', 'looking', 'reach', *ERRORS, 'grad_norm',
+           'learning_rate', 'tokens_per_s', 'mfu')
 
 
 def save_pretrained(pretrained: Pretrained, folder: Path, **options: Any) -> None:

@@ -13,13 +13,15 @@ are left out, so the first sample of an episode has one image.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from worldvla_ros.datatypes import NO_OP_NORM
+from worldvla_ros.model.image_places import GRID_TOKENS
 from worldvla_ros.tokens.sequence import PromptBuilder, TokenIds, action_block, image_block
+from worldvla_ros.training.aims import aim_cell
 
 BRANCHES = ('action', 'world', 'video')
 VIDEO_PROMPT = 'Generate the next image based on the provided sequence of historical images.'
@@ -33,6 +35,9 @@ class Sample:
     ids: TokenIds  # [S]
     labelled: NDArray[np.bool_]  # [S], True where the token is learned
     branch: str
+    aim: int | None = None  # token of `ids` to look at, see `aims`; None: not known
+    away: NDArray[np.floating] | None = None  # (3,) of the aim from the hand [m]; None: not known
+    num_actions: int = 0  # of the action branch
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class SampleBuilder:
     horizon: int  # K, actions of the action branch
     world_rounds: int = 1  # N, frames predicted in one sample of the world and video branches
     world_stride: int = 1  # most steps between these frames
+    short_chunks: bool = False  # at the end of an episode, too, with the actions that are left
 
     def strides(self, branch: str) -> range:
         """Return the steps between the frames of a sample: of the world branch, all there are.
@@ -60,30 +66,36 @@ class SampleBuilder:
 
     def starts(self, branch: str, num_steps: int, stride: int = 1) -> range:
         """Return the steps of an episode at which a sample of this branch can start."""
-        needed = self.horizon if branch == 'action' else self.world_rounds * stride + 1
+        needed = self.world_rounds * stride + 1
+        if branch == 'action':
+            needed = 1 if self.short_chunks else self.horizon
         return range(max(0, num_steps - needed + 1))
 
     def build(self, branch: str, instruction: str, codes: NDArray[np.integer],
               action_ids: NDArray[np.integer], start: int,
               state_ids: NDArray[np.integer] | None = None,
               wrist_codes: NDArray[np.integer] | None = None, stride: int = 1,
-              learned: int | None = None) -> Sample:
-        """Return the sample of one branch that starts at this step; see `action` for `learned`."""
+              learned: int | None = None, aim: NDArray[np.floating] | None = None) -> Sample:
+        """Return the sample of one branch that starts at this step.
+
+        :param learned: and `aim`: of the action branch, see `action`.
+        """
         if branch == 'action':
             return self.action(instruction, codes, action_ids, start, state_ids, wrist_codes,
-                               learned)
+                               learned, aim)
         actions = None if branch == 'video' else action_ids
         return self._rounds(branch, codes, actions, start, stride)
 
     def action(self, instruction: str, codes: NDArray[np.integer],
                action_ids: NDArray[np.integer], start: int,
                state_ids: NDArray[np.integer] | None = None,
-               wrist_codes: NDArray[np.integer] | None = None, learned: int | None = None
-               ) -> Sample:
+               wrist_codes: NDArray[np.integer] | None = None, learned: int | None = None,
+               aim: NDArray[np.floating] | None = None) -> Sample:
         """
         Return the sample whose newest frame is `start`, with the actions from there on.
 
         :param learned: how many of these are labelled, from the first on; None: all.
+        :param aim: (5,), what the action is for, see `AIMS`; NaN or None: not known.
         """
         cameras = [codes] if wrist_codes is None else [codes, wrist_codes]
         seen = range(max(0, start - self.history_length + 1), start + 1)
@@ -94,9 +106,19 @@ class SampleBuilder:
         state = None if state_ids is None else state_ids[start]
         prompt = self.prompts.action(instruction, images, state)
         count = self.horizon if learned is None else learned
-        return _joined('action', [(prompt, _concatenate(blocks[:count])),
-                                  (_concatenate(blocks[count:]),
-                                   np.array([vocabulary.separator]))])
+        # The separator ends a whole chunk; where an episode ends, nothing says that it would.
+        end = [vocabulary.separator][:len(blocks) // self.horizon]
+        sample = replace(_joined('action', [(prompt, _concatenate(blocks[:count])),
+                                            (_concatenate(blocks[count:]), np.array(end))]),
+                         num_actions=len(blocks))
+        if aim is None:
+            return sample
+        sample = replace(sample, away=aim[2:])
+        rows, columns = codes.shape[1:]
+        if (cell := aim_cell(aim[:2], (rows, columns))) is None:
+            return sample
+        begin = np.flatnonzero(prompt == vocabulary.boi)[-len(cameras)]  # of the newest frame
+        return replace(sample, aim=int(begin) + GRID_TOKENS + cell[0] * (columns + 1) + cell[1])
 
     def _rounds(self, branch: str, codes: NDArray[np.integer],
                 action_ids: NDArray[np.integer] | None, start: int, stride: int) -> Sample:

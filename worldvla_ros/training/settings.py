@@ -54,6 +54,9 @@ class DataConfig:
     whole_chunks: bool = bounded(
         False, doc='leave out chunks with a label that is not learned for label_tolerance: what '
                    'the expert does itself is learned, and not what it says to a learner')
+    short_chunks: bool = bounded(
+        False, doc='learn the last actions of an episode, too, of which there are fewer than the '
+                   'horizon; single steps are glances (`collect --glances`)')
     asked_repeats: int = bounded(
         1, minimum=1, doc='times that an epoch has each chunk that the expert was asked for while '
                           'a policy had the arm (`collect --chunk`); any other it has once')
@@ -80,6 +83,9 @@ class ModelConfig:
                               doc='of the policy: most likely (published) or expected value')
     image_embeddings: str = bounded('codebook', choices=('codebook', 'random'),
                                     doc='of a new model: alike for codes that look alike')
+    image_places: bool = bounded(
+        False, doc='an embedding for each place in an image, which the released layout has not: '
+                   'see model.image_places; a checkpoint that is gone on from gets them, too')
     text_tokens: int = bounded(512, minimum=300, doc='most ids of the text tokenizer')
     dropout: float = bounded(0.05, minimum=0.0, maximum=0.9,
                              doc='after attention and feed-forward (public implementation)')
@@ -149,6 +155,9 @@ class TrainConfig:
                               f'{self.data.branches}')
         if self.data.action_range == 'checkpoint' and not self.model.init_from:
             raise ConfigError("data.action_range is 'checkpoint', and model.init_from names none")
+        if self.run.parallel == 'fsdp' and (self.loss.aim_weight or self.loss.reach_weight):
+            raise ConfigError("loss.aim_weight and reach_weight need run.parallel 'ddp': they "
+                              'read one layer, and fsdp spreads it over the processes')
         if self.data.whole_chunks and self.data.label_tolerance is None:
             raise ConfigError('data.whole_chunks needs data.label_tolerance, such as 0.4, which '
                               'says when a label of a chunk does not hold')

@@ -11,7 +11,7 @@ from dataclasses import replace
 import math
 from pathlib import Path
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from worldvla_ros.model.checkpoint import pick_dtype
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.pretrained import Pretrained
+from worldvla_ros.training.aims import ReachHead
 from worldvla_ros.training.batches import (
     Batch,
     SampleTable,
@@ -92,25 +93,39 @@ class Trainer:
         if config.run.compile:
             compile_layers(model, self.device)
         self.dtype = pick_dtype(config.run.dtype, self.device)
-        self._loss_of_one = LossOfBatch(model, config.loss, self.dtype, config.data.chunk_mask)
+        torch.manual_seed(config.run.seed)
+        self._loss_of_one = LossOfBatch(model, config.loss, self.dtype, config.data.chunk_mask,
+                                        config.data.horizon)
         self._loss: nn.Module = self._loss_of_one
+        state = None if resume_from is None else self._state_of(resume_from)
+        if self._head is not None:
+            if state is not None:
+                self._head.load_state_dict(state['reach_head'])
+            if not self._sharded:
+                self._head.to(self.device)
         if self._sharded:
             shard(self._loss_of_one, model, self.device)
         elif self._processes > 1:
             self._loss = replicate(self._loss_of_one)
         choice = config.optimizer
         self._optimizer = torch.optim.AdamW(
-            model.parameters(), choice.learning_rate, (choice.beta1, choice.beta2),
+            self._loss_of_one.parameters(), choice.learning_rate, (choice.beta1, choice.beta2),
             weight_decay=choice.weight_decay, fused=True)  # a quarter of the time on a CPU
         self.step = 0  # optimizer steps done
         self._saved = 0  # of these in the newest checkpoint
-        if resume_from is not None:
-            self._resume(resume_from)
+        if state is not None:
+            load_optimizer_state(self._optimizer, state['optimizer'])
+            self.step = self._saved = state['step']
 
     @property
     def model(self) -> Transformer:
         """The network; spread over the processes where they are sharded."""
         return self._loss_of_one.model
+
+    @property
+    def _head(self) -> ReachHead | None:
+        """What tells how far aims are; None where it is not asked."""
+        return self._loss_of_one.reach_head
 
     def run(self) -> Path | None:
         """Train to the end; return the folder of the result, None in all but one process.
@@ -295,6 +310,8 @@ class Trainer:
         pretrained = self._whole_pretrained()
         state = {'step': self.step, 'optimizer': whole_optimizer_state(self._optimizer),
                  'data': self._experiment.data}
+        if self._head is not None:
+            state['reach_head'] = whole_state(self._head)
         with others_wait():
             if pretrained is not None:
                 self._folder.save(pretrained, state, self.step)
@@ -314,12 +331,12 @@ class Trainer:
             model.lm_head.weight = model.model.embed_tokens.weight
         return replace(pretrained, model=model)
 
-    def _resume(self, folder: Path) -> None:
+    def _state_of(self, folder: Path) -> dict[str, Any]:
+        """Return what a checkpoint of this run holds beside the network."""
         state = load_state(folder)
         if state['data'] != self._experiment.data:
             raise TrainingError(
                 f'{folder} was trained on data {state["data"]}, and the store now holds '
                 f'{self._experiment.data}; restore the store, or start a new run with '
                 'model.init_from')
-        load_optimizer_state(self._optimizer, state['optimizer'])
-        self.step = self._saved = state['step']
+        return state

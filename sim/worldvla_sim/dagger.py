@@ -111,7 +111,6 @@ def record_turns(env: LiberoEnv, expert: ExpertPolicy, learner: EpisodePolicy,
             recorder.objects_moved()
             begins_anew = True  # what it planned or remembers is of the layout before
         label, expert_acts = expert.act(observation), turns.expert_acts(env.steps)
-        aim = expert.aim
         chunk = None
         if expert_acts:
             executed = disturbance.perturb(label)
@@ -121,7 +120,8 @@ def record_turns(env: LiberoEnv, expert: ExpertPolicy, learner: EpisodePolicy,
             executed = np.asarray(learner.act(observation), dtype=np.float64)
             if settings.chunk and env.steps % _LOOKS_AHEAD == 0:
                 chunk = look_ahead(env, expert, label, settings.chunk)
-        recorder.add(observation, label, executed, expert_acted=expert_acts, chunk=chunk, aim=aim)
+        recorder.add(observation, label, executed, expert_acted=expert_acts, chunk=chunk,
+                     aim=expert.aim)
         observation = env.step(executed)
         begins_anew = expert_acts  # its history ended when the expert took over
     return recorder if env.success else None

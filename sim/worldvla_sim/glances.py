@@ -28,7 +28,8 @@ def glances(env: LiberoEnv, recorded: h5py.Group, reach: float) -> Demonstration
     seed = int(recorded.attrs.get('seed', 0))
     scattering, expert, recorder = (Scattering(env, reach, seed), ExpertPolicy(),
                                     DemonstrationRecorder(env))
-    targets = finger_targets(np.asarray(recorded['executed_actions']))
+    executed = recorded.get('executed_actions', recorded['actions'])  # LIBERO's own have one
+    targets = finger_targets(np.asarray(executed))
     fingers = [env.model.actuator(name).id for name in _FINGERS]
     for step, state in enumerate(np.asarray(recorded['states'])):
         env.set_state(state)

@@ -56,7 +56,7 @@ class DataConfig:
                    'the expert does itself is learned, and not what it says to a learner')
     short_chunks: bool = bounded(
         False, doc='learn the last actions of an episode, too, of which there are fewer than the '
-                   'horizon; single steps are glances (`collect --glances`)')
+                   'horizon; episodes of one step are glances (`rerender --scatter`)')
     asked_repeats: int = bounded(
         1, minimum=1, doc='times that an epoch has each chunk that the expert was asked for while '
                           'a policy had the arm (`collect --chunk`); any other it has once')

@@ -11,8 +11,8 @@ from training_data import episode, tiny_tokenizer
 from training_runs import TINY, tiny_config, weights
 
 from worldvla_ros.errors import ConfigError
-from worldvla_ros.model.image_places import GRID_TOKENS
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.tokens.vocab import IMAGE_HEAD_LENGTH
 from worldvla_ros.training.aims import (
     HEAD,
     UNKNOWN,
@@ -114,7 +114,7 @@ def test_samples_know_the_token_that_the_aim_is_in(store, tmp_path):
     for index in range(0, len(table), 7):
         sample = table[index]
         first = int(np.flatnonzero(sample.ids == table._builder.prompts.vocabulary.boi)[-1])
-        row, column = divmod(sample.aim - first - GRID_TOKENS, 5)
+        row, column = divmod(sample.aim - first - IMAGE_HEAD_LENGTH, 5)
         np.testing.assert_allclose(sample.away, [0.02 * column, 0.02 * row, 0.01], atol=1e-6)
 
 

@@ -19,10 +19,12 @@ _FINGERS = ('gripper0_gripper_finger_joint1', 'gripper0_gripper_finger_joint2')
 _OPENED, _PER_STEP = 0.04, 0.02  # [m] of a finger: fully, and as its target moves in one step
 
 
-def glances(env: LiberoEnv, recorded: h5py.Group, reach: float) -> Demonstration:
+def glances(env: LiberoEnv, recorded: h5py.Group, states: np.ndarray, reach: float
+            ) -> Demonstration:
     """Return one step for each state of a demonstration, as one whose objects moved every time.
 
     :param env: in the episode of the demonstration, see `reset_as_recorded`.
+    :param states: of the simulator before each of its actions, (T, n).
     :param reach: how far an object is from where it stood then along each axis, at most [m].
     """
     seed = int(recorded.attrs.get('seed', 0))
@@ -31,7 +33,7 @@ def glances(env: LiberoEnv, recorded: h5py.Group, reach: float) -> Demonstration
     executed = recorded.get('executed_actions', recorded['actions'])  # LIBERO's own have one
     targets = finger_targets(np.asarray(executed))
     fingers = [env.model.actuator(name).id for name in _FINGERS]
-    for step, state in enumerate(np.asarray(recorded['states'])):
+    for step, state in enumerate(states):
         env.set_state(state)
         env.data.ctrl[fingers] = targets[step] * np.array([1.0, -1.0])  # no state has these
         observation = scattering.scatter()

@@ -91,14 +91,14 @@ class RenderRunner:
                                  wrist=(job.pictures.wrist
                                         or f'obs/{WRIST_IMAGES}' in recorded))
             reset_as_recorded(env, recorded)
+            states = _states(recorded, job)
             if job.pictures.scatter > 0:
-                _states(recorded, job)
-                demo = glances(env, recorded, job.pictures.scatter)
+                demo = glances(env, recorded, states, job.pictures.scatter)
                 with whole_file(job.part) as file:
                     write_demonstration(file, job.name, demo)
                 return
             observations = []
-            for state in _states(recorded, job):
+            for state in states:
                 env.set_state(state)
                 observations.append(env.observe())
             with whole_file(job.part) as file:

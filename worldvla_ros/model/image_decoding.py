@@ -23,10 +23,9 @@ from torch import Tensor
 from worldvla_ros.errors import TokenError
 from worldvla_ros.model.decoded import DecodedImage, Ids, checked_ids, token_statistics
 from worldvla_ros.model.engine.image import StaticImageRows
-from worldvla_ros.model.image_places import GRID_TOKENS
 from worldvla_ros.model.kv_cache import KVCache
 from worldvla_ros.model.transformer import Transformer
-from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.tokens.vocab import IMAGE_HEAD_LENGTH, Vocabulary
 
 MAX_WINDOW = 64
 """Rows of one pass over a draft; an H200 reads the weights of 7B in the time of 184 rows."""
@@ -74,7 +73,7 @@ class EagerImageRows:
         """Drop all but `kept` tokens after the prompt; return logits [n, codes] of n more."""
         self._cache.truncate(self._prompt_length + kept)
         return self._logits(tokens, len(tokens),
-                            self._model.places(tokens, within=GRID_TOKENS + kept))
+                            self._model.places(tokens, within=IMAGE_HEAD_LENGTH + kept))
 
     def forget(self) -> None:
         """Drop the rows of the cache; no pass reads rows that it does not keep."""
@@ -93,14 +92,15 @@ def image_rows(model: Transformer, prompt_length: int, grid_hw: tuple[int, int])
     """
     capacity = image_capacity(prompt_length, grid_hw)
     if model.device.type == 'cuda':
-        return StaticImageRows(model, prompt_length + 3, capacity - prompt_length - 3, MAX_WINDOW)
+        before_codes = prompt_length + IMAGE_HEAD_LENGTH
+        return StaticImageRows(model, before_codes, capacity - before_codes, MAX_WINDOW)
     return EagerImageRows(model, model.new_cache(capacity))
 
 
 def image_capacity(prompt_length: int, grid_hw: tuple[int, int]) -> int:
     """Return the KV rows that an image needs: prompt, BOI, grid, codes and row ends."""
     height, width = grid_hw
-    return prompt_length + 3 + 2 * height * (2 * width + 1)
+    return prompt_length + IMAGE_HEAD_LENGTH + 2 * height * (2 * width + 1)
 
 
 @torch.inference_mode()

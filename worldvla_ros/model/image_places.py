@@ -10,9 +10,8 @@ the released checkpoints have none (`TransformerConfig.image_grid`).
 import torch
 from torch import Tensor
 
-from worldvla_ros.tokens.vocab import Vocabulary
+from worldvla_ros.tokens.vocab import IMAGE_HEAD_LENGTH, Vocabulary
 
-GRID_TOKENS = 3  # before the codes of an image: BOI and the two that say the size
 NO_PLACE = 0
 
 
@@ -30,7 +29,7 @@ def image_places(ids: Tensor, vocabulary: Vocabulary, grid: tuple[int, int],
     none = -ids.shape[-1] - 1 - 2 * rows * (columns + 2)  # so far back that no image reaches here
     begin = torch.where(ids == vocabulary.boi, position, -within or none).cummax(-1).values
     row_length = columns + 1  # a row end is behind each
-    index = position - begin - GRID_TOKENS
+    index = position - begin - IMAGE_HEAD_LENGTH
     is_code = ((ids >= vocabulary.codes.start) & (ids < vocabulary.codes.stop)
                & (index >= 0) & (index < rows * row_length))
     place = 1 + index // row_length * columns + index % row_length

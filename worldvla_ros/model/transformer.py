@@ -241,12 +241,14 @@ class Transformer(nn.Module):
                ) -> Tensor | None:
         """Return `image_places` of ids [..., S], int64; None for a network that reads none.
 
+        They are where the ids are, those of a list on the CPU; `rows` sends them on.
         :param start: only of the ids from there on, of a sequence whose beginning is cached.
+        :param within: as of `image_places`.
         """
         if self.config.image_grid is None:
             return None
-        return image_places(torch.as_tensor(ids, device=self.device), self.config.vocabulary,
-                            self.config.image_grid, within)[..., start:]
+        return image_places(torch.as_tensor(ids), self.config.vocabulary, self.config.image_grid,
+                            within)[..., start:]
 
     def rows(self, input_ids: Tensor, *, positions: Tensor | None = None,
              places: Tensor | None = None, mask: Tensor | None = None,
@@ -265,7 +267,9 @@ class Transformer(nn.Module):
             ValueError.
         :param states_after: gets the states of all rows after the layers that are its keys.
         """
-        x = self.model.embed(input_ids, self.places(input_ids) if places is None else places)
+        if places is None:
+            places = self.places(input_ids)
+        x = self.model.embed(input_ids, None if places is None else places.to(input_ids.device))
         cached = cache.length if cache is not None else 0
         length = input_ids.shape[1]
         first = 0 if keep_last is None else length - keep_last

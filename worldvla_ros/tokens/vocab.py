@@ -22,6 +22,9 @@ VALUES_PER_ACTION = 7
 ACTION_BLOCK_LENGTH = VALUES_PER_ACTION + 2
 """Tokens of one action in the sequence: BOA, seven values, EOA."""
 
+IMAGE_HEAD_LENGTH = 3
+"""Tokens of an image before its codes: BOI and the two that say its size."""
+
 _STATE_FIELDS = ('state_begin', 'state_end', 'state_bin_start')
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from worldvla_ros.datatypes import NO_OP_NORM
-from worldvla_ros.model.image_places import GRID_TOKENS
 from worldvla_ros.tokens.sequence import PromptBuilder, TokenIds, action_block, image_block
+from worldvla_ros.tokens.vocab import IMAGE_HEAD_LENGTH
 from worldvla_ros.training.aims import aim_cell
 
 BRANCHES = ('action', 'world', 'video')
@@ -117,8 +117,9 @@ class SampleBuilder:
         rows, columns = codes.shape[1:]
         if (cell := aim_cell(aim[:2], (rows, columns))) is None:
             return sample
+        row, column = cell
         begin = np.flatnonzero(prompt == vocabulary.boi)[-len(cameras)]  # of the newest frame
-        return replace(sample, aim=int(begin) + GRID_TOKENS + cell[0] * (columns + 1) + cell[1])
+        return replace(sample, aim=int(begin) + IMAGE_HEAD_LENGTH + row * (columns + 1) + column)
 
     def _rounds(self, branch: str, codes: NDArray[np.integer],
                 action_ids: NDArray[np.integer] | None, start: int, stride: int) -> Sample:

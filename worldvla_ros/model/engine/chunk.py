@@ -29,7 +29,7 @@ from worldvla_ros.model.engine.graphs import Graphs
 from worldvla_ros.model.engine.inputs import PassInputs
 from worldvla_ros.model.engine.layers import COLUMN_MULTIPLE, bias_of
 from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
-from worldvla_ros.model.image_places import NO_PLACE, image_places
+from worldvla_ros.model.image_places import NO_PLACE
 from worldvla_ros.model.kv_cache import common_prefix_length
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION
@@ -56,7 +56,7 @@ class StaticChunkDecoder:
         if num_actions < 1:
             raise TokenError(f'a chunk has at least one action, got num_actions={num_actions}')
         self._vocabulary, self._num_actions = model.config.vocabulary, num_actions
-        self._grid = model.config.image_grid
+        self._places = model.places
         self._choice = choice
         self._buckets = sorted({round_up(length) for length in prompt_buckets})
         self._newest_rows = round_up(newest_rows)
@@ -81,7 +81,7 @@ class StaticChunkDecoder:
         if prefix == self._cached[:len(prefix)]:
             return 0
         bucket = self._bucket(len(prefix))
-        self._load(prefix, start=0, rows=bucket)
+        self._inputs.load(prefix, 0, bucket, self._places(prefix))
         self._run(('prefix', bucket), partial(self._prefix_pass, bucket), prefix)
         return bucket
 
@@ -95,7 +95,7 @@ class StaticChunkDecoder:
         rows = self._newest_rows
         if len(prompt) - start > rows or bucket <= rows:
             start, rows = 0, bucket
-        self._load(prompt, start, rows)
+        self._inputs.load(prompt[start:], start, rows, self._places(prompt, start=start))
         key = ('chunk', bucket, 'whole' if rows == bucket else 'newest frame')
         token_ids, log_probs, entropy, margin = (
             output.clone() for output in
@@ -121,12 +121,6 @@ class StaticChunkDecoder:
                     self.decode(prompt)
             shortest = bucket + 1
         self._cached = []
-
-    def _load(self, ids: list[int], start: int, rows: int) -> None:
-        """Send the ids from `start` on, for a pass of so many rows."""
-        places = (None if self._grid is None else
-                  image_places(torch.tensor(ids), self._vocabulary, self._grid)[start:])
-        self._inputs.load(ids[start:], start, rows, places)
 
     def _run(self, key: Hashable, function: Callable[[], tuple[Tensor, ...]], ids: list[int]
              ) -> tuple[Tensor, ...]:

@@ -9,8 +9,8 @@ from worldvla_ros.model.engine.graphs import Graphs
 from worldvla_ros.model.engine.inputs import PassInputs
 from worldvla_ros.model.engine.layers import COLUMN_MULTIPLE, bias_of
 from worldvla_ros.model.engine.network import Rows, StaticNetwork, Weights, round_up
-from worldvla_ros.model.image_places import GRID_TOKENS, image_places
 from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.tokens.vocab import IMAGE_HEAD_LENGTH
 
 
 class StaticImageRows:
@@ -37,7 +37,7 @@ class StaticImageRows:
         self._graphs = Graphs(model.device)
         self._inputs = PassInputs(self._prompt_rows, self.vocabulary.bos, model.device)
         self._device = model.device
-        self._grid = model.config.image_grid
+        self._places = model.places
         self._prompt_length = 0
 
     @property
@@ -63,7 +63,7 @@ class StaticImageRows:
             raise InferenceError(f'the engine was built for a window of {self._window} rows, got '
                                  f'{len(tokens)} tokens')
         self._inputs.load(tokens, self._prompt_length + kept, self._window,
-                          self._places(tokens, within=GRID_TOKENS + kept))
+                          self._places(tokens, within=IMAGE_HEAD_LENGTH + kept))
         logits, = self._graphs.run('window', self._window_pass)
         return logits[:len(tokens)]
 
@@ -83,10 +83,6 @@ class StaticImageRows:
         place = self._inputs.start + torch.arange(self._window, device=self._device)
         seen = self._network.causal_bias(self._window, self._columns, self._inputs.start)
         return self._logits(place, Rows(slice(None), seen), None)
-
-    def _places(self, ids: list[int], within: int = 0) -> Tensor | None:
-        return (None if self._grid is None else
-                image_places(torch.tensor(ids), self.vocabulary, self._grid, within))
 
     def _logits(self, place: Tensor, rows: Rows, needed: Rows | None) -> tuple[Tensor, ...]:
         hidden = self._network.rows(self._inputs.ids(len(place)), place, place, [rows], needed,

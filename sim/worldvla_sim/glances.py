@@ -17,19 +17,21 @@ from worldvla_sim.scattering import Scattering
 
 _FINGERS = ('gripper0_gripper_finger_joint1', 'gripper0_gripper_finger_joint2')
 _OPENED, _PER_STEP = 0.04, 0.02  # [m] of a finger: fully, and as its target moves in one step
+_GAPS = (0.002, 0.004, 0.012)  # [m] between objects; some of LIBERO's stand so close
 
 
-def glances(env: LiberoEnv, recorded: h5py.Group, states: np.ndarray, reach: float
+def glances(env: LiberoEnv, recorded: h5py.Group, states: np.ndarray, reach: float, seed: int = 0
             ) -> Demonstration:
     """Return one step for each state of a demonstration, as one whose objects moved every time.
 
     :param env: in the episode of the demonstration, see `reset_as_recorded`.
     :param states: of the simulator before each of its actions, (T, n).
     :param reach: how far an object is from where it stood then along each axis, at most [m].
+    :param seed: another one, other layouts.
     """
-    seed = int(recorded.attrs.get('seed', 0))
-    scattering, expert, recorder = (Scattering(env, reach, seed), ExpertPolicy(),
-                                    DemonstrationRecorder(env))
+    rng = np.random.default_rng((int(recorded.attrs.get('seed', 0)), seed))
+    scattering = Scattering(env, reach, int(rng.integers(2 ** 31)), gap=float(rng.choice(_GAPS)))
+    expert, recorder = ExpertPolicy(), DemonstrationRecorder(env)
     executed = recorded.get('executed_actions', recorded['actions'])  # LIBERO's own have one
     targets = finger_targets(np.asarray(executed))
     fingers = [env.model.actuator(name).id for name in _FINGERS]

@@ -25,7 +25,7 @@ from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.recording.demonstration_file import FILE_ENDING, WRIST_IMAGES, whole_file
 from worldvla_ros.training.libero_hdf5 import demonstration_files, episode_lengths
-from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, resumable
+from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, resumable, seed
 from worldvla_sim.demonstrations import (
     Seen,
     demonstration_names,
@@ -56,6 +56,7 @@ class Pictures:
     msaa: int = 0
     wrist: bool = False  # the wrist camera, too; False: where it was recorded
     scatter: float = 0.0  # see `glances` [m]; 0: things stay where they were
+    seed: int = 0  # of those layouts
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class RenderRunner:
             reset_as_recorded(env, recorded)
             states = _states(recorded, job)
             if job.pictures.scatter > 0:
-                demo = glances(env, recorded, states, job.pictures.scatter)
+                demo = glances(env, recorded, states, job.pictures.scatter, job.pictures.seed)
                 with whole_file(job.part) as file:
                     write_demonstration(file, job.name, demo)
                 return
@@ -250,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
                         help='lay what stands free elsewhere in each state, up to so far along '
                              'each axis, and ask the expert there: single steps (glances), for '
                              'data.short_chunks of a training run')
+    parser.add_argument('--seed', type=seed, default=0,
+                        help='of --scatter: another one, other layouts (default: 0)')
     parser.add_argument('--wrist', action='store_true',
                         help='the wrist camera, too (default: where it was recorded)')
     return parser
@@ -263,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = files_to_render(
         options.demonstrations, options.out,
         Pictures(options.image_size, options.assets, options.robot, options.msaa, options.wrist,
-                 options.scatter),
+                 options.scatter, options.seed),
         options.suite)
     rerender(files, workers=options.workers)
     print(f'{sum(map(len, files))} demonstrations in {len(files)} files: {options.out}')

@@ -22,7 +22,7 @@ from worldvla_sim.observation import SimObservation
 _OWN_SHARE = 0.4  # of the reach, that each object is moved by itself; the rest they move together
 _INTERVAL = (6, 19)  # [step] shortest and longest time that objects are left where they are
 _SHARE_OF_EPISODE = 0.5  # of the suite's step limit, in which objects are moved
-_GAP = 0.012  # [m] between objects, beside each other
+_GAP = 0.012  # [m] between objects, beside each other, in an episode that is played
 _FREE_HAND = 0.05  # [m] around the grip site
 _REACH = (0.40, 0.72)  # [m] from the robot's base, horizontally
 _TRIES = 8  # per object
@@ -44,12 +44,13 @@ class Scattering:
     stays.
     """
 
-    def __init__(self, env: LiberoEnv, reach: float, seed: int) -> None:
+    def __init__(self, env: LiberoEnv, reach: float, seed: int, gap: float = _GAP) -> None:
         """Begin with an episode that `env.reset` has just started.
 
         :param reach: how far an object is moved along x and y at most, either way [m].
+        :param gap: what is left free beside it at least [m].
         """
-        self._env, self._reach = env, reach
+        self._env, self._reach, self._gap = env, reach, gap
         self._random = np.random.default_rng((seed, 2))  # another stream than turns and noise
         self._scene = Scene(env)
         self._robot = Robot(self._scene)
@@ -115,5 +116,5 @@ class Scattering:
         moved = own + np.append(move, 0.0)
         if (np.linalg.norm(moved - self._robot.position, axis=1) < _FREE_HAND).any():
             return False
-        beside, _ = others.query(moved[:, :2], distance_upper_bound=_GAP)
+        beside, _ = others.query(moved[:, :2], distance_upper_bound=self._gap)
         return bool(np.isinf(beside).all())

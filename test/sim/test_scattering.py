@@ -4,6 +4,7 @@
 import h5py
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from worldvla_ros.training.libero_hdf5 import read_episodes
 from worldvla_ros.training.tokenise import filtered_episodes
@@ -178,21 +179,42 @@ def test_a_place_in_the_picture_is_where_the_object_is_drawn():
         assert np.isnan(behind).all()
 
 
+def glances_of(folder, out, *options):
+    """The one demonstration of a folder with other layouts."""
+    assert rerender.main([str(folder), '--out', str(out), '--image-size', '32', '--scatter',
+                          '0.12', *options]) == 0
+    (glance,), = map(read_episodes, out.glob('*.hdf5'))
+    return glance
+
+
 def test_glances_are_single_steps_of_other_layouts(collected, tmp_path):
     out = tmp_path / 'glances'
-    assert rerender.main([str(collected[0]), '--out', str(out), '--image-size', '32',
-                          '--scatter', '0.12']) == 0
+    glance = glances_of(collected[0], out)
     one, = read_episodes(collected[1])
-    glance, = read_episodes(out / collected[1].name)
     np.testing.assert_allclose(glance.states, one.states, atol=2e-3)  # the hand is where it was
     assert glance.moved.all() and glance.chunks is None
     assert np.abs(glance.aims - one.aims)[:, :2].max(1).mean() > 0.01
     np.testing.assert_array_equal(glance.actions, glance.executed)
     pieces = list(filtered_episodes(out, drop_no_ops=False))
     assert [len(piece.actions) for piece in pieces] == [1] * len(one.actions)
-    again = tmp_path / 'again'
-    assert rerender.main([str(collected[0]), '--out', str(again), '--image-size', '32',
-                          '--scatter', '0.12']) == 0
-    repeated, = read_episodes(again / collected[1].name)
+    repeated = glances_of(collected[0], tmp_path / 'again')
     np.testing.assert_array_equal(repeated.frames, glance.frames)
     np.testing.assert_array_equal(repeated.aims, glance.aims)
+    others = glances_of(collected[0], tmp_path / 'others', '--seed', '1')
+    np.testing.assert_allclose(others.states, glance.states, atol=2e-3)
+    assert np.abs(others.aims - glance.aims)[:, :2].max(1).mean() > 0.01, 'of another seed'
+
+
+def test_things_stand_as_close_as_the_gap_allows(tabletop):
+    def nearest(gap):
+        tabletop.reset(None, seed=4)
+        scattering, distances = Scattering(tabletop, REACH, 4, gap=gap), []
+        for _ in range(20):
+            scattering.scatter()
+            scene = Scene(tabletop)
+            for name in tabletop.loose_objects:
+                others = cKDTree(scene.points(without=[name])[:, :2])
+                distances.append(others.query(scene.points(only=name)[:, :2])[0].min())
+        return min(distances)
+    assert nearest(0.03) > 0.029
+    assert nearest(0.002) < 0.02

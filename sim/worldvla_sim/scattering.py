@@ -89,7 +89,7 @@ class Scattering:
         scene = self._scene
         before = {name: scene.position(name)[:2] for name in group}
         own = np.concatenate([scene.points(only=name) for name in group])
-        others = cKDTree(scene.points(without=group)[:, :2])
+        others = scene.points(without=group)[:, :2]
         for _ in range(_TRIES):
             by_itself = self._random.uniform(-1, 1, 2) * _OWN_SHARE * self._reach
             move = self._homes[group[0]] + together + by_itself - before[group[0]]
@@ -102,12 +102,12 @@ class Scattering:
             self._env.move_objects(before)
 
     def _fits(self, move: np.ndarray, before: Mapping[str, np.ndarray], own: np.ndarray,
-              others: cKDTree) -> bool:
+              others: np.ndarray) -> bool:
         """Whether a group that is moved by (2,) [m] is in reach, and beside nothing.
 
         :param before: where each of it is, (2,) [m].
         :param own: points of the group there, (n, 3) [m].
-        :param others: points of all else, horizontally.
+        :param others: points of all else, horizontally, (m, 2) [m].
         """
         for place in before.values():
             away = float(np.linalg.norm(place + move - self._env.base_position[:2]))
@@ -116,5 +116,9 @@ class Scattering:
         moved = own + np.append(move, 0.0)
         if (np.linalg.norm(moved - self._robot.position, axis=1) < _FREE_HAND).any():
             return False
-        beside, _ = others.query(moved[:, :2], distance_upper_bound=self._gap)
+        low, high = moved[:, :2].min(0) - self._gap, moved[:, :2].max(0) + self._gap
+        near = others  # most are far away
+        for axis in (0, 1):
+            near = near[(low[axis] < near[:, axis]) & (near[:, axis] < high[axis])]
+        beside, _ = cKDTree(near).query(moved[:, :2], distance_upper_bound=self._gap)
         return bool(np.isinf(beside).all())

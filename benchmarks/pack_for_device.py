@@ -8,6 +8,9 @@ What travels is every tracked file, every untracked one that git does not ignore
 carried. Where that is too much, weights of shipped checkpoints that the stage does not read wait
 in scratch/left_here, in the same folders as in the tree. Each call first brings back whatever is
 there, so an interrupted one costs nothing.
+
+A store that is too large beside the weights that training starts from goes first, in a call of its
+own: `store`, and at once, while the machine is warm, `train --store ''`.
 """
 
 import argparse
@@ -28,7 +31,7 @@ RECIPES = {'train': 'config/train/mini_gpu.yaml', 'profile': 'config/train/mini_
 STORE = 'scratch/store.tar.xz'
 VIDEO = ['scratch/frames.mp4', 'scratch/frames.json']
 STAGES = ('first', 'second', 'tests', 'chunks', 'reference', 'frames', 'rest', 'profile',
-          'tokenizer', 'train')
+          'tokenizer', 'store', 'train')
 
 
 class PackingError(Exception):
@@ -99,9 +102,11 @@ def travelling_bytes(root: Path, carried: list[Path]) -> int:
 def _inputs(root: Path, stage: str, recipe: str, store: str, tracked: set[Path]
             ) -> tuple[list[Path], list[Path]]:
     """Return the folders that a stage reads, and of all it reads what is not tracked."""
-    carried = list(map(Path, {'train': [store], 'tokenizer': VIDEO}.get(stage, [])))
+    stores = [store] if store else []
+    needed = {'train': stores, 'store': stores, 'tokenizer': VIDEO}
+    carried = list(map(Path, needed.get(stage, [])))
     read: list[Path] = []
-    if recipe:
+    if recipe and stage != 'store':
         settings = yaml.safe_load((root / recipe).read_text())
         named = (settings.get('data', {}).get('tokenizer'), settings.get('init_from'),
                  settings.get('model', {}).get('init_from'))
@@ -135,7 +140,8 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('stage', choices=(*STAGES, 'restore'))
     parser.add_argument('--recipe', help='instead of the one of the stage')
-    parser.add_argument('--store', default=STORE, help='packed, for `train`')
+    parser.add_argument('--store', default=STORE, help="packed, for `train` and `store`; '' after "
+                                                       'the latter')
     parser.add_argument('--root', type=Path, default=Path(__file__).parents[1],
                         help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -56,8 +56,8 @@ def is_whole(tree):
     return not changed and not [path for path in waits.rglob('*') if path.is_file()]
 
 
-def pack(packing, tree, stage='train'):
-    moved, carried = packing.pack(tree, stage, 'train.yaml', 'scratch/store.tar.xz')
+def pack(packing, tree, stage='train', store='scratch/store.tar.xz'):
+    moved, carried = packing.pack(tree, stage, 'train.yaml', store)
     return [str(path) for path in moved], [str(path) for path in carried]
 
 
@@ -96,6 +96,16 @@ def test_what_the_recipe_starts_from_and_image_tokenizers_travel(packing, tree, 
     monkeypatch.setattr(packing, 'LIMIT', 20_000)
     with pytest.raises(packing.PackingError, match=r'MiB would travel .* even without .*mini'):
         pack(packing, tree)
+    assert all((tree / name).exists() for name in SIZES)
+
+
+def test_a_store_that_is_too_large_beside_the_weights_goes_first(packing, tree):
+    recipe(tree, init_from=Path(LARGER).parent)
+    write(tree / 'scratch/store.tar.xz', bytes(50_000))
+    with pytest.raises(packing.PackingError, match='would travel'):
+        pack(packing, tree)
+    assert pack(packing, tree, 'store') == ([LARGER, LARGE], ['scratch/store.tar.xz'])
+    assert pack(packing, tree, store='') == ([], [])
     assert all((tree / name).exists() for name in SIZES)
 
 

@@ -10,6 +10,9 @@ import numpy as np
 from worldvla_sim.libero_env import LOCKSTEP, LiberoEnv
 from worldvla_sim.observation import SimObservation, rendered
 from worldvla_sim.policies import EpisodePolicy
+from worldvla_sim.scattering import Scattering
+
+_SEEDS = 2 ** 32  # that `reset` takes
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class EpisodeRecord:
     over: str = 'process'  # or 'ros'
     mode: str = LOCKSTEP  # or REALTIME: the simulator did not wait for the policy
     video: str | None = None  # path of the mp4, where one was kept
+    scatter: float = 0.0  # [m] that objects were moved by before the first step, at most
 
 
 def play(env: LiberoEnv, policy: EpisodePolicy, observation: SimObservation, max_steps: int,
@@ -50,19 +54,23 @@ def play(env: LiberoEnv, policy: EpisodePolicy, observation: SimObservation, max
 
 
 def run_episode(env: LiberoEnv, policy: EpisodePolicy, init_state: int, *, seed: int = 0,
-                max_steps: int | None = None,
+                max_steps: int | None = None, scatter: float = 0.0,
                 frames: list[np.ndarray] | None = None) -> EpisodeRecord:
     """Play one official initial state to its end.
 
     :param max_steps: None means the published limit of the suite.
+    :param scatter: what stands free is moved by so much at most along each axis [m], each initial
+        state in a way of its own.
     :param frames: gets the pictures, (H, W, 3) uint8 RGB, from before the first step on.
     """
     began = time.perf_counter()
     observation = env.reset(init_state, seed=seed)
+    if scatter > 0:
+        observation = Scattering(env, scatter, _SEEDS * init_state + seed).scatter()
     if frames is not None:
         frames.append(rendered(observation.agentview))
     success = play(env, policy, observation, max_steps or env.max_steps,
                    None if frames is None else
                    lambda _, seen: frames.append(rendered(seen.agentview)))
     return EpisodeRecord(env.suite, env.task, env.instruction, init_state, success, env.steps,
-                         None, env.assets, round(time.perf_counter() - began, 3))
+                         None, env.assets, round(time.perf_counter() - began, 3), scatter=scatter)

@@ -166,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
                         help='default: the published limit of the suite')
     parser.add_argument('--execute', type=positive_int, metavar='N',
                         help='actions of a chunk before the next inference (default: all)')
+    parser.add_argument('--scatter', type=float, default=0.0, metavar='METRES',
+                        help='move what stands free, up to so far along each axis, before the '
+                             'first step (default: 0, the official layout)')
     parser.add_argument('--device', default='cpu', help='torch device (default: cpu)')
     parser.add_argument('--workers', type=positive_int, default=1,
                         help='processes (default: 1)')
@@ -191,7 +194,7 @@ def _checked(options: argparse.Namespace) -> tuple[EvaluationSettings, list[Epis
         robot=options.robot, msaa=options.msaa, image_size=options.image_size, seed=options.seed,
         max_steps=options.max_steps, execute=options.execute, over=options.over,
         mode=options.mode, device=options.device, checkpoint=checkpoint_name(options.policy),
-        pack_version=PACK_VERSION if assets == 'builtin' else '')
+        pack_version=PACK_VERSION if assets == 'builtin' else '', scatter=options.scatter)
     if settings.over == ROS:
         require_ros()
         if options.videos and not settings.checkpoint:

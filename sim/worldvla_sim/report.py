@@ -19,7 +19,7 @@ from worldvla_ros.whole_files import write_whole
 from worldvla_sim.baselines import BASELINES, EPISODES
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.report_pictures import Bar, success_plot, video_strip
-from worldvla_sim.results import Results, pictures_of, wilson_interval
+from worldvla_sim.results import Results, moved, pictures_of, wilson_interval
 from worldvla_sim.tasks import SUITES
 
 MAX_STRIPS = 60  # pictures of failures; the other failures are links alone
@@ -205,8 +205,8 @@ def _conditions(run: Run) -> tuple[str, str, str, str]:
     def each(values: Iterable[str]) -> str:
         return ', '.join(sorted(set(values) - {''})) or 'unknown'
     records = [record for record in run.records if record.error is None]
-    mode = each(f'{one.mode} over ROS' if one.over == 'ros' else f'{one.mode} in one process'
-                for one in records)
+    mode = each((f'{one.mode} over ROS' if one.over == 'ros' else f'{one.mode} in one process')
+                + moved(one) for one in records)
     return (each(one.assets for one in records), each(one.policy for one in records),
             each(f'{pictures_of(one)}, {one.robot} robot' for one in records), mode)
 

@@ -63,6 +63,7 @@ class Results:
                                         if key in known}) for record in content['records']]
             if content['settings'].get('assets') == 'builtin':
                 content['settings'].setdefault('pack_version', _FIRST_PACK)
+            content['settings'].setdefault('scatter', 0.0)
             older = [content['run']] if content.get('run') else []  # one for the whole file
             return cls(content['settings'], records, content['complete'],
                        content.get('runs', older), path)
@@ -147,7 +148,12 @@ def conditions(records: Iterable[EpisodeRecord]) -> str:
     return (f'{each(lambda one: one.suite)}; {each(lambda one: one.policy)}; '
             f'{each(lambda one: one.assets)} assets, {each(lambda one: one.robot)} robot, '
             f'{each(pictures_of)}; {each(lambda one: one.mode)} over '
-            f'{each(lambda one: one.over)}')
+            f'{each(lambda one: one.over + moved(one))}')
+
+
+def moved(record: EpisodeRecord) -> str:
+    """Say how far things were moved from the official initial state."""
+    return f', things moved by up to {100 * record.scatter:g} cm' if record.scatter else ''
 
 
 def pictures_of(record: EpisodeRecord) -> str:

@@ -11,6 +11,7 @@ from worldvla_sim.episodes import EpisodeRecord, run_episode
 from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import LOCKSTEP, REALTIME, LiberoEnv
 from worldvla_sim.policies import CheckpointPolicy, EpisodePolicy, policy_factory
+from worldvla_sim.scattering import check_reach
 from worldvla_sim.tasks import initial_states, load_task, suite_tasks
 from worldvla_sim.videos import EpisodeVideos
 
@@ -35,9 +36,14 @@ class EvaluationSettings:
     device: str = 'cpu'  # torch device of a checkpoint
     checkpoint: str = ''  # name and fingerprints of a checkpoint
     pack_version: str = ''  # of the built-in assets; '' with official ones
+    scatter: float = 0.0  # [m] that objects are moved by before the first step, at most
 
     def __post_init__(self) -> None:
         """Refuse what cannot be played."""
+        check_reach(self.scatter)
+        if self.scatter > 0 and self.over == ROS:
+            raise ConfigError('over ROS things stay where the initial state has them: --scatter '
+                              'plays in one process, leave --over ros out')
         if self.over == PROCESS and self.mode == REALTIME:
             raise ConfigError('in one process the simulator waits for the policy: --mode realtime '
                               'needs --over ros')
@@ -100,7 +106,7 @@ class EpisodeRunner:
         frames: list[np.ndarray] | None = None if self._videos is None else []
         record = run_episode(
             self._environment(job.task), self._policy, job.init_state, seed=self._settings.seed,
-            max_steps=self._settings.max_steps, frames=frames)
+            max_steps=self._settings.max_steps, scatter=self._settings.scatter, frames=frames)
         seen = self._size if self._policy.needs_images else 0
         record = replace(record, policy=self._description, image_size=seen)
         return self._videos.keep(record, frames) if self._videos and frames else record

@@ -8,10 +8,12 @@ from scipy.spatial import cKDTree
 
 from worldvla_ros.training.libero_hdf5 import read_episodes
 from worldvla_ros.training.tokenise import filtered_episodes
-from worldvla_sim import collect, replay, rerender
+from worldvla_sim import collect, evaluate, replay, rerender
+from worldvla_sim.episodes import run_episode
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.expert.scene import Scene
 from worldvla_sim.libero_env import LiberoEnv
+from worldvla_sim.policies import HoldPolicy
 from worldvla_sim.scattering import Scattering
 from worldvla_sim.tasks import load_task
 
@@ -218,3 +220,43 @@ def test_things_stand_as_close_as_the_gap_allows(tabletop):
         return min(distances)
     assert nearest(0.03) > 0.029
     assert nearest(0.002) < 0.02
+
+
+class Watching(HoldPolicy):
+    """Notes where things are when an episode begins."""
+
+    def __init__(self):
+        self.seen = []
+
+    def start(self, env, observation):
+        super().start(env, observation)
+        self.seen.append(places(env))
+
+
+def test_an_evaluation_moves_things_before_each_episode_in_the_same_way(tabletop):
+    policy = Watching()
+    for state, scatter in ((0, 0.0), (0, 0.08), (0, 0.08), (1, 0.0), (1, 0.08)):
+        one = run_episode(tabletop, policy, state, max_steps=2, scatter=scatter)
+        assert one.scatter == scatter
+    official, moved, again, another, elsewhere = policy.seen
+    for name, place in official.items():
+        move = moved[name] - place
+        assert np.abs(move[:2]).max() <= 0.08 + 1e-9 and abs(move[2]) < 1e-3
+        np.testing.assert_array_equal(again[name], moved[name])
+    moves = np.array([moved[name] - official[name] for name in official])
+    assert np.abs(moves).max() > 0.02
+    assert np.abs(moves - [elsewhere[name] - another[name] for name in official]).max() > 0.02
+
+
+def test_results_say_how_far_things_were_moved(tmp_path, capsys):
+    out, play = tmp_path / 'out.json', ['--suite', SUITE, '--tasks', '8', '--init-states', '0',
+                                        '--assets', 'builtin', '--policy', 'hold']
+    moving = [*play, '--max-steps', '2', '--json', str(out), '--scatter']
+    assert evaluate.main([*moving, '0.05']) == 0
+    assert 'lockstep over process, things moved by up to 5 cm' in capsys.readouterr().out
+    assert evaluate.main([*moving, '0.06', '--resume']) == 2
+    assert 'scatter: 0.05 -> 0.06' in capsys.readouterr().err
+    for wrong, told in ((['0.5'], 'from 0 to 0.3 m'),
+                        (['0.05', '--over', 'ros', '--policy', 'expert'], 'in one process')):
+        assert evaluate.main([*play, '--scatter', *wrong]) == 2
+        assert told in capsys.readouterr().err

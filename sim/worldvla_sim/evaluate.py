@@ -3,7 +3,7 @@
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import asdict, replace
 import functools
 import hashlib
 import json
@@ -34,6 +34,7 @@ from worldvla_sim.ray_pool import RayPool
 from worldvla_sim.report import write_report
 from worldvla_sim.results import Results, describe_run, summary_table
 from worldvla_sim.runner import (
+    DEFAULTS,
     PROCESS,
     ROS,
     EpisodeJob,
@@ -46,9 +47,6 @@ from worldvla_sim.runner import (
 from worldvla_sim.tasks import SUITES, load_task
 from worldvla_sim.videos import KINDS, EpisodeVideos
 from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
-
-_DEFAULTS = {item.name: item.default for item in fields(EvaluationSettings)
-             if item.default is not MISSING}
 
 
 def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, workers: int = 1,
@@ -114,7 +112,7 @@ def _job_of(record: EpisodeRecord) -> EpisodeJob:
 
 def _require_same(earlier: Results, settings: EvaluationSettings) -> None:
     """Raise ConfigError where earlier results are of other settings."""
-    before = {**_DEFAULTS, **earlier.settings}  # the file may be older than a setting
+    before = {**DEFAULTS, **earlier.settings}  # the file may be older than a setting
     now = asdict(settings)
     if different := differences(before, now, before.keys() - now.keys()):
         raise ConfigError(f'cannot resume with other settings ({"; ".join(different)}); '

@@ -63,7 +63,6 @@ class Results:
                                         if key in known}) for record in content['records']]
             if content['settings'].get('assets') == 'builtin':
                 content['settings'].setdefault('pack_version', _FIRST_PACK)
-            content['settings'].setdefault('scatter', 0.0)
             older = [content['run']] if content.get('run') else []  # one for the whole file
             return cls(content['settings'], records, content['complete'],
                        content.get('runs', older), path)

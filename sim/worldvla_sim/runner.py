@@ -2,7 +2,7 @@
 """What an evaluation plays, and how one worker plays it: in its process, or over ROS."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 
 import numpy as np
 
@@ -54,6 +54,11 @@ class EvaluationSettings:
             if self.mode == REALTIME:
                 raise ConfigError('the expert reads the true state of a simulator that waits: '
                                   'over ROS it plays in lockstep only')
+
+
+DEFAULTS = {item.name: item.default for item in fields(EvaluationSettings)
+            if item.default is not MISSING}
+"""What a setting was before there was one: result files may be older."""
 
 
 @dataclass(frozen=True)

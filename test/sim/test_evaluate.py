@@ -95,7 +95,7 @@ def test_command_plays_records_resumes_and_refuses_other_settings(tmp_path, caps
         'instruction': 'pick up the cream cheese and place it in the basket',
         'assets': 'builtin', 'steps': content['records'][0]['steps'],
         'duration': content['records'][0]['duration'], 'policy': 'expert', 'robot': 'light',
-        'image_size': 0, 'over': 'process', 'mode': 'lockstep', 'video': None}]
+        'image_size': 0, 'over': 'process', 'mode': 'lockstep', 'video': None, 'scatter': 0.0}]
     run, = content['runs']
     assert run['command'] and run['machine']
     assert 0 < content['records'][0]['steps'] < 280

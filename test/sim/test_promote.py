@@ -60,6 +60,18 @@ def contents(folder):
             for path in folder.rglob('*') if path.is_file()}
 
 
+def test_an_evaluation_that_is_older_than_a_setting_compares_with_a_new_one(folders, tmp_path):
+    new, shipped = folders
+    older = shipped / 'evaluation' / 'libero_object.json'
+    content = json.loads(older.read_text())
+    del content['settings']['scatter']
+    older.write_text(json.dumps(content))
+    evaluate(new, tmp_path / 'moved.json', 4, scatter=0.05)
+    evaluate(new, tmp_path / 'new.json', 4)
+    assert command(new, shipped, tmp_path / 'moved.json') == 2, 'of other layouts'
+    assert command(new, shipped, tmp_path / 'new.json') == 0
+
+
 def test_a_better_checkpoint_ships_whole_with_its_evaluation_and_the_old_card(
         folders, tmp_path, capsys):
     new, shipped = folders

@@ -31,8 +31,8 @@ import torch
 from worldvla_ros.config import load_yaml
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer
 from worldvla_ros.training.batches import Batch
+from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.experiment import build_experiment
-from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.loading import made_ahead
 from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.settings import TrainConfig

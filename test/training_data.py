@@ -12,7 +12,7 @@ import torch
 from worldvla_ros.arm_state import arm_state
 from worldvla_ros.model.image_tokenizer import ImageTokenizer, save_image_tokenizer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
-from worldvla_ros.training.libero_hdf5 import Episode
+from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.store import write_store
 
 IMAGE_SIZE = 64  # [px], so 4 x 4 codes

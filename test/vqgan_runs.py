@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer, write_hdf5
 
+from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.frames import FrameSet, load_frames, neighbours
-from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.vqgan_trainer import VqganRunConfig
 
 

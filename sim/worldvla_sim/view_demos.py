@@ -14,7 +14,8 @@ import numpy as np
 
 from worldvla_ros.datatypes import ACTION_AXES
 from worldvla_ros.errors import ConfigError, WorldVLAError
-from worldvla_ros.training.libero_hdf5 import Episode, episode_actions, read_episode
+from worldvla_ros.training.episodes import Episode
+from worldvla_ros.training.libero_hdf5 import episode_actions, read_episode
 from worldvla_ros.training.samples import moving_steps
 from worldvla_ros.whole_files import write_whole
 from worldvla_sim import pictures

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from worldvla_ros.config import read_yaml
 from worldvla_ros.model.image_preprocessing import square_frame
+from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.run_folder import CONFIG_FILE
 from worldvla_ros.training.splits import SPLITS, Key, draw, split
 from worldvla_ros.training.tokenise import checked_replays, filtered_episodes

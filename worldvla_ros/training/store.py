@@ -37,8 +37,8 @@ from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.policy.settings import IMAGE_BLOCK
 from worldvla_ros.recording.demonstration_file import AIM_DIM
+from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.failures import DatasetError, TrainingError, explain_os_error
-from worldvla_ros.training.libero_hdf5 import Episode
 from worldvla_ros.training.splits import draw
 from worldvla_ros.training.splits import split as split_keys
 from worldvla_ros.whole_files import draft_folder, rename_whole

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer
+from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.libero_hdf5 import Episode, demonstration_files, read_episodes
+from worldvla_ros.training.libero_hdf5 import demonstration_files, read_episodes
 from worldvla_ros.training.replay_list import ReplayList, trained_steps
 from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write_store
 

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from training_data import INSTRUCTIONS, episode, small_store, with_wrist
 from training_runs import TINY, columns, memorised, tiny_config, weights
 
 from worldvla_ros.datatypes import Frame, Observation
-from worldvla_ros.model.transformer import attend
+from worldvla_ros.model.transformer import AskedRows, Attention, attend, rotary_table
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.losses import WEIGHTINGS
+from worldvla_ros.training.network import fast_attention
 from worldvla_ros.training.run_folder import RunFolder, read_metrics
 from worldvla_ros.training.settings import OptimizerConfig
 from worldvla_ros.training.steps import learning_rate, seed_of
@@ -309,6 +311,28 @@ def test_compiled_layers_learn_the_same_and_keep_their_names(tmp_path):
                   plain if folder.name == 'plain' else compiled)]
     np.testing.assert_allclose(np.array(losses[0], float), np.array(losses[1], float), rtol=1e-4)
     assert set(weights(tmp_path / 'plain/final')) == set(weights(tmp_path / 'compiled/final'))
+
+
+@pytest.mark.slow  # half a minute of compilation
+@pytest.mark.parametrize('causal', [0, 192])
+def test_compiled_attention_has_the_same_gradients_in_bfloat16(causal):
+    """With the attention compiled, too, the gradient of k was NaN at this length, with AMX."""
+    attention = Attention(SimpleNamespace(hidden_size=384, num_heads=6, head_dim=64,
+                                          qk_norm_rows=1), 0)
+    fast_attention(attention, 'cpu')
+    rows = 224
+    x = torch.randn(2, rows, 384, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(1))
+    bias = torch.full((rows, rows), float('-inf')).triu(1)[causal:].bfloat16()
+    rotary = rotary_table(torch.arange(rows), 64, 10_000.0, torch.bfloat16)
+    gradients = []
+    for run in (attention, torch.compile(attention)):
+        attention.zero_grad()
+        with torch.autocast('cpu', torch.bfloat16):
+            out = run(x, rotary, AskedRows(slice(None), causal, bias[None, None]), None)
+        out.float().square().mean().backward()
+        gradients.append(torch.cat([one.grad.flatten() for one in attention.parameters()]))
+    plain, compiled = gradients
+    assert (compiled - plain).norm() < 0.02 * plain.norm()
 
 
 def test_seeds_of_steps_are_the_same_in_every_python_and_all_different():

@@ -44,8 +44,8 @@ def fast_attention(model: Transformer, device: str) -> None:
                 module.attend = _attend_by_products
 
 
-# Compiled with the rest of a layer by torch 2.13 it has a gradient of k that is NaN: in bfloat16, on
-# a CPU with AMX, in sequences of 224 rows and not of 230.
+# Compiled with the rest of a layer by torch 2.13 its gradient of k is NaN: in bfloat16, on a CPU
+# with AMX, in sequences of 224 rows and not of 230.
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # lacks annotations
 def _attend_by_products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """As `attend`; a row that may attend to nothing, such as one of padding, has any result."""

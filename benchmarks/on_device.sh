@@ -12,7 +12,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 export OUT="${OUT:-out/gpu}" PYTHONUNBUFFERED=1 PYTHONPATH=".${PYTHONPATH:+:$PYTHONPATH}"
 mkdir -p "$OUT"
-stage="${1:-}"
+stage="${1:-}" recipe="${RECIPE:-config/train/mini_gpu.yaml}"
 options=("${@:2}")
 status=0
 
@@ -28,7 +28,7 @@ bench() { limited "$2" python3 benchmarks/bench_gpu.py --json "$OUT/$1.json" "${
 # training SECONDS OPTIONS...: a step of training
 training() {
     limited "$1" python3 benchmarks/bench_training.py --made-up --json "$OUT/${stage}_training.json" \
-        --config "${RECIPE:-config/train/mini_gpu.yaml}" "${@:2}"
+        --config "$recipe" "${@:2}"
 }
 # unpack: $STORE to where the recipe expects it; Python unpacks xz, which the machine may lack
 unpack() {
@@ -60,9 +60,8 @@ unpack() {
                python3 -m worldvla_ros.training.vqgan --config "$recipe" || status=1
                tar -C "$(dirname "$result")" -cf "$OUT/tokenizer.tar" \
                    "$(basename "$result")" "$(basename "$result").run/"{metrics.csv,curves.png} || status=1 ;;
-        store) unpack "${RECIPE:-config/train/mini_gpu.yaml}" || status=1 ;;
-        train) recipe="${RECIPE:-config/train/mini_gpu.yaml}"
-               run=$(sed -n 's/^  output: *//p' "$recipe")
+        store) unpack "$recipe" || status=1 ;;
+        train) run=$(sed -n 's/^  output: *//p' "$recipe")
                unpack "$recipe" || exit 1
                train=(python3 -m worldvla_ros.training.train --config "$recipe")
                timeout --signal=INT --kill-after=30 "${SECONDS_OF_TRAINING:-510}" "${train[@]}"

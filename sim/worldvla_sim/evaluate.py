@@ -34,7 +34,6 @@ from worldvla_sim.ray_pool import RayPool
 from worldvla_sim.report import write_report
 from worldvla_sim.results import Results, describe_run, summary_table
 from worldvla_sim.runner import (
-    DEFAULTS,
     PROCESS,
     ROS,
     EpisodeJob,
@@ -43,6 +42,7 @@ from worldvla_sim.runner import (
     make_jobs,
     make_runner,
     require_ros,
+    with_newer_settings,
 )
 from worldvla_sim.tasks import SUITES, load_task
 from worldvla_sim.videos import KINDS, EpisodeVideos
@@ -112,8 +112,7 @@ def _job_of(record: EpisodeRecord) -> EpisodeJob:
 
 def _require_same(earlier: Results, settings: EvaluationSettings) -> None:
     """Raise ConfigError where earlier results are of other settings."""
-    before = {**DEFAULTS, **earlier.settings}  # the file may be older than a setting
-    now = asdict(settings)
+    before, now = with_newer_settings(earlier.settings), asdict(settings)
     if different := differences(before, now, before.keys() - now.keys()):
         raise ConfigError(f'cannot resume with other settings ({"; ".join(different)}); '
                           f'name another result file')

@@ -20,7 +20,7 @@ _OPENED, _PER_STEP = 0.04, 0.02  # [m] of a finger: fully, and as its target mov
 _GAPS = (0.002, 0.004, 0.012)  # [m] between objects; some of LIBERO's stand so close
 
 
-def glances(env: LiberoEnv, recorded: h5py.Group, states: np.ndarray, reach: float, seed: int = 0
+def glances(env: LiberoEnv, recorded: h5py.Group, states: np.ndarray, reach: float, seed: int
             ) -> Demonstration:
     """Return one step for each state of a demonstration, as one whose objects moved every time.
 

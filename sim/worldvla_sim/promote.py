@@ -23,7 +23,7 @@ from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_sim.commands import EXIT_OK, EXIT_USAGE
 from worldvla_sim.policies import checkpoint_folder, checkpoint_name
 from worldvla_sim.results import Results
-from worldvla_sim.runner import DEFAULTS
+from worldvla_sim.runner import with_newer_settings
 
 EVALUATIONS, CARD_FILE = 'evaluation', 'README.md'
 _OF_THE_POLICY = ('policy', 'checkpoint')  # settings in which the two evaluations differ
@@ -92,8 +92,8 @@ def require_better(new: Mapping[str, Results], shipped: Mapping[str, Results]) -
 
 def _require_alike(new: Results, shipped: Results) -> None:
     """Raise ConfigError unless the same episodes were played under the same settings."""
-    different = differences({**DEFAULTS, **shipped.settings}, {**DEFAULTS, **new.settings},
-                            _OF_THE_POLICY)
+    different = differences(with_newer_settings(shipped.settings),
+                            with_newer_settings(new.settings), _OF_THE_POLICY)
     played, before = ({(record.task, record.init_state) for record in results.records}
                       for results in (new, shipped))
     if played != before:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an evaluation plays, and how one worker plays it: in its process, or over ROS."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -56,9 +57,10 @@ class EvaluationSettings:
                                   'over ROS it plays in lockstep only')
 
 
-DEFAULTS = {item.name: item.default for item in fields(EvaluationSettings)
-            if item.default is not MISSING}
-"""What a setting was before there was one: result files may be older."""
+def with_newer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a result file as if it were not older than some of them."""
+    return {**{item.name: item.default for item in fields(EvaluationSettings)
+               if item.default is not MISSING}, **settings}
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,10 @@ class Scattering:
         moved = own + np.append(move, 0.0)
         if (np.linalg.norm(moved - self._robot.position, axis=1) < _FREE_HAND).any():
             return False
-        low, high = moved[:, :2].min(0) - self._gap, moved[:, :2].max(0) + self._gap
+        outline = moved[:, :2]
+        low, high = outline.min(0) - self._gap, outline.max(0) + self._gap
         near = others  # most are far away
         for axis in (0, 1):
             near = near[(low[axis] < near[:, axis]) & (near[:, axis] < high[axis])]
-        beside, _ = cKDTree(near).query(moved[:, :2], distance_upper_bound=self._gap)
+        beside, _ = cKDTree(near).query(outline, distance_upper_bound=self._gap)
         return bool(np.isinf(beside).all())

@@ -55,6 +55,14 @@ def command(new, shipped, *files):
     return promote.main([str(new), '--shipped', str(shipped), '--evaluation', *map(str, files)])
 
 
+def forget(folder, setting):
+    """Make the evaluation of a shipped folder one that is older than a setting."""
+    file = folder / 'evaluation' / 'libero_object.json'
+    content = json.loads(file.read_text())
+    del content['settings'][setting]
+    file.write_text(json.dumps(content))
+
+
 def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes()
             for path in folder.rglob('*') if path.is_file()}
@@ -62,10 +70,7 @@ def contents(folder):
 
 def test_an_evaluation_that_is_older_than_a_setting_compares_with_a_new_one(folders, tmp_path):
     new, shipped = folders
-    older = shipped / 'evaluation' / 'libero_object.json'
-    content = json.loads(older.read_text())
-    del content['settings']['scatter']
-    older.write_text(json.dumps(content))
+    forget(shipped, 'scatter')
     evaluate(new, tmp_path / 'moved.json', 4, scatter=0.05)
     evaluate(new, tmp_path / 'new.json', 4)
     assert command(new, shipped, tmp_path / 'moved.json') == 2, 'of other layouts'
@@ -112,10 +117,7 @@ def test_what_is_not_shown_to_be_better_changes_nothing(folders, tmp_path, capsy
 
 def test_evidence_that_is_older_than_the_packs_version_is_of_the_first_pack(folders, tmp_path):
     new, shipped = folders
-    file = shipped / 'evaluation' / 'libero_object.json'
-    content = json.loads(file.read_text())
-    del content['settings']['pack_version']
-    file.write_text(json.dumps(content))
+    forget(shipped, 'pack_version')
     evaluate(new, tmp_path / 'new.json', 3, pack_version='1.0')
     assert command(new, shipped, tmp_path / 'new.json') == 0
 

@@ -12,7 +12,7 @@ from worldvla_ros.errors import SimulationError
 from worldvla_ros.tokens.action_tokenizer import LIBERO_MAXIMUM, LIBERO_MINIMUM
 from worldvla_ros.training.samples import moving_steps
 from worldvla_sim.episodes import play
-from worldvla_sim.expert import picking, recipes
+from worldvla_sim.expert import picking, placing, recipes
 from worldvla_sim.expert.grasps import MAX_WIDTH, aligned, plan_grasp, way_out
 from worldvla_sim.expert.noise import ActionNoise
 from worldvla_sim.expert.policy import ExpertPolicy
@@ -182,6 +182,14 @@ def test_taken_off_its_middle_by_the_play_a_rim_is_held_as_well(monkeypatch, sui
 
     monkeypatch.setattr(picking, 'plan_grasp', off_middle)
     assert solve(suite, task, 1)[0]
+
+
+@pytest.mark.parametrize('offset', [(0.02, 0.0), (-0.02, 0.0), (0.0, 0.02), (0.0, -0.02)])
+def test_a_plate_is_slid_by_fingers_that_come_down_centimetres_off(monkeypatch, offset):
+    come_onto = placing._come_onto
+    monkeypatch.setattr(placing, '_come_onto', lambda robot, name, place: come_onto(
+        robot, name, place + [*offset, 0.0]))
+    assert solve('libero_goal', 5, 1)[0]
 
 
 @pytest.mark.parametrize(('suite', 'task'), [('libero_goal', 7), ('libero_spatial', 7)])

@@ -68,7 +68,6 @@ RIMS = {
     'porcelain_mug': Rim(0.039, 0.109, centre=(0.016, 0.0)),
     'red_coffee_mug': Rim(0.039, 0.130, centre=(0.016, 0.0)),
     'white_yellow_mug': Rim(0.044, 0.103, centre=(0.016, 0.0)),
-    'plate': Rim(0.062, 0.016, 0.003),
 }
 """Objects that are taken by the rim; every other one is taken across the middle."""
 

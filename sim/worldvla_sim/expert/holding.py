@@ -79,14 +79,12 @@ def squeezes(robot: Robot) -> bool:
                      or robot.finger_targets().max() < 0.001))
 
 
-def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
-              thinnest: float = 0.0) -> np.ndarray:
+def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False) -> np.ndarray:
     """Come before a grasp, go around what it holds, close; one action, (7,).
 
     :param name: object or fixture that is taken.
     :param firm: wait before the grasp until the hand swings no more, and stay there while the
         fingers close, also against a force; otherwise what blocks the hand is not pushed over.
-    :param thinnest: distance of the pads [m] below which they hold an edge at best, and open.
     """
     scene, from_side = robot.scene, grasp.rotation[2, 2] > _LEVEL
     robot.turn_to(grasp.rotation)
@@ -94,11 +92,10 @@ def take_hold(robot: Robot, name: str, grasp: Grasp, *, firm: bool = False,
     distance, turned = grasp.distance(robot.position), robot.turn_error()
     most = _FIRM if firm else _CORRECTION
     correction = np.clip(grasp.position - robot.position, -most, most)
-    if (scene.pinched(name) and robot.opening > thinnest
-            and (distance < BY_GRASP or robot.opening < 0.065)):
+    if scene.pinched(name) and (distance < BY_GRASP or robot.opening < 0.065):
         # Only what is fixed pulls a hand back; a rim on the table would be dragged along.
         return go(robot, robot.position + (firm and from_side) * correction, CLOSED)
-    if turned < HALF_FACING and _shall_close(robot, distance, firm, max(EMPTY, thinnest)):
+    if turned < HALF_FACING and _shall_close(robot, distance, firm):
         return go(robot, robot.position + correction, CLOSED)
     if robot.opening < AJAR and scene.touching(name, 'gripper'):
         return go(robot, robot.position, OPEN)
@@ -190,9 +187,9 @@ def _is_tilted(robot: Robot, grasp: Grasp) -> bool:
                 and grasp.distance(robot.position) > HOVER)
 
 
-def _shall_close(robot: Robot, distance: float, firm: bool, empty: float) -> bool:
+def _shall_close(robot: Robot, distance: float, firm: bool) -> bool:
     """Whether the gripper is where it closes: there, stopped there, or closing there."""
-    if robot.opening < empty:
+    if robot.opening < EMPTY:
         return False  # closed on nothing
     stopped = robot.opening > OPENED and robot.speed() < 0.02 and distance < BY_GRASP
     speeds = robot.finger_speeds()

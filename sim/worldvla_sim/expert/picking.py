@@ -87,7 +87,6 @@ class Placing:
     """
 
     _down = -UP  # direction in which what is held comes to its place, (3,)
-    _firm, _thinnest = False, 0.0  # as of `take_hold`
     _retreat = 0.1 * UP  # [m] from what was let go, (3,)
     _let_go_within = 0.03  # [m] beside its place, where an object counts as let go
 
@@ -127,28 +126,20 @@ class Placing:
 
     def action(self) -> np.ndarray:
         """Return what to do now, (7,) controller input."""
-        pinched = self._is_pinched()
+        pinched = self._scene.pinched(self.name)
         self._robot.rotation = self._robot.axes  # to stay as it is, unless told otherwise below
         if pinched and self._is_at_place():
             return go(self._robot, self._robot.position, OPEN)
         if pinched and self._is_blocked():
             return go(self._robot, self._place(), OPEN, LOWERING)
-        if pinched and self._is_firm():
+        if pinched and squeezes(self._robot):
             return self._carry()
         if self._is_released():
             return self.retreat()
         if not self._replan():
             return self._back_off()
         assert self._plan is not None, 'planned before'
-        return take_hold(self._robot, self.name, self._tracked(self._plan), firm=self._firm,
-                         thinnest=self._thinnest)
-
-    def _is_pinched(self) -> bool:
-        return self._scene.pinched(self.name)
-
-    def _is_firm(self) -> bool:
-        """Whether what is pinched may be moved."""
-        return squeezes(self._robot)
+        return take_hold(self._robot, self.name, self._tracked(self._plan))
 
     def _is_at_place(self) -> bool:
         lateral, above = split(self._place() - self._robot.position, self._down)

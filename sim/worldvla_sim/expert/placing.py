@@ -4,70 +4,34 @@
 Reactions, as `picking.Placing` is.
 """
 
-from dataclasses import replace
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from worldvla_sim.expert.grasps import Grasp, aligned, rim_point
-from worldvla_sim.expert.holding import FACING, HALF_FACING, NEAR, go, over, split
-from worldvla_sim.expert.picking import LIFT, Placing, Plan, place
+from worldvla_sim.expert.grasps import Grasp, aligned, leaning, rim_point
+from worldvla_sim.expert.holding import BELOW, FACING, HALF_FACING, go, over, split
+from worldvla_sim.expert.picking import LIFT, Placing, place
 from worldvla_sim.expert.robot import CLOSED, Robot
-from worldvla_sim.expert.scene import UP
-from worldvla_sim.expert.skills import Motion, cruising_height, destination
+from worldvla_sim.expert.scene import UP, Scene
+from worldvla_sim.expert.skills import HOVER, Motion, cruising_height, destination, react
 
 _BOTTLE_GRIP = 0.06  # [m] above a bottle's bottom
-_DRAG = 0.009  # [m] above the grasp, so that a rim is drawn along and not pressed onto the table
-_ON_RIM = 0.035  # [m] between the pads on a plate's rim, or about to be; it slips through them
-_STRIDE = 0.01  # [m] ahead of the hand that slides something: 0.6 of full speed
+# Closed finger tips reach a plate's floor with the grip site 17 mm above its origin. Sent lower,
+# they press on it: unpressed they climb the rim, and pressed harder the plate hardly moves.
+_PRESSED = 0.008  # [m] of the grip site above a plate's origin
+_UNDER_RIM, _SINKING = 0.025, 0.010  # [m] likewise, where drawing is at full speed; begins above
+_INSIDE_RIM, _ON_PLATE = 0.020, 0.055  # [m] beside its middle: straight down, and still on it
+_BEHIND = 0.012  # [m] behind its middle, where the fingers come down: they end up before it
+_STRIDE, _RISE = 0.0155, 0.05  # [m] ahead of the hand: at full speed
+_SLID = 0.008  # [m] beside the region's middle
+_STEEPNESS, _COLUMN_STEEPNESS = 3.0, 8.0  # height per distance beside the plate
 _TILTING = 0.05  # [m] beside the rack's lip, from where a bottle is tilted
 _LEAN_TO_TAKE, _LEAN_TO_ENTER = 0.4, 0.85  # [rad] of the hand from straight down
 _MICROWAVE_FLOOR = 0.016  # [m] z of the cavity's floor in the microwave's frame
 _DOORSTEP = -0.22  # [m] of a mug before the cavity's middle, where it begins to go in
 _INSIDE = -0.034  # [m] likewise, where it is let go
 _CORRIDOR = 0.02  # [m] beside the way in
-
-
-class Sliding(Placing):
-    """Slides an object over the table to a region, held by its rim but not lifted."""
-
-    _let_go_within = 0.006
-    _firm, _thinnest = True, 0.012
-
-    @property
-    def _goal(self) -> np.ndarray:
-        x, y, _ = self._scene.position(self._target)
-        return np.array([x, y, self._scene.position(self.name)[2]])
-
-    def _tracked(self, plan: Plan) -> Grasp:
-        """Follow the object over the table, not upwards: a rim that is taken tilts."""
-        grasp = super()._tracked(plan)
-        return replace(grasp, position=np.append(grasp.position[:2], plan.grasp.position[2]))
-
-    def _is_pinched(self) -> bool:
-        """Whether the rim is between the fingers; dragged, it often touches only one of them."""
-        robot, plan = self._robot, self._plan
-        return (plan is not None and self._thinnest < robot.opening < _ON_RIM
-                and self._tracked(plan).distance(robot.position) < NEAR)
-
-    def _is_firm(self) -> bool:
-        """One sees that the rim is between the fingers, but not what they feel."""
-        return True
-
-    def _is_at_place(self) -> bool:
-        return self._beside() < self._let_go_within
-
-    def _carry(self) -> np.ndarray:
-        assert self._plan is not None, 'see _is_pinched'
-        self._plan = replace(self._plan, grasp=self._tracked(self._plan),
-                             position=self._scene.position(self.name),
-                             axes=self._scene.axes(self.name))
-        position = self._robot.position
-        way = (self._place() - position)[:2]
-        way *= min(1.0, _STRIDE / max(float(np.linalg.norm(way)), 1e-9))  # leaves z its share
-        self._robot.rotation = self._kept_rotation()
-        height = self._plan.grasp.position[2] + _DRAG
-        return go(self._robot, np.append(position[:2] + way, height), CLOSED)
 
 
 class Laying(Placing):
@@ -179,9 +143,55 @@ class Housing(Placing):
         return go(robot, over(robot, doorstep, height), CLOSED)
 
 
-def slide(robot: Robot, name: str, target: str) -> Motion:
-    """Slide an object over the table to a region."""
-    return (yield from place(robot, Sliding(robot, name, target, (0.0, 0.0, 0.0))))
+def slide(robot: Robot, name: str, target: str, *, detour: Sequence[float] = (0, 0)) -> Motion:
+    """Slide a plate over the table to a region: closed fingers press on it and draw it along.
+
+    Anywhere inside its rim will do, which a learner that is centimetres off still finds.
+
+    :param detour: from the region [m]: by way of there it comes, unless it is on that side of it.
+    """
+    scene, via = robot.scene, np.asarray(detour, dtype=float)
+    length = max(float(np.linalg.norm(via)), 1e-9)
+
+    def action() -> np.ndarray | None:
+        hand, plate, goal = robot.position, scene.position(name), scene.position(target)
+        way, above = (goal - plate)[:2], float(hand[2] - plate[2])
+        if np.linalg.norm(way) < _SLID:
+            robot.rotation = robot.axes
+            return go(robot, hand + _RISE * UP, CLOSED) if above < HOVER else None
+        off_side = float(np.linalg.norm(way - (way @ via) * via / length**2))
+        way += via * min(1.0, off_side / length)
+        forward = way / max(float(np.linalg.norm(way)), _STRIDE)
+        if np.linalg.norm((hand - plate)[:2]) < _ON_PLATE and above < _UNDER_RIM + _SINKING:
+            robot.aim_at(goal)
+            robot.rotation = _broadside(scene, plate, -robot.axes[:, 1])
+            share = np.clip((_UNDER_RIM + _SINKING - above) / _SINKING, 0.0, 1.0)
+            return go(robot, np.append(hand[:2] + share * _STRIDE * forward, plate[2] + _PRESSED),
+                      CLOSED)
+        robot.rotation = _broadside(scene, plate, forward)
+        return _come_onto(robot, name, np.append(plate[:2] - _BEHIND * forward, plate[2]))
+
+    return (yield from react(action))
+
+
+def _broadside(scene: Scene, place: np.ndarray, forward: np.ndarray) -> np.ndarray:
+    """Gripper axes (3, 3) with the fingers side by side across a direction of motion.
+
+    The hand is narrowest along it, and of its two sides turns the one where the arm is forwards.
+    """
+    return leaning(scene, place, np.arctan2(forward[1], forward[0]) - np.pi)
+
+
+def _come_onto(robot: Robot, name: str, place: np.ndarray) -> np.ndarray:
+    """Bring closed fingers down a cone to a place (3,) [m] on an object."""
+    robot.aim_at(place)
+    beside = float(np.linalg.norm((robot.position - place)[:2]))
+    cone = _PRESSED + _STEEPNESS * max(0.0, beside - _INSIDE_RIM)
+    target = place + min(cone, HOVER) * UP
+    column = target[2] + _COLUMN_STEEPNESS * max(0.0, beside - _ON_PLATE)
+    height = min(max(target[2], cruising_height(robot, target, without=[name])), column)
+    clear = max(height - BELOW, place[2] + _UNDER_RIM + _SINKING)
+    return go(robot, over(robot, target, height, clear), CLOSED)
 
 
 def lay_on_rack(robot: Robot, name: str, rack: str, region: str) -> Motion:

@@ -49,7 +49,8 @@ RECIPES: dict[tuple[str, int], Recipe] = {
                                  step(put, _BOWL, f'{_CABINET}_top_region',
                                       offset=(0, 0.02, 0))),
     ('libero_goal', 4): sequence(step(put, _BOWL, f'{_CABINET}_top_side')),
-    ('libero_goal', 5): sequence(step(slide, _PLATE, 'main_table_stove_front_region')),
+    ('libero_goal', 5): sequence(step(slide, _PLATE, 'main_table_stove_front_region',
+                                 detour=(0.07, 0.0))),  # the cream cheese is on the straight way
     ('libero_goal', 6): sequence(step(put, 'cream_cheese_1', _BOWL, offset=(0, 0, 0.055))),
     ('libero_goal', 7): sequence(step(turn_knob, _STOVE)),
     ('libero_goal', 8): sequence(step(put, _BOWL, _PLATE)),

@@ -188,7 +188,7 @@ def test_taken_off_its_middle_by_the_play_a_rim_is_held_as_well(monkeypatch, sui
 def test_a_plate_is_slid_by_fingers_that_come_down_centimetres_off(monkeypatch, offset):
     come_onto = placing._come_onto
     monkeypatch.setattr(placing, '_come_onto', lambda robot, name, place: come_onto(
-        robot, name, place + [*offset, 0.0]))
+        robot, name, place + np.append(offset, 0.0)))
     assert solve('libero_goal', 5, 1)[0]
 
 

@@ -16,7 +16,8 @@ from worldvla_sim.expert.robot import CLOSED, Robot
 from worldvla_sim.expert.scene import UP, Scene
 from worldvla_sim.expert.skills import HOVER, Motion, cruising_height, destination, react
 
-_BOTTLE_GRIP = 0.06  # [m] above a bottle's bottom
+# By its neck: its body leaves a finger half the air, and a learner knocks it over.
+_BOTTLE_GRIP, _NECK_AIR = 0.105, 0.020  # [m] above a bottle's bottom; as of `Grasp`
 # Closed finger tips reach a plate's floor with the grip site 17 mm above its origin. Sent lower,
 # they press on it: unpressed they climb the rim, and pressed harder the plate hardly moves.
 _PRESSED = 0.008  # [m] of the grip site above a plate's origin
@@ -57,7 +58,8 @@ class Laying(Placing):
 
     def _grasp(self) -> Grasp:
         bottle = self._scene.axes(self.name)[:, 2]
-        return Grasp(self._scene.position(self.name) + _BOTTLE_GRIP * bottle, self._taking)
+        return Grasp(self._scene.position(self.name) + _BOTTLE_GRIP * bottle, self._taking,
+                     air=_NECK_AIR)
 
     def _tilt(self) -> Rotation:
         """Shortest rotation that lays the bottle parallel to the slope."""

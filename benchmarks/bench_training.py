@@ -36,7 +36,7 @@ from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.loading import made_ahead
 from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.settings import TrainConfig
-from worldvla_ros.training.store import write_store
+from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.throughput import matmul_peak, training_flops
 from worldvla_ros.training.trainer import Trainer
 

@@ -25,7 +25,7 @@ from worldvla_ros.training.aims import (
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.run_folder import read_metrics
 from worldvla_ros.training.settings import OptimizerConfig
-from worldvla_ros.training.store import write_store
+from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.train import train
 
 

@@ -30,7 +30,8 @@ from worldvla_ros.training.batches import (
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.losses import IGNORED
 from worldvla_ros.training.samples import BRANCHES, SampleBuilder
-from worldvla_ros.training.store import TokenStore, write_store
+from worldvla_ros.training.store import TokenStore
+from worldvla_ros.training.store_writing import write_store
 
 TEXT = TextTokenizer.train(INSTRUCTIONS, max_tokens=300)
 VOCABULARY = Vocabulary.compact(TEXT.num_tokens, num_codes=64)

@@ -22,7 +22,7 @@ from worldvla_ros.training.decoding_error import decoding_errors
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.run_folder import read_metrics
 from worldvla_ros.training.samples import Sample
-from worldvla_ros.training.store import write_store
+from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.train import train
 
 MODEL = tiny_model()

@@ -17,7 +17,7 @@ from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.run_folder import RunFolder
 from worldvla_ros.training.settings import TrainConfig
-from worldvla_ros.training.store import write_store
+from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.train import main, train
 
 

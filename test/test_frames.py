@@ -12,7 +12,7 @@ from worldvla_ros.training import frames as frames_module
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.frames import choose_spans, load_frames
 from worldvla_ros.training.replay_list import Replay, ReplayList, actions_digest
-from worldvla_ros.training.store import write_store
+from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.tokenise import filtered_episodes
 from worldvla_ros.training.vqgan import train_vqgan
 

@@ -14,7 +14,7 @@ from worldvla_ros.training.held_out_clips import held_out_lengths
 from worldvla_ros.training.libero_hdf5 import episode_actions
 from worldvla_ros.training.replay_list import kept_steps
 from worldvla_ros.training.splits import SPLITS, SplitCounts, draw, split, split_names
-from worldvla_ros.training.store import write_store
+from worldvla_ros.training.store_writing import write_store
 
 
 def draw_of(one):

@@ -18,9 +18,10 @@ from training_data import (
 
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer
-from worldvla_ros.training import store as store_module
+from worldvla_ros.training import store_writing
 from worldvla_ros.training.failures import DatasetError, TrainingError
-from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write_store
+from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint
+from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.tokenise import main
 
 
@@ -102,8 +103,8 @@ def test_of_a_reused_store_only_what_it_lacks_is_encoded(tmp_path, monkeypatch, 
     one = with_wrist(episode(0))
     reuse = write_store(tmp_path / 'old', [one if before else episode(0)], tiny_tokenizer(),
                         IMAGE_SIZE)
-    counted, encode = [], store_module._encode
-    monkeypatch.setattr(store_module, '_encode', lambda frames, *rest: (
+    counted, encode = [], store_writing._encode
+    monkeypatch.setattr(store_writing, '_encode', lambda frames, *rest: (
         counted.append(len(frames)), encode(frames, *rest))[1])
     store = write_store(tmp_path / 'new', [one], tiny_tokenizer(), IMAGE_SIZE, reuse)
     assert sum(counted) == encoded
@@ -165,7 +166,7 @@ def test_nothing_to_store_is_refused_and_leaves_no_folder(tmp_path):
 def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(store_module.np, 'save', full)
+    monkeypatch.setattr(store_writing.np, 'save', full)
     with pytest.raises(TrainingError, match='the disk is full'):
         write_store(tmp_path / 'store', [episode()], tiny_tokenizer(), IMAGE_SIZE)
     assert list(tmp_path.iterdir()) == []

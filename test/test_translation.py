@@ -15,7 +15,8 @@ from worldvla_ros.model.image_tokenizer import save_image_tokenizer
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.store import tokenizer_fingerprint, write_store
+from worldvla_ros.training.store import tokenizer_fingerprint
+from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.train import train
 from worldvla_ros.training.translation import translate_codes
 

@@ -13,7 +13,7 @@ from worldvla_ros.arm_state import arm_state
 from worldvla_ros.model.image_tokenizer import ImageTokenizer, save_image_tokenizer
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.training.episodes import Episode
-from worldvla_ros.training.store import write_store
+from worldvla_ros.training.store_writing import write_store
 
 IMAGE_SIZE = 64  # [px], so 4 x 4 codes
 INSTRUCTIONS = ('pick up the red block', 'open the green drawer')

@@ -15,7 +15,8 @@ from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import demonstration_files, read_episodes
 from worldvla_ros.training.replay_list import ReplayList, trained_steps
-from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint, write_store
+from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint
+from worldvla_ros.training.store_writing import write_store
 
 
 def filtered_episodes(folder: Path, drop_no_ops: bool, only: ReplayList | None = None,

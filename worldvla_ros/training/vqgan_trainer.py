@@ -32,7 +32,7 @@ from worldvla_ros.training.perceptual import load_perceptual_loss
 from worldvla_ros.training.settings import OptimizerConfig
 from worldvla_ros.training.splits import SPLITS
 from worldvla_ros.training.steps import learning_rate, seed_of
-from worldvla_ros.training.store import check_image_size
+from worldvla_ros.training.store_writing import check_image_size
 
 COMMITMENT = 0.25  # weight of |z - sg(e)|^2 (van den Oord 2017)
 BETAS = (0.9, 0.99)  # of Adam for the tokenizer: ours

@@ -6,8 +6,7 @@ come from one thread, because an OpenGL context belongs to the thread that made 
 """
 
 import atexit
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 from typing import Any
 import weakref
 from xml.etree import ElementTree
@@ -21,6 +20,7 @@ from worldvla_sim.libero_setup import (
     check_renderer,
     has_diverged,
     import_libero,
+    numpy_seeded,
     resolve_assets,
     use_assets,
 )
@@ -40,17 +40,6 @@ LOCKSTEP, REALTIME = 'lockstep', 'realtime'
 MSAA_LEVELS = (0, 4)
 ROBOTS = ('light', 'full')
 _RESET_ATTEMPTS = 10
-
-
-@contextlib.contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seed NumPy's global generator, which LIBERO samples from, and put it back afterwards."""
-    before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(before)  # noqa: NPY002
 
 
 _open_environments: 'weakref.WeakSet[LiberoEnv]' = weakref.WeakSet()
@@ -99,7 +88,7 @@ class LiberoEnv:
         if render:
             check_renderer()
         use_assets(self._assets)
-        with _numpy_seed(seed):
+        with numpy_seeded(seed):
             self._env = self._construct(robot)
         self._env.has_offscreen_renderer = render
         self._env.set_xml_processor(lambda xml: xml.replace(
@@ -235,7 +224,7 @@ class LiberoEnv:
         # The official states were recorded with this arm noise; their rows bring it along.
         noise = 'default' if init_state is None else None
         self._libero.robot_configs[0]['initialization_noise'] = noise
-        with _numpy_seed(seed):
+        with numpy_seeded(seed):
             self._rebuild()
         if init_state is not None:
             self.set_state(states[init_state])
@@ -328,8 +317,7 @@ class LiberoEnv:
             1 close).
         :raises SimulationError: another shape, a value that is not finite, or failed physics.
         """
-        # Rounded to what policies emit, so that an action that crossed a wire in SI units, and has
-        # a rounding error in float64 since, is the same action.
+        # As policies emit it: what crossed a wire in SI units is off in float64, and yet the same.
         action = np.asarray(action, dtype=np.float32).astype(np.float64)
         if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
             raise SimulationError(f'an action is ({ACTION_DIM},) finite numbers, got shape '

@@ -20,6 +20,8 @@ import tempfile
 import types
 from typing import Any
 
+import numpy as np
+
 from worldvla_ros.errors import AssetError, SimulationError
 from worldvla_sim.held_signals import signals_held
 
@@ -195,3 +197,14 @@ def has_diverged(data: Any) -> bool:
     kinds = mujoco.mjtWarning
     return any(data.warning[kind].number for kind in (
         kinds.mjWARN_BADQPOS, kinds.mjWARN_BADQVEL, kinds.mjWARN_BADQACC))
+
+
+@contextlib.contextmanager
+def numpy_seeded(seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, which LIBERO samples from, and put it back afterwards."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002

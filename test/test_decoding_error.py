@@ -68,6 +68,16 @@ def test_actions_that_are_not_learned_do_not_count():
         'motion_error': 0.0, 'gripper_error': 0.0}
 
 
+def test_chunks_of_several_lengths_are_measured_together():
+    """Pins a bug: with data.short_chunks a run ended in an error, at its last evaluation."""
+    said = decode_chunk(MODEL, PROMPT, 3).token_ids.numpy()
+    wrong = said[:1].copy()
+    wrong[0, 6] = VOCABULARY.bin_start + (250 if said[0, 6] <= VOCABULARY.bin_start + 127 else 3)
+    errors = decoding_errors(MODEL, [sample(said), sample(wrong)], TOKENIZER, chunk_mask=True,
+                             choice='greedy')
+    assert errors == {'motion_error': 0.0, 'gripper_error': pytest.approx(1 / 4)}
+
+
 def test_without_samples_of_the_action_branch_there_is_none():
     assert decoding_errors(MODEL, [], TOKENIZER, chunk_mask=True, choice='greedy') == {}
 

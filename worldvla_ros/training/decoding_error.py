@@ -27,22 +27,23 @@ def decoding_errors(model: Transformer, samples: Sequence[Sample], tokenizer: Ac
     `motion_error` is the root of the mean squared difference of the six motion values, each in
     halves of its range (0: the expert's bins; 0.43: never moving, on libero_goal's experts).
     `gripper_error` is the share of steps at which the gripper is told the other direction. Both
-    are of the actions that are labelled, see `labels_that_hold`.
+    are of the actions that are labelled, see `labels_that_hold`; samples may have chunks of
+    several lengths, as with `data.short_chunks`.
 
     :param chunk_mask: and `choice`: of the policy, see `PolicySettings`.
     """
     if not samples:
         return {}
     starts = [int(np.argmax(sample.labelled)) for sample in samples]
-    wanted = np.stack([parse_action_chunk(sample.ids[start:], tokenizer.vocabulary)
-                       for sample, start in zip(samples, starts, strict=True)])
-    begins = ACTION_BLOCK_LENGTH * np.arange(wanted.shape[1])
-    counts = np.stack([sample.labelled[start + begins]
-                       for sample, start in zip(samples, starts, strict=True)])  # [B, K]
-    decoder = EagerChunkDecoder(model, wanted.shape[1], max(starts), chunk_mask, choice)
-    done = np.stack([decoder.decode(sample.ids[:start]).token_ids.cpu().numpy()
-                     for sample, start in zip(samples, starts, strict=True)])
-    values = tokenizer.dequantize(np.stack([done, wanted]))[:, counts]  # [2, N, 7]
+    wanted = [parse_action_chunk(sample.ids[start:], tokenizer.vocabulary)
+              for sample, start in zip(samples, starts, strict=True)]
+    decoder = EagerChunkDecoder(model, max(map(len, wanted)), max(starts), chunk_mask, choice)
+    pairs = []  # [2, N, 7] of each sample: done and wanted, of the actions that count
+    for sample, start, chunk in zip(samples, starts, wanted, strict=True):
+        done = decoder.decode(sample.ids[:start]).token_ids.cpu().numpy()
+        counts = sample.labelled[start + ACTION_BLOCK_LENGTH * np.arange(len(chunk))]
+        pairs.append(np.stack([done[:len(chunk)], chunk])[:, counts])
+    values = tokenizer.dequantize(np.concatenate(pairs, axis=1))  # [2, N, 7]
     motion, gripper = np.split(values, [6], axis=-1)
     return {'motion_error': float(np.sqrt(np.mean(np.square(motion[0] - motion[1])))),
             'gripper_error': float(np.mean((gripper[0] > 0) != (gripper[1] > 0)))}

@@ -20,7 +20,7 @@ COMFORTABLE_REACH = (0.42, 0.70)  # [m] from the robot's base, horizontally
 LEAN_PER_METRE = 5.0  # [rad/m] out of that
 MAX_LEAN = 0.5  # [rad]
 _ANGLES = 16
-_RIM_LEAN = 0.35  # [rad]
+_RIM_LEAN, _RIM_DEPTH = 0.35, 0.020  # [rad]; [m] of the grip site below a rim's edge
 _POINT_COST = 0.05  # of one obstacle point inside the gripper
 _APPROACH_SAMPLES = (0.0, 0.05, 0.10)  # [m] before the grasp
 _SIDE_MARGIN = 0.015  # [m] of air wanted around an object that is moved aside
@@ -59,7 +59,6 @@ class Rim:
 
     radius: float  # [m] of the wall's middle
     height: float  # [m] of its edge above the object's origin
-    depth: float = 0.020  # [m] that the grip site goes below the edge
     centre: tuple[float, float] = (0.0, 0.0)  # [m] of the circle; a mug's handle shifts its origin
 
 
@@ -186,14 +185,13 @@ def _nearness(way: np.ndarray, rotation: np.ndarray, hand_axes: np.ndarray) -> f
     return near * (_NEARNESS[0] + _NEARNESS[1] * max(0.0, 1.0 - turned / _TURNED_HAND))
 
 
-def rim_point(scene: Scene, name: str, radial: np.ndarray, depth: float | None = None
+def rim_point(scene: Scene, name: str, radial: np.ndarray, depth: float = _RIM_DEPTH
               ) -> np.ndarray:
     """Where to pinch an object's rim on the side to which `radial` points, (3,) [m].
 
-    :param depth: below the edge [m]; None takes the rim's own.
+    :param depth: of the grip site below the edge [m].
     """
     rim, axes = RIMS[category(name)], scene.axes(name)
-    depth = rim.depth if depth is None else depth
     outward = axes.T @ radial * [1.0, 1.0, 0.0]
     local = rim.radius * outward / np.linalg.norm(outward) + [*rim.centre, rim.height - depth]
     return scene.position(name) + axes @ local
@@ -208,8 +206,7 @@ def plan_rim_grasp(robot: Robot, name: str) -> Grasp:
     """
     scene, hand, hand_axes = robot.scene, robot.position, robot.axes
     obstacles, own = scene.points(without=[name]), scene.points(only=name)
-    depth = RIMS[category(name)].depth
-    clear, air = depth + FINGER_DEPTH + _ABOVE, float(np.clip(depth, *_AIR))
+    clear = _RIM_DEPTH + FINGER_DEPTH + _ABOVE
     candidates = []
     for angle in np.arange(_ANGLES) * 2 * np.pi / _ANGLES:
         radial = np.array([np.cos(angle), np.sin(angle), 0.0])
@@ -220,7 +217,7 @@ def plan_rim_grasp(robot: Robot, name: str) -> Grasp:
             rotation = outward @ leaning(scene, position, yaw)
             cost = (_turning_cost(yaw) + 6.0 * abs(_out_of_reach(scene, position)) + 0.3 * lean
                     - _nearness(position - hand, rotation, hand_axes))
-            grasp = Grasp(position, rotation, cost, clear=clear, air=air)
+            grasp = Grasp(position, rotation, cost, clear=clear, air=_AIR[1])
             candidates.append((grasp, radial))
     least = np.inf
     # Obstacles take the time, and only add to a cost: whatever costs more without them is out.

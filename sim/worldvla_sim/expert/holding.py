@@ -6,6 +6,8 @@ contradict each other. So nothing here waits or remembers how it got where it is
 where the gripper is relative to the grasp, and whether the fingers move.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from worldvla_sim.expert.grasps import Grasp
@@ -58,6 +60,17 @@ def over(robot: Robot, target: np.ndarray, height: float, clear: float | None = 
     clear = height - BELOW if clear is None else clear
     share = np.clip((position[2] - clear) / _RISING + 1.0, 0.0, 1.0)
     return np.append(position[:2] + share * (target - position)[:2], height)
+
+
+def approach_height(robot: Robot, target: np.ndarray, outside: float,
+                    without: Sequence[str] = ()) -> float:
+    """Height [m] to come to a target at: obstacles count the less, the nearer the hand is to it.
+
+    :param outside: how far beside its way in the hand is [m]; from 0 down nothing is avoided.
+    :param without: what is not in the way, as of `cruising_height`.
+    """
+    column = target[2] + _COLUMN_STEEPNESS * max(0.0, outside)
+    return float(min(cruising_height(robot, target, without=without), column))
 
 
 def leave(robot: Robot, move: np.ndarray) -> np.ndarray:
@@ -120,9 +133,7 @@ def _come_down(robot: Robot, name: str, grasp: Grasp, firm: bool) -> np.ndarray:
     (widest, _), hover = _way_in(grasp, before, firm), grasp.before(HOVER)
     beside = min(lateral, float(np.linalg.norm((hover - robot.position)[:2])))
     on_cone = _on_cone(grasp, beside)
-    # Other obstacles count the less, the nearer the hand is to its way in.
-    column = on_cone[2] + _COLUMN_STEEPNESS * max(0.0, beside - _COLUMN)
-    height = min(max(on_cone[2], cruising_height(robot, on_cone, without=[name])), column)
+    height = approach_height(robot, on_cone, beside - _COLUMN, without=[name])
     clear = max(grasp.before(grasp.clear)[2], height - BELOW)
     if lateral > widest and before < grasp.clear:
         missed = (lateral - widest) / _EDGE  # below 1: still sideways, and up the more slowly
@@ -137,8 +148,7 @@ def _enter_from_side(robot: Robot, grasp: Grasp, turned: float, firm: bool) -> n
     lateral, before = grasp.approach(position)
     on_cone = _on_cone(grasp, lateral)
     sideways = float(np.linalg.norm((grasp.before(HOVER) - position)[:2]))
-    column = on_cone[2] + _COLUMN_STEEPNESS * max(0.0, sideways - 2 * NEAR)
-    above = over(robot, on_cone, min(cruising_height(robot, on_cone), column))
+    above = over(robot, on_cone, approach_height(robot, on_cone, sideways - 2 * NEAR))
     widest, turn = _way_in(grasp, before, firm)
     missed = float(np.clip(max((lateral - widest) / _EDGE, (turned - turn) / _TURNED_EDGE - 1.0),
                            0.0, 1.0))

@@ -10,8 +10,16 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from worldvla_sim.expert.grasps import Grasp, aligned, leaning, rim_point
-from worldvla_sim.expert.holding import BELOW, FACING, HALF_FACING, go, over, split
-from worldvla_sim.expert.picking import LIFT, Placing, place
+from worldvla_sim.expert.holding import (
+    BELOW,
+    FACING,
+    HALF_FACING,
+    approach_height,
+    go,
+    over,
+    split,
+)
+from worldvla_sim.expert.picking import LIFT, STEEPNESS, Placing, place
 from worldvla_sim.expert.robot import CLOSED, Robot
 from worldvla_sim.expert.scene import UP, Scene
 from worldvla_sim.expert.skills import HOVER, Motion, cruising_height, destination, react
@@ -26,7 +34,6 @@ _INSIDE_RIM, _ON_PLATE = 0.020, 0.055  # [m] beside its middle: straight down, a
 _BEHIND = 0.012  # [m] behind its middle, where the fingers come down: they end up before it
 _STRIDE, _RISE = 0.0155, 0.05  # [m] ahead of the hand: at full speed
 _SLID = 0.008  # [m] beside the region's middle
-_STEEPNESS, _COLUMN_STEEPNESS = 3.0, 8.0  # height per distance beside the plate
 _TILTING = 0.05  # [m] beside the rack's lip, from where a bottle is tilted
 _LEAN_TO_TAKE, _LEAN_TO_ENTER = 0.4, 0.85  # [rad] of the hand from straight down
 _MICROWAVE_FLOOR = 0.016  # [m] z of the cavity's floor in the microwave's frame
@@ -188,10 +195,9 @@ def _come_onto(robot: Robot, name: str, place: np.ndarray) -> np.ndarray:
     """Bring closed fingers down a cone to a place (3,) [m] on an object."""
     robot.aim_at(place)
     beside = float(np.linalg.norm((robot.position - place)[:2]))
-    cone = _PRESSED + _STEEPNESS * max(0.0, beside - _INSIDE_RIM)
+    cone = _PRESSED + STEEPNESS * max(0.0, beside - _INSIDE_RIM)
     target = place + min(cone, HOVER) * UP
-    column = target[2] + _COLUMN_STEEPNESS * max(0.0, beside - _ON_PLATE)
-    height = min(max(target[2], cruising_height(robot, target, without=[name])), column)
+    height = approach_height(robot, target, beside - _ON_PLATE, without=[name])
     clear = max(height - BELOW, place[2] + _UNDER_RIM + _SINKING)
     return go(robot, over(robot, target, height, clear), CLOSED)
 

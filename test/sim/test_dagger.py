@@ -75,7 +75,7 @@ def test_random_mistakes_are_put_right(env):
 
 
 @pytest.mark.parametrize(('suite', 'task', 'holding'), [
-    ('libero_object', 1, False), ('libero_goal', 0, True), ('libero_goal', 5, False),
+    ('libero_object', 1, False), ('libero_goal', 0, True), ('libero_goal', 5, True),
     ('libero_goal', 7, True), ('libero_goal', 9, False), ('libero_10', 3, False),
     ('libero_10', 9, False)])
 def test_labels_do_not_depend_on_when_the_expert_looked_first(suite, task, holding):

@@ -6,7 +6,6 @@ import pytest
 
 from worldvla_ros.datatypes import ActionChunk
 from worldvla_ros.errors import ConfigError
-from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim import policies
 from worldvla_sim.libero_env import NO_OP, LiberoEnv
 from worldvla_sim.runner import EpisodeJob, EpisodeRunner, EvaluationSettings, RunOptions
@@ -37,14 +36,6 @@ def stub(monkeypatch):
     stub = StubPolicy()
     monkeypatch.setattr(WorldVLAPolicy, 'from_pretrained', lambda path, device: stub)
     return stub
-
-
-@pytest.fixture
-def checkpoint(tmp_path):
-    """A folder of which only policy.json is read: five actions per chunk."""
-    (tmp_path / 'checkpoint').mkdir()
-    PolicySettings('stub', False).save(tmp_path / 'checkpoint' / POLICY_FILE)
-    return str(tmp_path / 'checkpoint')
 
 
 @pytest.mark.parametrize(('execute', 'expected'), [

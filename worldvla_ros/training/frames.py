@@ -23,7 +23,7 @@ from worldvla_ros.training.libero_hdf5 import (
     task_name,
 )
 from worldvla_ros.training.replay_list import ReplayList, actions_digest, trained_steps
-from worldvla_ros.training.splits import Key, SplitCounts, draw
+from worldvla_ros.training.splits import Key, SplitCounts
 from worldvla_ros.training.splits import split as split_keys
 
 MOVING_DIFFERENCE = 12  # of 255 in any channel: above what shading flickers by
@@ -82,7 +82,7 @@ def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: 
     """
     actions = _chosen_actions(folder, only)
     lengths = {key: len(labels) for key, (labels, _) in actions.items()}
-    sides = split_keys({key: draw(key[1], *recorded) for key, recorded in actions.items()}, split)
+    sides = split_keys(actions, split)
     if not all(sides):
         raise DatasetError(f'{folder}: split {split} leaves {len(sides[0])} episodes to learn '
                            f'from and {len(sides[1])} held out; give more demonstrations, or '

@@ -17,7 +17,7 @@ from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.run_folder import CONFIG_FILE
-from worldvla_ros.training.splits import SPLITS, Key, draw, split
+from worldvla_ros.training.splits import SPLITS, Key, Recorded, split
 from worldvla_ros.training.tokenise import checked_replays, filtered_episodes
 
 GOLDEN_RATIO = 0.6180339887498949
@@ -110,16 +110,16 @@ def split_of_checkpoint(checkpoint: Path, given: str | None) -> str:
 def held_out_lengths(episodes: Iterable[Episode], order: str) -> dict[Key, int]:
     """Return the number of frames of each episode that `splits.split` holds out.
 
-    :param episodes: each task's in numeric order, as files are read. They may be a stream: none
-        is kept.
+    :param episodes: each task's in numeric order, as files are read. They may be a stream: no
+        frame is kept.
     """
     lengths: dict[Key, int] = {}
-    draws: dict[Key, float] = {}
+    recorded: dict[Key, Recorded] = {}
     for episode in episodes:
         key = (episode.task, episode.name)
         lengths[key] = len(episode.frames)
-        draws[key] = draw(episode.name, episode.actions, episode.executed)
-    return {key: lengths[key] for key in split(draws, order)[1]}
+        recorded[key] = (episode.actions, episode.executed)
+    return {key: lengths[key] for key in split(recorded, order)[1]}
 
 
 def choose_places(lengths: Mapping[Key, int], steps: int, most: int) -> list[Place]:

@@ -11,6 +11,9 @@
 A rule that knows a demonstration by its folder would hold out another one where only that folder
 is given, and the frames of a demonstration that was rendered again could be on both sides.
 
+Glances (`rerender --scatter`) show the arm of their source with other actions, so 'hashed' may
+hold out the one and not the other; 'numeric' and 'published' keep both on one side.
+
 Until 2026-11-28 all moving steps were hashed, of which LIBERO's own files, read without their
 first action, have one less than a copy that was rendered again: checkpoints of 'hashed' from
 before held out other episodes, see `earlier_splits`.
@@ -32,6 +35,7 @@ TRAIN_SHARE = 0.9  # of the episodes of each task (paper, section 4.1)
 PIECE = '.'  # in the name of a part of a demonstration, before its number
 HASHED_STEPS = 32  # that move, the last ones; the shortest of 360 demonstrations had 64
 Key = tuple[str, str]  # task and name of an episode
+Recorded = tuple[NDArray[np.floating], NDArray[np.floating]]  # labels, executed: (T, 7)
 
 
 def draw(name: str, actions: NDArray[np.floating], executed: NDArray[np.floating]) -> float:
@@ -47,23 +51,25 @@ def draw(name: str, actions: NDArray[np.floating], executed: NDArray[np.floating
     return int.from_bytes(digest[:6], 'big') / 2 ** 48
 
 
-def split(draws: Mapping[Key, float], order: str) -> tuple[list[Key], list[Key]]:
+def split(recorded: Mapping[Key, Recorded], order: str) -> tuple[list[Key], list[Key]]:
     """Return which episodes are for training and which are held out, task by task.
 
-    The pieces of a demonstration that was cut (`Episode.pieces`) stay together.
+    The pieces of a demonstration that was cut (`Episode.pieces`) are drawn and stay together.
 
-    :param draws: `draw` of each episode, pieces in their order.
+    :param recorded: labels and executed actions (T, 7) of each episode, pieces in their order.
     :param order: of SPLITS.
     """
     by_task: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for task, name in draws:
+    for task, name in recorded:
         by_task[task][name.partition(PIECE)[0]].append(name)
     sides: tuple[list[Key], list[Key]] = [], []
     for task, pieces in by_task.items():
-        if order == 'hashed':  # by the last piece, which ends as the demonstration does
-            parts = tuple([name for name, those in pieces.items()
-                           if (draws[task, those[-1]] < TRAIN_SHARE) == train]
-                          for train in (True, False))
+        if order == 'hashed':
+            draws = {name: draw(name, *map(np.concatenate, zip(
+                *(recorded[task, piece] for piece in those), strict=True)))
+                for name, those in pieces.items()}
+            parts = tuple([name for name, value in draws.items()
+                           if (value < TRAIN_SHARE) == train] for train in (True, False))
         else:
             parts = split_names(list(pieces), order)
         for side, part in zip(sides, parts, strict=True):

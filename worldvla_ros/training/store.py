@@ -33,7 +33,6 @@ from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.splits import draw
 from worldvla_ros.training.splits import split as split_keys
 
 FORMAT = 2
@@ -130,7 +129,7 @@ class TokenStore:
         """
         episodes = {(one.task, one.name): one for one in self.episodes}
         train, held_out = split_keys({
-            key: draw(one.name, self.actions[one.steps], self.executed[one.steps])
+            key: (self.actions[one.steps], self.executed[one.steps])
             for key, one in episodes.items()}, order)
         if not train:
             raise DatasetError(f'data.split {order} holds out all {len(held_out)} episodes; '

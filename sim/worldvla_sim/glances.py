@@ -15,8 +15,8 @@ from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.scattering import Scattering
 
-_FINGERS = ('gripper0_gripper_finger_joint1', 'gripper0_gripper_finger_joint2')
-_OPENED, _PER_STEP = 0.04, 0.02  # [m] of a finger: fully, and as its target moves in one step
+FINGERS = ('gripper0_gripper_finger_joint1', 'gripper0_gripper_finger_joint2')
+_OPENED, _PER_STEP = 0.04, 0.005  # [m] of a finger: fully, and as its target moves in one step
 _GAPS = (0.002, 0.004, 0.012)  # [m] between objects; some of LIBERO's stand so close
 
 
@@ -34,7 +34,7 @@ def glances(env: LiberoEnv, recorded: h5py.Group, states: np.ndarray, reach: flo
     expert, recorder = ExpertPolicy(), DemonstrationRecorder(env)
     executed = recorded.get('executed_actions', recorded['actions'])  # LIBERO's own have one
     targets = finger_targets(np.asarray(executed))
-    fingers = [env.model.actuator(name).id for name in _FINGERS]
+    fingers = [env.model.actuator(name).id for name in FINGERS]
     for step, state in enumerate(states):
         env.set_state(state)
         env.data.ctrl[fingers] = targets[step] * np.array([1.0, -1.0])  # no state has these

@@ -12,6 +12,7 @@ from worldvla_sim import collect, evaluate, replay, rerender
 from worldvla_sim.episodes import run_episode
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.expert.scene import Scene
+from worldvla_sim.glances import FINGERS, finger_targets
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.policies import HoldPolicy
 from worldvla_sim.scattering import Scattering
@@ -205,6 +206,18 @@ def test_glances_are_single_steps_of_other_layouts(collected, tmp_path):
     others = glances_of(collected[0], tmp_path / 'others', '--seed', '1')
     np.testing.assert_allclose(others.states, glance.states, atol=2e-3)
     assert np.abs(others.aims - glance.aims)[:, :2].max(1).mean() > 0.01, 'of another seed'
+
+
+def test_the_fingers_of_a_glance_are_sent_where_they_were_sent_in_the_episode(tabletop):
+    """Pins a bug: four times as far in a step, so what was still closing already held."""
+    tabletop.reset(None, seed=4)
+    executed = np.zeros((24, 7))
+    executed[:, 6] = [-1] * 3 + [1] * 12 + [-1] * 4 + [0] * 3 + [1] * 2
+    fingers, sent = [tabletop.model.actuator(name).id for name in FINGERS], []
+    for action in executed:
+        sent.append(tabletop.data.ctrl[fingers] * [1, -1])
+        tabletop.step(action)
+    np.testing.assert_allclose(np.transpose([finger_targets(executed)] * 2), sent, atol=1e-6)
 
 
 def test_things_stand_as_close_as_the_gap_allows(tabletop):

@@ -54,6 +54,8 @@ def test_scores_are_those_of_the_head_itself(qk_norm_rows):
         torch.testing.assert_close(scores[0, action, :len(prompt)], expected[row, :len(prompt)],
                                    rtol=1e-4, atol=1e-5)
         assert (scores[0, action, len(prompt):] == -torch.inf).all(), 'only the prompt counts'
+    with torch.autocast('cpu', torch.bfloat16):  # as in training, where they were bfloat16, too
+        assert gaze_scores(layer, states[0], rows, model.config.rope_theta).dtype == torch.float32
 
 
 def test_only_known_aims_count_and_nothing_else_spoils_the_gradient():

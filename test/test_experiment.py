@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer
 from training_runs import TINY, tiny_config
 import yaml
@@ -78,6 +79,32 @@ def test_the_world_stride_goes_on_where_none_is_given_or_no_world_is_learned(tmp
     assert len(experiment.train) == len(build_experiment(replace(config, data=used)).train)
     train(config)
     assert train(replace(config, run=replace(config.run, steps=2))) is not None, 'it resumes'
+
+
+def test_places_that_a_checkpoint_begins_to_read_follow_the_seed(tmp_path):
+    """Pins a bug: they followed whatever the process had drawn before."""
+    config = tiny_config(tmp_path, steps=1)
+    config = replace(config, model=replace(TINY, init_from=str(train(config)), image_places=True))
+
+    def places(seed):
+        torch.rand(seed + 1)
+        one = build_experiment(replace(config, run=replace(config.run, seed=seed)))
+        return one.pretrained.model.model.embed_places.weight
+    first = places(1)
+    assert torch.equal(places(1), first) and not torch.equal(places(2), first)
+
+
+def test_it_is_told_why_nothing_is_measured_on_what_is_held_out(tmp_path):
+    config = tiny_config(tmp_path, label_tolerance=0.25, whole_chunks=True)
+    assert 'nothing is measured' not in build_experiment(config).split_report
+    episodes = [episode(number) for number in range(20)]
+    for one in episodes[18:]:
+        one.executed[:, :6] *= -1  # a learner's turns, no chunk of which holds to its end
+    write_store(tmp_path / 'turns', episodes, tiny_tokenizer(), IMAGE_SIZE)
+    experiment = build_experiment(replace(config, data=replace(
+        config.data, store=str(tmp_path / 'turns'), branches=('action',))))
+    assert experiment.held_out is None
+    assert 'nothing is measured on the held-out episodes: ' in experiment.split_report
 
 
 def test_whole_chunks_need_to_know_what_holds(tmp_path):

@@ -20,6 +20,7 @@ from worldvla_sim.baselines import BASELINES, EPISODES
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.report_pictures import Bar, success_plot, video_strip
 from worldvla_sim.results import Results, moved, pictures_of, wilson_interval
+from worldvla_sim.runner import with_newer_settings
 from worldvla_sim.tasks import SUITES
 
 MAX_STRIPS = 60  # pictures of failures; the other failures are links alone
@@ -117,7 +118,8 @@ def group_runs(results: Sequence[Results]) -> list[Run]:
     """
     groups: dict[tuple[tuple[str, str], ...], list[Results]] = {}
     for one in results:
-        key = tuple(sorted((name, str(value)) for name, value in one.settings.items()
+        settings = with_newer_settings(one.settings)
+        key = tuple(sorted((name, str(value)) for name, value in settings.items()
                            if name not in _HIDDEN))
         groups.setdefault(key, []).append(one)
     for group in groups.values():

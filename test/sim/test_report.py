@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from worldvla_ros.errors import ConfigError
 from worldvla_sim import report
 from worldvla_sim.baselines import BASELINES, EPISODES
 from worldvla_sim.episodes import EpisodeRecord
@@ -147,6 +148,16 @@ def test_the_command_reads_result_files(tmp_path):
     results().save(tmp_path / 'in.json')
     assert report.main([str(tmp_path / 'in.json'), '--out', str(tmp_path / 'out.html')]) == 0
     assert 'sha256:abc' in (tmp_path / 'out.html').read_text()
+
+
+def test_a_file_that_is_older_than_a_setting_is_of_the_same_run():
+    """Pins a bug: its episodes were counted twice where a newer file has them, too."""
+    older = results('libero_goal')
+    del older.settings['scatter']
+    one, = report.group_runs([older, results()])
+    assert len(one.results) == 2
+    with pytest.raises(ConfigError, match='give each episode once'):
+        report.group_runs([older, results('libero_goal')])
 
 
 def test_an_episode_that_is_in_two_files_of_a_run_is_refused_with_both_names(tmp_path, capsys):

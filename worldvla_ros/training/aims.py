@@ -80,7 +80,8 @@ def gaze_scores(layer: Layer, states: Tensor, rows: Tensor, theta: float) -> Ten
     cos, sin = rotary_table(place, attention.head_dim, theta, x.dtype)
     q = rotate(q, (cos[0, rows], sin[0, rows]))
     k = rotate(k, (cos, sin))
-    scores = torch.einsum('bqhd,bkhd->bqk', q.float(), k.float()) * attention.head_dim ** -0.5
+    with torch.autocast(x.device.type, enabled=False):  # it would go back to bfloat16
+        scores = torch.einsum('bqhd,bkhd->bqk', q.float(), k.float()) * attention.head_dim ** -0.5
     return scores.masked_fill((place >= rows[:, :1])[:, None], float('-inf'))
 
 

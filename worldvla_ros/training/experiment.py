@@ -45,6 +45,7 @@ class Experiment:
     pretrained: Pretrained
     train: SampleTable
     held_out: SampleTable | None  # None: too little data to hold any out
+    not_measured: str  # why nothing is measured on held-out episodes although there are some
     data: str  # fingerprint of the store
     clipped_labels: NDArray[np.float64]  # (7,) share of the training labels out of range
     counts: SplitCounts  # of the episodes
@@ -53,7 +54,9 @@ class Experiment:
     def split_report(self) -> str:
         """Say how many episodes are held out, and whether the weights may have seen them."""
         warning = leak_warning(self.config.data.split, self.config.data.earlier_splits)
-        return '\n'.join(filter(None, (self.counts.in_words(), warning)))
+        unmeasured = (f'warning: nothing is measured on the held-out episodes: '
+                      f'{self.not_measured}') if self.not_measured else ''
+        return '\n'.join(filter(None, (self.counts.in_words(), warning, unmeasured)))
 
     @property
     def label_report(self) -> str:
@@ -106,13 +109,13 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
                            config.data.wrist, config.data.label_tolerance,
                            config.data.whole_chunks, asked_repeats)
     try:
-        held_out_table = table(held_out)
-    except DatasetError:
-        held_out_table = None
+        held_out_table, not_measured = table(held_out), ''
+    except DatasetError as error:
+        held_out_table, not_measured = None, str(error)
     counts = SplitCounts.of(config.data.split, *([one.instruction for one in side]
                                                  for side in (train, held_out)))
     return Experiment(config, pretrained, table(train, config.data.asked_repeats),
-                      held_out_table, store.header.data,
+                      held_out_table, not_measured if held_out else '', store.header.data,
                       _clipped_labels(store, train, pretrained.settings), counts)
 
 
@@ -273,10 +276,10 @@ def _carried_over(given: Pretrained, folder: str, config: TrainConfig, store: To
         given = replace(given, image_tokenizer=image_tokenizer)
     low, high = given.settings.state_minimum, given.settings.state_maximum
     model = given.model
+    torch.manual_seed(config.run.seed)  # of the weights that it does not have yet
     if not config.data.state:
         low = high = None
     elif low is None:
-        torch.manual_seed(config.run.seed)
         model = with_state_tokens(model)
         low, high = _as_tuples(store.state_range(train))
     if config.model.image_places and model.config.image_grid is None:

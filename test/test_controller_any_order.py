@@ -71,7 +71,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert (outgoing.verdict is Verdict.PASS) == (outgoing.reason is Reason.NONE)
         self.present.discard(Reason.STALE_OBSERVATION)  # it is over with the next frame
         allowed = (not self.present and loop.backend.health is Health.READY
-                   and 0 <= loop.controller.observation_age(loop.now) <= 0.5)
+                   and 0 <= loop.controller.sensing.age(loop.now) <= 0.5)
         if not allowed:
             self.void()
         if outgoing.action is None:

@@ -20,7 +20,7 @@ def states_seen(loop):
 
 def test_a_policy_that_does_not_read_the_state_gets_none():
     loop = Loop().run(6)
-    assert not loop.controller.lacks_state and states_seen(loop) == [None, None]
+    assert not loop.controller.sensing.lacks_state and states_seen(loop) == [None, None]
 
 
 @pytest.mark.parametrize('missing', [{'pose': False}, {'fingers': False}])

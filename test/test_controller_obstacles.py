@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Obstacles: zero motion with its reason, and a fresh chunk afterwards."""
 
-from control_loop import HORIZON, PERIOD, SECOND, Loop, assert_hold, lockstep
+from control_loop import GRIPPER, HORIZON, PERIOD, SECOND, Loop, assert_hold, lockstep
 from obstacles import OBSTACLES, lose_camera, lose_worker, pause, press_estop
 import pytest
 
@@ -12,6 +12,11 @@ from worldvla_ros.safety.limits import Reason, SafetyLimits, Verdict
 any_obstacle = pytest.mark.parametrize('reason', OBSTACLES, ids=lambda reason: reason.name)
 
 
+def gripper_at(reason):
+    """Two commanders must not pull at the gripper: it is left to the other one."""
+    return 0.0 if reason is Reason.CONFLICT else GRIPPER
+
+
 @any_obstacle
 @pytest.mark.parametrize('schedule', ['sync', 'async'])
 def test_an_obstacle_holds_at_once_and_afterwards_only_a_fresh_chunk_moves(reason, schedule):
@@ -19,14 +24,14 @@ def test_an_obstacle_holds_at_once_and_afterwards_only_a_fresh_chunk_moves(reaso
     loop = Loop(schedule=schedule).run()
     appear(loop)
     for _ in range(5):
-        assert_hold(loop.step(camera=False), reason)
+        assert_hold(loop.step(camera=False), reason, gripper_at(reason))
         assert loop.controller.halt is reason and loop.controller.schedule.queue_depth == 0
         if reason is Reason.CLOCK:
             loop.now -= PERIOD
     submitted = len(loop.backend.requests)
     vanish(loop)
     vanished = loop.now
-    assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK)
+    assert_hold(loop.step(), Reason.WAITING_FOR_CHUNK, gripper_at(reason))
     outgoing = loop.step()
     assert outgoing.verdict is Verdict.PASS and outgoing.action.step == 0
     assert len(loop.backend.requests) == submitted + 1
@@ -45,12 +50,12 @@ def test_a_chunk_in_flight_when_an_obstacle_appears_is_never_run(reason, schedul
     assert loop.backend.busy
     void = len(loop.backend.requests)
     appear(loop)
-    assert_hold(loop.step(camera=False), reason)
+    assert_hold(loop.step(camera=False), reason, gripper_at(reason))
     if loop.backend.busy:
         loop.backend.finish()
     if reason is Reason.CLOCK:
         loop.now -= PERIOD
-    assert_hold(loop.step(camera=False), reason)
+    assert_hold(loop.step(camera=False), reason, gripper_at(reason))
     loop.backend.latency = 0
     vanish(loop)
     moved = [one.action for one in loop.steps(6) if one.action is not None]
@@ -61,7 +66,7 @@ def test_without_a_camera_it_says_that_no_frame_has_come():
     loop = Loop()
     loop.controller.set_instruction('go')
     assert_hold(loop.step(camera=False), Reason.NO_OBSERVATION, gripper=0)
-    assert loop.controller.observation_age(loop.now) == -1
+    assert loop.controller.sensing.age(loop.now) == -1
 
 
 @pytest.mark.parametrize('schedule', ['async', 'sync'])
@@ -80,6 +85,7 @@ def loop_whose_estop_was_silent():
     """Return a loop that its e-stop's silence locked; a sign of life has come since."""
     loop = Loop(heartbeat_ns=SECOND // 5)
     loop.estop.set(False, loop.now)
+    assert loop.estop.reset(loop.now)
     loop.run()
     assert_hold(loop.steps(3)[-1], Reason.ESTOP)
     loop.estop.set(False, loop.now)
@@ -110,6 +116,14 @@ def test_a_heartbeat_that_comes_back_and_a_reset_start_no_motion():
     loop = loop_whose_estop_was_silent()
     assert loop.estop.reset(loop.now)
     assert_hold(loop.step(), Reason.NO_INSTRUCTION)
+
+
+def test_a_controller_that_starts_again_leaves_the_gripper_as_it_is():
+    """Pins a bug: what an operator had taken out of the hand, it closed or opened on again."""
+    loop = Loop().run()
+    loop.controller.stop(Reason.INACTIVE, 'stopped')
+    loop.controller.restart()
+    assert_hold(loop.step(camera=False), Reason.NO_INSTRUCTION, gripper=0.0)
 
 
 def test_the_gravest_obstacle_is_the_one_reported():

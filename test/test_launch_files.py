@@ -142,3 +142,10 @@ def test_a_misspelt_argument_is_refused_and_that_of_another_launch_file_logged(m
     with caplog.at_level(logging.WARNING):
         assert nodes_of('policy', make_context('xyz:=1', 'device:=cuda'))
     assert "unknown launch argument 'xyz'" in caplog.text
+
+
+@pytest.mark.parametrize('name', ['use_rviz', 'world', 'model', 'params', 'use_sim', 'image_topic',
+                                  'ur_type', 'controllers_file'])
+def test_a_robots_bringup_that_includes_the_policy_keeps_its_arguments(make_context, name):
+    """Pins a bug: any that was half like one of ours ended the launch."""
+    assert nodes_of('policy', make_context(f'{name}:=1'))

@@ -305,9 +305,12 @@ def _number_hint(hint: Any, value: Any) -> str:
         return ''
 
 
-def nearest(name: str, known: Mapping[str, Any]) -> str | None:
-    """Return which of the known names was probably meant; None if it resembles none of them."""
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
+def nearest(name: str, known: Mapping[str, Any], likeness: float = 0.5) -> str | None:
+    """Return which of the known names was probably meant; None if it resembles none of them.
+
+    :param likeness: from which it does, (0, 1] (`difflib.SequenceMatcher.ratio`).
+    """
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=likeness)), None)
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:

@@ -40,6 +40,10 @@ def shoot_both(client, wrist_image=lambda number: noise(-number % 1000)):
     client.shoot = shoot
 
 
+def values(part):
+    return {value.key: value.value for value in part.values}
+
+
 def next_diagnostic(client, level):
     def find(report):
         return [part for part in report.status
@@ -54,9 +58,12 @@ def test_without_the_wrist_camera_it_holds_and_says_which_topic_is_missing(start
     client.next_halt(DeltaAction.REASON_NO_WRIST_FRAME)
     status = client.next_status(lambda status: status.state == PolicyStatus.STATE_HOLDING)
     assert 'wrist_image topic' in status.halt_text and not client.chunks
-    assert 'wrist_image' in next_diagnostic(client, DiagnosticStatus.ERROR).message
+    missing = next_diagnostic(client, DiagnosticStatus.ERROR)
+    assert 'wrist_image' in missing.message and values(missing)['age_s'] == '-1.000'
     shoot_both(client)
     client.next_motion()
+    seen = next_diagnostic(client, DiagnosticStatus.OK)
+    assert 0 <= float(values(seen)['age_s']) < 0.5
     client.next_status(lambda status: status.state == PolicyStatus.STATE_RUNNING)
     rate = {value.key: value.value
             for value in next_diagnostic(client, DiagnosticStatus.OK).values}['rate_hz']

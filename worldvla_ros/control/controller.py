@@ -71,8 +71,8 @@ class PolicyController:
         self.schedule = ChunkSchedule(settings.control.schedule,
                                       settings.control.steps_per_chunk(info.horizon))
         self._settings = settings
-        self._sensing = Sensing(settings, info, translation_gain)
-        self._planner = Planner(settings, backend, self.schedule, self._sensing, on_chunk)
+        self.sensing = Sensing(settings, info, translation_gain)
+        self._planner = Planner(settings, backend, self.schedule, self.sensing, on_chunk)
         self.latency = self._planner.latency
         self.inquiries = Inquiries(
             self._planner, backend, info, check_instruction=self.check_instruction,
@@ -96,8 +96,8 @@ class PolicyController:
 
     def push_frame(self, frame: Frame) -> PushResult:
         """Take a frame; one that does not follow on the newest before makes the plan void."""
-        before = self._sensing.frames.newest
-        result = self._sensing.frames.push(frame, moving=not self._previous.is_zero_motion)
+        before = self.sensing.frames.newest
+        result = self.sensing.frames.push(frame, moving=not self._previous.is_zero_motion)
         if result is PushResult.ACCEPTED_AFTER_CLOCK_RESET:
             self._void('the stamps jumped back')
         elif before is not None and self.newest_ns - before.stamp_ns > self._longest_gap_ns:
@@ -108,9 +108,9 @@ class PolicyController:
 
     def push_wrist_frame(self, frame: Frame) -> PushResult:
         """Take a frame of the wrist camera, for policies that read it; then as `push_ee_pose`."""
-        if self._sensing.wrist is None:
+        if self.sensing.wrist is None:
             return PushResult.ACCEPTED
-        return self._sensing.wrist.push(frame, moving=not self._previous.is_zero_motion)
+        return self.sensing.wrist.push(frame, moving=not self._previous.is_zero_motion)
 
     def push_ee_pose(self, stamp_ns: int, position: NDArray[np.float64],
                      rotation: Rotation) -> None:
@@ -119,11 +119,11 @@ class PolicyController:
 
         In lockstep call `answer` then: the state of the arm may come after its frame.
         """
-        self._sensing.push_ee_pose(stamp_ns, position, rotation)
+        self.sensing.push_ee_pose(stamp_ns, position, rotation)
 
     def push_fingers(self, stamp_ns: int, fingers: NDArray[np.float64]) -> None:
         """Take the positions of the gripper's joints (n,) [m]; then as for `push_ee_pose`."""
-        self._sensing.push_fingers(stamp_ns, fingers)
+        self.sensing.push_fingers(stamp_ns, fingers)
 
     def hear(self, text: str, steady_ns: int) -> Heard:
         """
@@ -168,7 +168,9 @@ class PolicyController:
         self._void('paused' if paused else 'resumed')
 
     def set_conflict(self, conflict: bool) -> None:
-        """Hold while somebody else commands the same robot."""
+        """Hold while somebody else commands the same robot, and leave the gripper to them."""
+        if conflict and not self._conflict:
+            self._previous = Command.hold(_KEEP_GRIPPER)
         self._conflict = conflict
 
     def set_limits(self, limits: SafetyLimits) -> None:
@@ -177,10 +179,15 @@ class PolicyController:
 
     def reset_history(self) -> None:
         """Forget frames, states and plans, not the gripper: a new episode begins."""
-        self._sensing.clear()
+        self.sensing.clear()
         self._void('reset')
         self._previous = Command.hold(self._previous.gripper)
         self._asked = False
+
+    def restart(self) -> None:
+        """Forget the gripper, too: since the last command somebody else may have moved it."""
+        self.reset_history()
+        self._previous = Command.hold(_KEEP_GRIPPER)
 
     # --- the loop ------------------------------------------------------------------------------
 
@@ -210,7 +217,7 @@ class PolicyController:
         the same command unless that is void by now.
         """
         self.poll(now_ns, steady_ns)
-        newest = self._sensing.frames.newest
+        newest = self.sensing.frames.newest
         if newest is None or not self._asked:
             return None
         now_ns = max(now_ns, newest.stamp_ns)
@@ -282,25 +289,15 @@ class PolicyController:
     @property
     def newest_ns(self) -> int:
         """Stamp of the newest frame [ns]; 0 without one."""
-        return self._sensing.newest_ns
-
-    @property
-    def lacks_state(self) -> bool:
-        """Whether the policy reads the state of the arm, and none fits the newest frame."""
-        return self._sensing.lacks_state
-
-    def observation_age(self, now_ns: int) -> float:
-        """Age of the newest frame [s]; -1 without one."""
-        age_ns = self._sensing.frames.age_ns(now_ns)
-        return -1.0 if age_ns is None else age_ns * 1e-9
+        return self.sensing.newest_ns
 
     def camera_fault(self, now_ns: int) -> Reason:
         """Say for what the robot had to hold if only the third-person camera counted."""
-        return self._sensing.camera_fault(self._time_of_frames(now_ns))
+        return self.sensing.camera_fault(self._time_of_frames(now_ns))
 
     def wrist_fault(self, now_ns: int) -> Reason:
         """Say for what the robot had to hold if only the wrist camera counted, as far as known."""
-        return self._sensing.wrist_fault(self._time_of_frames(now_ns))
+        return self.sensing.wrist_fault(self._time_of_frames(now_ns))
 
     # --- inside --------------------------------------------------------------------------------
 
@@ -312,7 +309,7 @@ class PolicyController:
         are the clock.
         """
         if now_ns < self._latest_ns and not self._settings.lockstep:
-            self._sensing.forget_after(now_ns)
+            self.sensing.forget_after(now_ns)
             self._void('the clock was set back')
         self._latest_ns = now_ns
 
@@ -345,7 +342,7 @@ class PolicyController:
             return Reason.WORKER_DOWN
         if not self._instruction:
             return Reason.NO_INSTRUCTION
-        fault = self._sensing.fault(now_ns)
+        fault = self.sensing.fault(now_ns)
         if fault is Reason.NONE and self._settings.limits.has_workspace and (
                 self._position(now_ns) is None):
             return Reason.WORKSPACE
@@ -357,14 +354,14 @@ class PolicyController:
 
     def _position(self, now_ns: int) -> NDArray[np.float64] | None:
         """Return where the end effector is (3,) [m], None where no pose tells."""
-        return self._sensing.position.at(now_ns, self._pose_tolerance_ns)
+        return self.sensing.position.at(now_ns, self._pose_tolerance_ns)
 
     def _send(self, action: ScheduledAction, now_ns: int) -> Outgoing:
         """Pass an action through the safety stage."""
         decision = apply_limits(
             Command.from_controller_input(action.action, self._settings.scale), self._previous,
             self._position(now_ns), self._settings.limits)
-        self._sensing.position.sent(now_ns, decision.command.translation, self._pose_tolerance_ns)
+        self.sensing.position.sent(now_ns, decision.command.translation, self._pose_tolerance_ns)
         self._halt = decision.reason if decision.verdict is Verdict.HOLD else Reason.NONE
         self._steps += 1
         self._previous = decision.command
@@ -374,7 +371,7 @@ class PolicyController:
     def _hint_next_frame(self) -> None:
         """Before the last action of a chunk runs, its frame is known to be the next but newest."""
         if self._settings.control.prepare and not self.schedule.queue_depth:
-            newest = self._sensing.newest
+            newest = self.sensing.newest
             if newest is not None:
                 self.backend.prepare(newest, self._instruction)
 

@@ -61,6 +61,14 @@ class Sensing:
         """Whether the policy reads the state of the arm, and none fits the newest frame."""
         return self._arm is not None and self._arm.state(self.newest_ns) is None
 
+    def age(self, now_ns: int) -> float:
+        """Age of the newest frame [s]; -1 without one."""
+        return _age(self.frames, now_ns)
+
+    def wrist_age(self, now_ns: int) -> float:
+        """Age of the newest frame of the wrist camera [s]; -1 without one."""
+        return -1.0 if self.wrist is None else _age(self.wrist, now_ns)
+
     def push_ee_pose(self, stamp_ns: int, position: NDArray[np.float64],
                      rotation: Rotation) -> None:
         """Take the end effector's position (3,) [m] and rotation in the base frame."""
@@ -154,3 +162,8 @@ def _history(settings: ControllerSettings, length: int) -> FrameHistory:
         length, period_ns=settings.period_ns, tolerance_ns=round(obs.tolerance * 1e9),
         max_age_ns=round(obs.max_age * 1e9),
         frozen_after=sys.maxsize if obs.frozen_after < 0 else obs.frozen_after or None)
+
+
+def _age(frames: FrameHistory, now_ns: int) -> float:
+    age_ns = frames.age_ns(now_ns)
+    return -1.0 if age_ns is None else age_ns * 1e-9

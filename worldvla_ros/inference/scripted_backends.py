@@ -97,7 +97,7 @@ class ScriptedBackend:
 
 def mock_backend(*, latency: float = 0.0, history_length: int = 2,
                  on_result: Callable[[], None] = lambda: None) -> ScriptedBackend:
-    """Make a backend that draws a small circle in the base x-y plane, one turn in 8 chunks."""
+    """Make a backend that opens the gripper and draws a small circle, one turn in 8 chunks."""
     def chunk_of(number: int, _: Observation) -> np.ndarray:
         angle = 2 * np.pi * (np.arange(MOCK_HORIZON) + MOCK_HORIZON * number) / (8 * MOCK_HORIZON)
         actions = np.zeros((MOCK_HORIZON, ACTION_DIM))

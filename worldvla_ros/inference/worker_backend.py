@@ -289,7 +289,7 @@ class WorkerBackend:
         if self.health is Health.LOADING and now > self._deadline:
             self._fail(f'the inference worker did not load, or hung in its warm-up, for '
                        f'{self._load_timeout:g} s; raise worker.load_timeout or use a smaller '
-                       f'checkpoint')
+                       f'checkpoint, and get one of the Hub before: hf download REPOSITORY')
         elif self.health is Health.READY and self._computing and now > self._deadline:
             self._fail(self._overrun)
         elif (self.health is Health.READY and not self._computing

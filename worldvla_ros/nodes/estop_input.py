@@ -21,6 +21,7 @@ from worldvla_ros.safety.watchdog import EStop
 
 _TOPIC = '~/estop'
 # Of what a publisher keeps, the last counts: an older press may have been released and reset.
+_KEPT = 1000  # messages that wait while a policy loads: a press must not be pushed out of them
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -45,7 +46,7 @@ class EStopInput:
         self._on_lock = on_lock
         self._node = node
         self._subscription = node.create_subscription(
-            Bool, _TOPIC, self._on_message, 10, event_callbacks=SubscriptionEventCallbacks(
+            Bool, _TOPIC, self._on_message, _KEPT, event_callbacks=SubscriptionEventCallbacks(
                 incompatible_qos=self._on_unheard, matched=self._on_matched))
         self._latched: Subscription | None = None
 

@@ -14,6 +14,7 @@ from worldvla_ros.errors import ConfigError
 from worldvla_ros.graph import PACKAGE, Argument, NodeSpec
 
 _logger = logging.getLogger(__name__)
+_MISSPELT = 0.9  # likeness from which a name is one of ours; `model` is like `mode` by 0.89
 
 
 def describe_launch(arguments: Mapping[str, Argument],
@@ -37,9 +38,9 @@ def check_names(argv: Sequence[str], arguments: Mapping[str, Argument]) -> None:
     """
     Look for misspelt arguments, since ROS launch passes over what no launch file declares.
 
-    Raises ConfigError for a name that resembles one of ours, as for parameters of a node: with
-    `parms_file:=` all limits would be missing. Others are logged, because they may belong to a
-    launch file that includes this one.
+    Raises ConfigError for a name that is nearly one of ours: with `parms_file:=` all limits would
+    be missing. Others are logged, because they may belong to a launch file that includes this one;
+    `model`, `params` and `use_sim` are names that such files have.
 
     :param argv: what the launch command was given, `name:=value` each
     """
@@ -47,7 +48,7 @@ def check_names(argv: Sequence[str], arguments: Mapping[str, Argument]) -> None:
         if name in arguments:
             continue
         unknown = f'unknown launch argument {name!r}'
-        if meant := nearest(name, arguments):
+        if meant := nearest(name, arguments, _MISSPELT):
             raise ConfigError(f'{unknown}; did you mean {meant!r}? If it belongs to a launch file '
                               f'that includes this one, give it a name that differs more')
         _logger.warning('%s; it changes nothing here', unknown)

@@ -22,6 +22,7 @@ from worldvla_ros.policy.named_checkpoints import SHIPPED
 from worldvla_ros.policy.settings import RELEASED
 
 T = TypeVar('T')
+_MISSPELT = 0.75  # likeness from which a name is one of ours
 _QOS_OVERRIDES = 'qos_overrides.'  # rclpy declares them as publishers and subscriptions come
 
 
@@ -125,7 +126,7 @@ class PolicyParameters(ControllerSettings):
     backend: str = bounded(
         'worker', choices=BACKENDS, read_only=True,
         doc='worker: a process of its own; inproc: a thread of the node, for debugging; replay: '
-            'recorded chunks; mock: a small circle')
+            'recorded chunks; mock: a small circle, the gripper open')
     replay_path: str = bounded('', read_only=True, doc='File of recorded chunks for replay')
     script_latency: float = bounded(
         0.0, unit='s', minimum=0.0, maximum=60.0, read_only=True,
@@ -162,9 +163,9 @@ def declare(node: Node, cls: type) -> None:
     """
     Declare every value of a configuration dataclass with type, range, unit and meaning.
 
-    Raises ConfigError for a parameter from outside that resembles one of the node's: ROS would
+    Raises ConfigError for a parameter from outside that is nearly one of the node's: ROS would
     pass over it, and a misspelt limit would limit nothing. Others are logged, since a `/**`
-    section of a parameter file may name what other nodes have.
+    section of a parameter file may name what other nodes have, `update_rate` or `frame_id`.
     """
     infos = {info.name: info for info in describe(cls)}
     for info in infos.values():
@@ -173,7 +174,7 @@ def declare(node: Node, cls: type) -> None:
         if node.has_parameter(name) or name.startswith(_QOS_OVERRIDES):
             continue
         unknown = f'{_where(node)}: unknown parameter {name!r}'
-        if meant := nearest(name, infos):
+        if meant := nearest(name, infos, _MISSPELT):
             raise ConfigError(f'{unknown}; did you mean {meant!r}?')
         node.get_logger().warning(f'{unknown}; it changes nothing')
 

@@ -95,7 +95,7 @@ class PolicyLoop:
         :param simulated: the node's clock is that of a simulator and drives the commands, except
             where the frames themselves do (lockstep)
         """
-        self.controller.reset_history()
+        self.controller.restart()
         self.active = True
         self._look_for_rivals()
         self._answered_at_ns = self._clock_changed_ns = time.monotonic_ns()

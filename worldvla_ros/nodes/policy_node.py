@@ -34,7 +34,7 @@ from worldvla_ros.nodes.task_server import TaskServer
 from worldvla_ros.safety.limits import Reason
 
 _SIM_TIME = 'use_sim_time'  # declared by rclpy
-_CLOCK_POLL = 0.5  # [s] between two looks for /clock after an activation without it
+_ACTIVATION_POLL = 0.2  # [s] from configured to active, and between two looks for /clock
 _ChangeState = Callable[[ChangeState.Request, ChangeState.Response], ChangeState.Response]
 _Transition = Callable[['PolicyNode', LifecycleState], TransitionCallbackReturn]
 _SUCCESS, _FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -91,19 +91,23 @@ class PolicyNode(LifecycleNode):
         self._tasks = TaskServer(
             self, executor, lambda: self._loop if self._loop and self._loop.active else None)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self._tried_ns = 0  # simulated time of the last try to activate; 0: there was none
+        self._tried_ns = -1  # of the node's clock, the last try to activate; -1: there was none
         self._autostart = self.create_timer(0.0, self._start_up, clock=self._steady)
 
     def _start_up(self) -> None:
-        """Configure and activate without a lifecycle manager, and again once there is a clock."""
+        """
+        Configure, and soon after activate, without a lifecycle manager.
+
+        Soon after: goals and messages that came while the policy loaded meet a node that is not
+        active yet, so that none of them moves the robot.
+        """
         self.destroy_timer(self._autostart)
-        if not self.get_parameter('autostart').value or self.trigger_configure() is not _SUCCESS:
-            return
-        if self.trigger_activate() is not _SUCCESS:
-            self._autostart = self.create_timer(_CLOCK_POLL, self._activate_with_clock,
+        if self.get_parameter('autostart').value and self.trigger_configure() is _SUCCESS:
+            self._autostart = self.create_timer(_ACTIVATION_POLL, self._activate,
                                                 clock=self._steady)
 
-    def _activate_with_clock(self) -> None:
+    def _activate(self) -> None:
+        """Activate, again and again until there is a clock."""
         if self._loop is None or self._loop.active:  # somebody else has taken the lifecycle over
             self.destroy_timer(self._autostart)
         elif (now_ns := self.get_clock().now().nanoseconds) != self._tried_ns:

@@ -120,7 +120,7 @@ class Reporter:
             header=header, state=state, halt_reason=int(halt),
             halt_text=text, instruction=controller.instruction,
             policy=controller.info.description,
-            observation_age=controller.observation_age(now_ns),
+            observation_age=controller.sensing.age(now_ns),
             queue_depth=schedule.queue_depth,
             replans_per_second=self.chunks.read(steady_ns),
             underruns=schedule.underruns, dropped_actions=schedule.dropped_actions,
@@ -163,7 +163,8 @@ class Reporter:
         wrist = [] if not controller.info.reads_wrist else [_diagnostic(
             f'{name}: wrist camera',
             *self._judge_camera(controller.wrist_fault(now_ns), self.wrist),
-            rate_hz=self._wrist_rate, last_refused=self.wrist.refusal or 'none')]
+            rate_hz=self._wrist_rate, age_s=controller.sensing.wrist_age(now_ns),
+            last_refused=self.wrist.refusal or 'none')]
         return DiagnosticArray(header=status.header, status=[
             _diagnostic(f'{name}: camera', *self._judge_camera(camera, self.camera),
                         rate_hz=self._camera_rate, age_s=status.observation_age,
@@ -211,7 +212,7 @@ class Reporter:
         """Return a level and why; the state that is needed is that of a fresh frame."""
         if camera_fault not in (Reason.NONE, Reason.FROZEN_CAMERA):
             return DiagnosticStatus.WARN, 'not known without a frame that is fresh; see the camera'
-        if self._controller.lacks_state:
+        if self._controller.sensing.lacks_state:
             return DiagnosticStatus.ERROR, self._input_text(Reason.NO_STATE)
         return DiagnosticStatus.OK, ''
 

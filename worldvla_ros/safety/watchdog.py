@@ -74,8 +74,8 @@ class EStop:
     """
     A latch: the input locks it, and only a reset with the input released unlocks it.
 
-    With a heartbeat timeout the input must be repeated; silence locks, too, also before the first
-    message, because a cut wire must look like a pressed button.
+    With a heartbeat timeout the input must be repeated; silence locks, too, because a cut wire
+    must look like a pressed button. Then it starts locked: what was heard so far may be old.
 
     :param heartbeat_timeout_ns: longest silence of the input [ns]; None: silence is no matter
     """
@@ -84,7 +84,7 @@ class EStop:
         self._heartbeat = (None if heartbeat_timeout_ns is None
                            else Watchdog('e-stop input', heartbeat_timeout_ns))
         self._pressed = False
-        self._cause = ''
+        self._cause = '' if self._heartbeat is None else 'not reset since the start'
 
     @property
     def locked(self) -> bool:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from report import Row, row
 from roofline import H200, Card, measured
 import torch
+from torch._C._autograd import DeviceType  # of the profiler's events; it has no public home
 from workloads import prompt_of, random_model
 
 from worldvla_ros.model.decoded import DecodedChunk
@@ -141,24 +142,30 @@ def quantiles(name: str, times: NDArray[np.float64], floor: float | None = None,
 
 def kernels(run: Callable[[], object], device: torch.device, repeats: int, unit: str, most: int,
             K: int | None = None) -> tuple[list[Row], float]:
-    """Return the kernels (on a CPU, the operations) that run() spends most on, and all of it.
+    """Return the kernels (on a CPU, the operations) that run() spends most on, and their share.
 
-    :param repeats: that run() does; the rows [ms] and the sum [s] are of one of them.
+    :param repeats: that run() does; the rows [ms] are of one of them.
+    :returns: with it the sum of all of them over the time that run() took.
     """
     cuda = device.type == 'cuda'
     activity = torch.profiler.ProfilerActivity
     with torch.profiler.profile(
             activities=[activity.CPU, *([activity.CUDA] if cuda else [])]) as profiler:
+        started = time.perf_counter()
         run()
         if cuda:
             torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
     where = 'self_device_time_total' if cuda else 'self_cpu_time_total'  # [us]
-    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, where))
+    # An operation on a GPU has the time of the kernels that it launched, too: those are counted.
+    events = sorted((event for event in profiler.key_averages() if not cuda or (
+        event.device_type == DeviceType.CUDA and not event.is_user_annotation)),
+                    key=lambda event: -getattr(event, where))
     total = sum(getattr(event, where) for event in events)
     rows = [row(event.key[:42], getattr(event, where) / 1e3 / repeats, f'ms/{unit}', K,
                 f'{100 * getattr(event, where) / total:.0f} %, {event.count // repeats} calls',
                 kernel=event.key) for event in events[:most]]
-    return rows, 1e-6 * total / repeats
+    return rows, 1e-6 * total / seconds
 
 
 def flips(name: str, exact: Sequence[DecodedChunk], other: Sequence[DecodedChunk],

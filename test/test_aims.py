@@ -17,13 +17,13 @@ from worldvla_ros.training.aims import (
     HEAD,
     UNKNOWN,
     ReachHead,
-    aim_cell,
     beginnings,
     gaze_loss,
     gaze_scores,
 )
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.run_folder import read_metrics
+from worldvla_ros.training.samples import aim_cell
 from worldvla_ros.training.settings import OptimizerConfig
 from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.train import train

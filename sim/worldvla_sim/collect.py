@@ -48,6 +48,7 @@ from worldvla_sim.workers import JobFailure, WorkerPool, threads_per_worker
 _MAX_ATTEMPTS_PER_DEMO = 4
 _MAX_ATTEMPTS = 10 ** 5  # of one task; each has a seed of its own
 _LARGEST_SEED = (MAX_SEED + 1) // _MAX_ATTEMPTS - 1
+UNSEEN = (_LARGEST_SEED + 1) * _MAX_ATTEMPTS  # seed of a layout, the first that is never recorded
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,13 @@ def end_as_on_ctrl_c() -> None:
 
 
 def resumable(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
-    """Tell the errors and Ctrl-C of a command that goes on when it is run again.
+    """Do what `telling` does, for a command that goes on when it is run again."""
+    return telling(main, 'interrupted; the same command goes on')
 
-    It ends with EXIT_USAGE and EXIT_INTERRUPTED then.
-    """
+
+def telling(main: Callable[Arguments, int], interrupted: str = 'interrupted'
+            ) -> Callable[Arguments, int]:
+    """Tell the errors and Ctrl-C of a command, which ends with EXIT_USAGE or EXIT_INTERRUPTED."""
     @functools.wraps(main)
     def told(*arguments: Arguments.args, **options: Arguments.kwargs) -> int:
         try:
@@ -65,6 +68,6 @@ def resumable(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
             print(f'error: {error}', file=sys.stderr)
             return EXIT_USAGE
         except KeyboardInterrupt:
-            print('interrupted; the same command goes on', file=sys.stderr)
+            print(interrupted, file=sys.stderr)
             return EXIT_INTERRUPTED
     return told

@@ -7,6 +7,8 @@ stands free is laid elsewhere, and the expert says what it would do there, and f
 played, so nothing follows from the step before, and there is one action to learn at each.
 """
 
+import zlib
+
 import h5py
 import numpy as np
 
@@ -29,10 +31,13 @@ def glances(env: LiberoEnv, recorded: h5py.Group, states: np.ndarray, reach: flo
     :param reach: how far an object is from where it stood then along each axis, at most [m].
     :param seed: another one, other layouts.
     """
-    rng = np.random.default_rng((int(recorded.attrs.get('seed', 0)), seed))
+    executed = recorded.get('executed_actions', recorded['actions'])  # LIBERO's own have one
+    if 'seed' not in recorded.attrs:  # things begin there, and not where a reset lays them
+        env.set_state(states[0])
+    own = recorded.attrs.get('seed', zlib.crc32(np.asarray(executed).tobytes()))
+    rng = np.random.default_rng((int(own), seed))
     scattering = Scattering(env, reach, int(rng.integers(2 ** 31)), gap=float(rng.choice(_GAPS)))
     expert, recorder = ExpertPolicy(), DemonstrationRecorder(env)
-    executed = recorded.get('executed_actions', recorded['actions'])  # LIBERO's own have one
     targets = finger_targets(np.asarray(executed))
     fingers = [env.model.actuator(name).id for name in FINGERS]
     for step, state in enumerate(states):

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.recording.demonstration_file import FILE_ENDING, WRIST_IMAGES, whole_file
-from worldvla_ros.training.libero_hdf5 import demonstration_files, episode_lengths
+from worldvla_ros.training.libero_hdf5 import demonstration_files, episode_actions
+from worldvla_ros.training.replay_list import actions_digest
 from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, resumable, seed
 from worldvla_sim.demonstrations import (
     Seen,
@@ -44,6 +45,7 @@ from worldvla_sim.tasks import SUITES
 from worldvla_sim.workers import JobFailure, WorkerPool
 
 _REPLACED = ('obs', 'robot_states')
+_SOURCE = 'rendered_from'  # attribute of a copy: digest of the actions that it is of
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class RenderJob:
 
     path: Path
     name: str
+    digest: str  # of its actions
     part: Path
     simulation: Simulation
     pictures: Pictures
@@ -97,6 +100,7 @@ class RenderRunner:
                 demo = glances(env, recorded, states, job.pictures.scatter, job.pictures.seed)
                 with whole_file(job.part) as file:
                     write_demonstration(file, job.name, demo)
+                    file[job.name].attrs[_SOURCE] = job.digest
                 return
             observations = []
             for state in states:
@@ -108,7 +112,8 @@ class RenderRunner:
                     if key not in _REPLACED:
                         recorded.copy(key, group)
                 group.attrs.update(recorded.attrs)
-                group.attrs.update({'assets': env.assets, 'base_position': env.base_position})
+                group.attrs.update({'assets': env.assets, 'base_position': env.base_position,
+                                    _SOURCE: job.digest})
                 write_seen(group, Seen.stack(observations))
 
 
@@ -133,26 +138,29 @@ class RenderedFile:
         self._source, self._target = source, target
         self._parts = target.with_name(f'.{target.name.removesuffix(FILE_ENDING)}.parts')
         self.simulation, self._pictures = simulation, pictures
-        self._names = list(episode_lengths(source))
+        self._digests = {name: actions_digest(*actions)
+                         for name, actions in episode_actions(source).items()}
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._digests)
 
     @property
     def jobs(self) -> list[RenderJob]:
         """What is still to be rendered."""
         if self.is_complete:
             return []
-        return [RenderJob(self._source, name, self._part(name), self.simulation, self._pictures)
-                for name in self._names if not self._part(name).exists()]
+        return [RenderJob(self._source, name, digest, self._part(name), self.simulation,
+                          self._pictures)
+                for name, digest in self._digests.items() if not self._has_part(name)]
 
     @property
     def is_complete(self) -> bool:
-        """Whether the copy has all demonstrations."""
+        """Whether the copy has all demonstrations, as they are now recorded."""
         if not self._target.exists():
             return False
         with open_demonstrations(self._target) as data:
-            return demonstration_names(data) == self._names
+            return {name: data[name].attrs.get(_SOURCE)
+                    for name in demonstration_names(data)} == self._digests
 
     def join(self) -> None:
         """Put the parts together."""
@@ -160,12 +168,22 @@ class RenderedFile:
             data = file.create_group('data')
             data.attrs.update(source.attrs)
             said = json.loads(source.attrs.get('env_args', '{}'))
-            data.attrs['env_args'] = json.dumps(
-                said | asdict(self._pictures) | asdict(self.simulation))
-            for name in self._names:
+            pictures = asdict(self._pictures)
+            glances = {name: pictures.pop(name) for name in ('scatter', 'seed')}
+            if glances['scatter'] > 0:  # the same names are of the recording, too
+                pictures['glances'] = glances
+            pictures['wrist'] |= said.get('wrist', False)
+            data.attrs['env_args'] = json.dumps(said | pictures | asdict(self.simulation))
+            for name in self._digests:
                 with h5py.File(self._part(name)) as part:
                     file.copy(part[name], data, name=name)
         shutil.rmtree(self._parts)
+
+    def _has_part(self, name: str) -> bool:
+        if not self._part(name).exists():
+            return False
+        with h5py.File(self._part(name)) as part:
+            return bool(part[name].attrs.get(_SOURCE) == self._digests[name])
 
     def _part(self, name: str) -> Path:
         return self._parts / f'{name}.hdf5'

@@ -29,7 +29,7 @@ class EvaluationSettings:
     robot: str = 'light'
     msaa: int = 0
     image_size: int = 256  # [px] for policies that take any size
-    seed: int = 0  # of fixture poses and of the policy's own sampling
+    seed: int = 0  # of where the fixtures stand, in every episode, and of `scatter`
     max_steps: int | None = None  # None: the suite's published limit
     execute: int | None = None  # actions of a chunk before the next inference; None: all of it
     over: str = PROCESS  # or ROS: policy node, bridge and topics in between

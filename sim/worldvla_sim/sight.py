@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.policy.named_checkpoints import NAMES
-from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, parse_indices, resumable, seed
+from worldvla_sim.collect import UNSEEN
+from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, parse_indices, seed, telling
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.expert.scene import Scene
 from worldvla_sim.libero_env import LiberoEnv
@@ -143,11 +144,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--tasks', type=parse_indices, help='such as 0,3-5 (default: all)')
     parser.add_argument('--layouts', type=positive_int, default=3, help='per task (default: 3)')
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
-    parser.add_argument('--seed', type=seed, default=0)
+    parser.add_argument('--seed', type=seed, default=UNSEEN,
+                        help='of the first layout (default: %(default)s, which `collect` never '
+                             'reaches; by heart a policy answers in those it was trained on)')
     return parser
 
 
-@resumable
+@telling
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when it measured, 2 on bad input, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)

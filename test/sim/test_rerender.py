@@ -200,3 +200,46 @@ def test_a_model_that_fits_not_is_refused(xml, complaint):
         env.reset(seed=0)
         with pytest.raises(SimulationError, match=complaint):
             env.place_fixtures(xml)
+
+
+def test_what_was_recorded_again_is_rendered_again(ours, tmp_path):
+    """Pins a bug: names were compared alone, so the copy stayed that of the old recording."""
+    def jobs():
+        file, = rerender.files_to_render(ours, out, rerender.Pictures(32))
+        return [job.name for job in file.jobs]
+    out = tmp_path / 'new'
+    assert rerender.main(arguments(ours, out)) == 0 and not jobs()
+    with h5py.File(ours / FILE, 'a') as file:
+        file['data/demo_1/actions'][0] *= -1
+    assert jobs() == ['demo_0', 'demo_1']
+    assert rerender.main(arguments(ours, out)) == 0 and not jobs()
+    with h5py.File(ours / FILE) as old, h5py.File(out / FILE) as new:
+        np.testing.assert_array_equal(new['data/demo_1/actions'], old['data/demo_1/actions'])
+
+
+def test_a_copy_says_of_its_recording_what_that_said(ours, tmp_path):
+    """Pins a bug: seed and scatter of glances, none here, took the place of the recording's."""
+    said = {'seed': 100, 'scatter': 0.09, 'wrist': True}
+    with h5py.File(ours / FILE, 'a') as file:
+        file['data'].attrs['env_args'] = json.dumps(
+            json.loads(file['data'].attrs['env_args']) | said)
+    assert rerender.main(arguments(ours, tmp_path / 'new')) == 0
+    assert rerender.main([*arguments(ours, tmp_path / 'glances'), '--scatter', '0.05', '--seed',
+                          '3']) == 0
+    for name, glances in (('new', None), ('glances', {'scatter': 0.05, 'seed': 3})):
+        with h5py.File(tmp_path / name / FILE) as file:
+            found = json.loads(file['data'].attrs['env_args'])
+        assert {key: found[key] for key in said} == said and found.get('glances') == glances
+
+
+def test_glances_of_two_of_liberos_demonstrations_have_other_layouts(liberos, tmp_path):
+    """Pins a bug: their files keep no seed, so all had those of seed 0."""
+    with h5py.File(liberos / FILE, 'a') as file:
+        file.copy('data/demo_0', file['data'], 'demo_1')
+        file['data/demo_1/actions'][0] *= -1
+    command = [*arguments(liberos, tmp_path / 'new'), '--assets', 'builtin', '--suite', SUITE]
+    assert rerender.main([*command, '--scatter', '0.05']) == 0
+    first, second = read_episodes(tmp_path / 'new' / FILE)
+    np.testing.assert_allclose(first.states, second.states, atol=1e-6)
+    changed = (np.abs(first.frames.astype(int) - second.frames) > 40).any(-1)
+    assert (changed.sum((1, 2)) > 10).all(), 'things stand elsewhere'

@@ -54,7 +54,7 @@ def test_the_command_prints_a_row_per_task_and_says_whose_it_is(monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in lines[1:4]] == [
         ['0', '1', '0.50', '0.50'], ['1', '1', '0.50', '0.50'], ['all', '2', '0.50', '0.50']]
-    assert lines[-1] == 'libero_object; half; builtin assets; seeds 0 to 0'
+    assert lines[-1] == 'libero_object; half; builtin assets; seeds 4294900000 to 4294900000'
 
 
 def test_an_unknown_policy_is_refused(capsys):

@@ -15,8 +15,6 @@ grasp is, or where what is held shall come. So, where each action of a chunk beg
 Nothing is asked where a recording has no aims. Ours: the paper has no such terms.
 """
 
-import numpy as np
-from numpy.typing import NDArray
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
@@ -30,18 +28,6 @@ _SCALE = 0.05  # [m] from the hand that is 1 to the head
 _QUADRATIC = 0.5  # of the scale: smaller errors count squared, larger ones by their size
 _NEAR = 0.10  # [m] from the hand, up to which errors are reported
 _HIDDEN = 256
-
-
-def aim_cell(aim: NDArray[np.floating], grid: tuple[int, int]) -> tuple[int, int] | None:
-    """Return row and column of the code that a place in the picture is in; None outside of it.
-
-    :param aim: shares of width and height from the upper left corner, NaN where not known.
-    :param grid: rows and columns of codes.
-    """
-    across, down = aim
-    if not (0 <= across < 1 and 0 <= down < 1):
-        return None
-    return int(down * grid[0]), int(across * grid[1])
 
 
 def looking_layer(num_layers: int) -> int:

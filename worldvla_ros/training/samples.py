@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike, NDArray
 from worldvla_ros.datatypes import NO_OP_NORM
 from worldvla_ros.tokens.sequence import PromptBuilder, TokenIds, action_block, image_block
 from worldvla_ros.tokens.vocab import IMAGE_HEAD_LENGTH
-from worldvla_ros.training.aims import aim_cell
 
 BRANCHES = ('action', 'world', 'video')
 VIDEO_PROMPT = 'Generate the next image based on the provided sequence of historical images.'
@@ -38,6 +37,18 @@ class Sample:
     aim: int | None = None  # token of `ids` to look at, see `aims`; None: not known
     away: NDArray[np.floating] | None = None  # (3,) of the aim from the hand [m]; None: not known
     num_actions: int = 0  # of the action branch
+
+
+def aim_cell(aim: NDArray[np.floating], grid: tuple[int, int]) -> tuple[int, int] | None:
+    """Return row and column of the code that a place in the picture is in; None outside of it.
+
+    :param aim: shares of width and height from the upper left corner, NaN where not known.
+    :param grid: rows and columns of codes.
+    """
+    across, down = aim
+    if not (0 <= across < 1 and 0 <= down < 1):
+        return None
+    return int(down * grid[0]), int(across * grid[1])
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.policy.world_model import WorldModel
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
+from worldvla_ros.training.experiment import with_image_places
 
 ACTION = (0.1, 0, -0.2, 0, 0, 0, 1)
 IMAGES = ImageTokenizerConfig(embed_dim=4, n_embed=64, z_channels=4, ch=4,
@@ -148,6 +149,22 @@ def test_the_action_enters_the_prompt(pretrained):
 
 def test_a_large_frame_is_resized(pretrained):
     assert WorldModel(pretrained).reset(frame(size=128)).image.shape == (64, 64, 3)
+
+
+def test_a_picture_that_is_a_view_of_bgr_is_taken(pretrained):
+    """Pins a bug: torch takes no negative strides, as pictures of bgr8 and jpeg have."""
+    one = frame()
+    view = replace(one, image=one.image[..., ::-1].copy()[..., ::-1])
+    np.testing.assert_array_equal(pretrained.encode(view.image), pretrained.encode(one.image))
+    assert WorldModel(pretrained).reset(view).image.shape == (64, 64, 3)
+
+
+def test_places_in_images_of_another_size_are_refused(pretrained):
+    """Pins a bug: a smaller image_size in policy.json moved the robot with wrong places."""
+    model = with_image_places(pretrained.model, (4, 4))
+    fitting = replace(pretrained, model=model)
+    with pytest.raises(CheckpointError, match=r'images of \(4, 4\) codes.*32.*\(2, 2\)'):
+        replace(fitting, settings=replace(fitting.settings, image_size=32))
 
 
 def test_an_image_tokenizer_of_another_model_is_refused(pretrained):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of command-line arguments that commands of training and of the simulator share."""
+"""What commands of the robot, of training and of the simulator are given: types and checks."""
 
 import argparse
 
@@ -12,3 +12,8 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'expected a whole number from 1, got {text!r}')
     return int(text)
+
+
+def is_text(text: str) -> bool:
+    """Return whether a string has no bytes in it that were not UTF-8."""
+    return not any('\ud800' <= character <= '\udfff' for character in text)

@@ -151,7 +151,11 @@ def test_the_robot_goes_on_after_the_end_when_asked_to(command, followed, wait_f
     assert followed == ['pick up the milk']
 
 
-def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_counts(command, followed, wait_for):
+@pytest.mark.parametrize('errors', ['surrogateescape', 'strict'])
+def test_a_line_that_is_not_utf8_is_refused_and_the_next_one_counts(
+        command, followed, wait_for, monkeypatch, errors):
+    """Strict, as in most locales, pins a bug: it ended the program, and nothing the robot."""
+    monkeypatch.setenv('PYTHONIOENCODING', f'utf-8:{errors}')
     done = subprocess.run(command, input=b'pick \xff\npick up the milk\n', capture_output=True,
                           timeout=TIMEOUT, check=False)
     assert done.returncode == 0 and b'not UTF-8' in done.stderr

@@ -233,6 +233,7 @@ def test_enter_keeps_a_minus_throws_away_and_anything_else_is_asked_again(conver
 def test_what_was_not_ended_or_does_not_move_or_has_no_sentence_is_not_kept(
         converse, robot, wait_for, tmp_path):
     assert 'not recording: expected a sentence' in converse('?!')
+    assert 'not recording: this line is not UTF-8' in converse(f'{SENTENCE} \udcff')
     assert 'was not ended' in converse(SENTENCE)
     robot.scale = 0.0
     robot.wait(wait_for)

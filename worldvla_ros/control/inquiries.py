@@ -52,10 +52,10 @@ class Inquiries:
         """
         Ask for the chunk that follows from what was seen.
 
-        Raises InstructionError where that has no instruction. What `check_imagining` raises, also
-        when its turn has come, is the answer.
+        What `check_imagining` raises when its turn has come is the answer.
+
+        :param seen: as of `observe`
         """
-        self._checked(seen.instruction)
         self._imagine(lambda number: self._backend.submit(number, seen), callback)
 
     def frame_after(self, action: NDArray[np.floating], start: Frame | None,
@@ -75,9 +75,9 @@ class Inquiries:
         """
         Return what the policy may see now.
 
-        Raises FrameError, and InstructionError for a text that is none; an empty one is good.
+        Raises FrameError, and InstructionError where there is no instruction.
         """
-        return self._planner.observe(now_ns, self._check_instruction(instruction))
+        return self._planner.observe(now_ns, self._checked(instruction))
 
     def _imagine(self, ask: Callable[[int], None], callback: Callable[[Result], None]) -> None:
         def ask_in_turn(number: int, now_ns: int) -> None:

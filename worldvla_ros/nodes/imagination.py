@@ -54,9 +54,9 @@ class Imagination:
         loop = self._loop()
         inquiries = loop.controller.inquiries
         inquiries.check_imagining()
-        call = self._calls = self._calls + 1
         seen = (inquiries.see(loop.now_ns()) if len(given) else inquiries.observe(
             loop.now_ns(), request.instruction or loop.controller.instruction))
+        call = self._calls = self._calls + 1  # now, since a call that is refused ends no other
         response.observation = conversions.frame_to_image(seen.frames[-1], '')
         actions = given if len(given) else await self._policy_actions(seen)
         start: Frame | None = seen.frames[-1]

@@ -24,6 +24,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import String
 
+from worldvla_ros.arguments import is_text
 from worldvla_ros.graph import POLICY_NODE
 from worldvla_ros.msg import PolicyStatus
 from worldvla_ros.nodes.runtime import start_program
@@ -172,13 +173,15 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.once is not None:
             return instruct_once(node, options)
-        with contextlib.suppress(KeyboardInterrupt), heed_signals():
-            try:
-                converse(node, options.timeout)
-            finally:  # input from a closed terminal may end before its SIGHUP comes
-                set_leave_handler(signal.SIG_IGN)
-        node.quiet = True
-        leave(node, options)
+        try:
+            with contextlib.suppress(KeyboardInterrupt), heed_signals():
+                try:
+                    converse(node, options.timeout)
+                finally:  # input from a closed terminal may end before its SIGHUP comes
+                    set_leave_handler(signal.SIG_IGN)
+        finally:  # whatever ended it
+            node.quiet = True
+            leave(node, options)
         return 0
     finally:
         node.stopping.set()
@@ -258,11 +261,6 @@ def interrupt_once(*_: object) -> None:
     """Do what Ctrl-C does; what is told after that must not interrupt the last stop."""
     set_leave_handler(signal.SIG_IGN)
     raise KeyboardInterrupt
-
-
-def is_text(text: str) -> bool:
-    """Return whether a string has no bytes in it that were not UTF-8."""
-    return not any('\ud800' <= character <= '\udfff' for character in text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

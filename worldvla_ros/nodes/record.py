@@ -18,6 +18,7 @@ from rclpy.exceptions import NameValidationException, ParameterException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.signals import SignalHandlerOptions
 
+from worldvla_ros.arguments import is_text
 from worldvla_ros.errors import RecordingError, WorldVLAError
 from worldvla_ros.graph import POLICY_NODE
 from worldvla_ros.nodes.parameters import check_files
@@ -46,6 +47,9 @@ class Terminal:
             instruction = ' '.join(self._ask('instruction> ').split())
             if instruction in ('', DISCARD):
                 print(HELP, flush=True)
+                continue
+            if not is_text(instruction):
+                complain('not recording: this line is not UTF-8')
                 continue
             try:
                 demonstration_file(self._folder, instruction)

@@ -4,6 +4,7 @@
 import argparse
 from collections.abc import Callable
 import gc
+import io
 import os
 import signal
 import sys
@@ -35,6 +36,9 @@ def start_program(parser: argparse.ArgumentParser, arguments: list[str], *,
     """
     Initialize ROS and return the options of a program, which exits with usage on wrong ones.
 
+    What comes on standard input and is no text stays as it is (`is_text`), in every locale; that
+    of most would end the program.
+
     :param arguments: those of the program and ROS arguments (--ros-args ...)
     """
     try:
@@ -42,6 +46,8 @@ def start_program(parser: argparse.ArgumentParser, arguments: list[str], *,
         rclpy.init(args=arguments, signal_handler_options=signal_handlers)
     except RuntimeError as error:  # rclpy's errors about arguments have no public name
         parser.error(str(error).splitlines()[0])
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors='surrogateescape')
     return options
 
 

@@ -96,6 +96,11 @@ class Pretrained:
         if known != made:
             raise CheckpointError(f'the image tokenizer has {made} codes, the vocabulary of the '
                                   f'model {known}; expected those that were trained together')
+        grid, expected = self.model.config.image_grid, tuple(2 * side for side in self.grid_hw)
+        if grid not in (None, expected):
+            raise CheckpointError(f'the model knows places in images of {grid} codes, and '
+                                  f'image_size {self.settings.image_size} of policy.json gives '
+                                  f'{expected}; expected the size that it was trained at')
 
     @classmethod
     def load(cls, path: str | Path, *, subfolder: str | None = None, device: str = 'cpu',
@@ -162,6 +167,7 @@ class Pretrained:
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return the code indices [2h, 2w] of a square RGB image, resized where needed."""
-        resized = square_frame(image, self.settings.image_size)
+        # torch takes no view that runs backwards, as of BGR pictures
+        resized = np.ascontiguousarray(square_frame(image, self.settings.image_size))
         codes: NDArray[np.int64] = self.image_tokenizer.encode(resized[None])[0].cpu().numpy()
         return codes

@@ -3,8 +3,9 @@
 
 A shipped folder holds its own evaluations, one file for each suite. A new checkpoint takes its
 place, with its evaluations, when it succeeds more often in the same episodes under the same
-settings, and in no suite less often. The card stays, with its pictures: text, numbers and pictures
-are for a person to make anew, and a test compares its totals with the evaluations.
+settings, and in no suite so much less often that it would hardly be chance. The card stays, with
+its pictures: text, numbers and pictures are for a person to make anew, and a test compares its
+totals with the evaluations.
 
 Choose between candidates on other initial states, and bring only the one that is chosen: the best
 of many on the same episodes looks better there than it is.
@@ -18,6 +19,8 @@ import shutil
 import sys
 import tempfile
 
+from scipy.stats import binomtest
+
 from worldvla_ros.config import differences
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_sim.commands import EXIT_OK, EXIT_USAGE
@@ -25,6 +28,7 @@ from worldvla_sim.policies import checkpoint_folder, checkpoint_name
 from worldvla_sim.results import Results
 from worldvla_sim.runner import with_newer_settings
 
+_UNLIKELY = 0.05  # one-sided, of `_chance`
 EVALUATIONS, CARD_FILE = 'evaluation', 'README.md'
 _OF_THE_POLICY = ('policy', 'checkpoint')  # settings in which the two evaluations differ
 _NOT_SHIPPED = ('trainer.pt', EVALUATIONS, CARD_FILE)
@@ -77,17 +81,34 @@ def totals(by_suite: Mapping[str, Results]) -> str:
 
 
 def require_better(new: Mapping[str, Results], shipped: Mapping[str, Results]) -> None:
-    """Raise ConfigError unless `new` is nowhere worse than `shipped`, and somewhere better."""
+    """Raise ConfigError unless `new` is better than `shipped` in total, and nowhere clearly worse.
+
+    Two checkpoints that are equally good in a suite lose some episodes to each other, so that one
+    of them is an episode behind there by chance; see `_chance`.
+    """
     if missing := sorted(shipped.keys() - new.keys()):
         raise ConfigError(f'the new checkpoint has no evaluation of {", ".join(missing)}, the '
                           'shipped one has; evaluate it there, too')
     for suite, before in shipped.items():
         _require_alike(new[suite], before)
-    won, had = ([successes(results[suite]) for suite in shipped] for results in (new, shipped))
-    more = sum(won) > sum(had) or new.keys() > shipped.keys()
-    if not more or any(now < before for now, before in zip(won, had, strict=True)):
-        raise ConfigError(f'not better: {totals(new)} new, {totals(shipped)} shipped; the shipped '
-                          'checkpoint stays')
+    won, had = (sum(successes(results[suite]) for suite in shipped) for results in (new, shipped))
+    worse = [suite for suite, before in shipped.items() if _chance(new[suite], before) < _UNLIKELY]
+    if won < had or (won == had and new.keys() == shipped.keys()) or worse:
+        raise ConfigError(f'not better{" in " if worse else ""}{" and ".join(worse)}: '
+                          f'{totals(new)} new, {totals(shipped)} shipped; the shipped checkpoint '
+                          'stays')
+
+
+def _chance(new: Results, shipped: Results) -> float:
+    """Return how probable so many lost episodes are if the new one is as good (sign test).
+
+    Of the same episodes, so only those count in which one succeeded and the other did not.
+    """
+    before = {(record.task, record.init_state): record.success for record in shipped.records}
+    changes = [record.success for record in new.records
+               if record.success != before[record.task, record.init_state]]
+    lost = changes.count(False)
+    return float(binomtest(lost, len(changes), alternative='greater').pvalue) if lost else 1.0
 
 
 def _require_alike(new: Results, shipped: Results) -> None:

@@ -46,8 +46,8 @@ def shipped_evidence(folder: Path) -> dict[str, Results]:
 def evidence(files: Iterable[Path], folder: Path) -> dict[str, Results]:
     """Read the evaluations, by suite, of the checkpoint in `folder`.
 
-    :raises ConfigError: one is of other weights, not complete, or has errors or episodes twice;
-        or two are of the same suite.
+    :raises ConfigError: one is of other weights, not complete, of two number formats, or has
+        errors or episodes twice; or two are of the same suite.
     """
     there, by_suite = checkpoint_name(str(folder.absolute())), dict[str, Results]()
     for file in files:
@@ -63,6 +63,11 @@ def evidence(files: Iterable[Path], folder: Path) -> dict[str, Results]:
             raise ConfigError(f'{file} is no evidence: {len(set(episodes))} episodes, '
                               f'{"" if results.complete else "not "}complete, {errors} errors; go '
                               f'on with `evaluate --json {file} --resume`')
+        played = sorted({str(record.policy) for record in results.records})
+        if len(played) > 1:
+            raise ConfigError(f'{file} was resumed on a machine with another number format, in '
+                              f'which another policy plays: {"; ".join(played)}; evaluate anew '
+                              f'on one')
         if suite in by_suite:
             raise ConfigError(f'{file} is of {suite}, as another file is; give one for each suite')
         by_suite[suite] = results

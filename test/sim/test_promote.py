@@ -172,6 +172,19 @@ def test_a_checkpoint_that_does_another_suite_as_well_is_better(folders, tmp_pat
         'libero_object.json', 'libero_goal.json'}
 
 
+def test_an_evaluation_in_two_number_formats_is_refused(folders, tmp_path, capsys):
+    """A float32 machine that resumes what a bfloat16 one began plays another policy."""
+    new, shipped = folders
+    evaluate(new, tmp_path / 'new.json', 3)
+    content = json.loads((tmp_path / 'new.json').read_text())
+    for record, number_format in zip(content['records'], ('float32', *['bfloat16'] * 3),
+                                     strict=True):
+        record['policy'] = f'mini, {number_format} on cpu, sha256:1'
+    (tmp_path / 'new.json').write_text(json.dumps(content))
+    assert command(new, shipped, tmp_path / 'new.json') == 2
+    assert 'mini, bfloat16 on cpu, sha256:1; mini, float32 on cpu' in capsys.readouterr().err
+
+
 def test_two_evaluations_of_one_suite_are_refused(folders, tmp_path, capsys):
     new, shipped = folders
     for name in ('a.json', 'b.json'):

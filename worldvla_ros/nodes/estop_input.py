@@ -20,8 +20,8 @@ from worldvla_ros.nodes.parameters import read_one
 from worldvla_ros.safety.watchdog import EStop
 
 _TOPIC = '~/estop'
-# Of what a publisher keeps, the last counts: an older press may have been released and reset.
 _KEPT = 1000  # messages that wait while a policy loads: a press must not be pushed out of them
+# Of what a publisher keeps, the last counts: an older press may have been released and reset.
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 

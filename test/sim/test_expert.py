@@ -192,6 +192,19 @@ def test_a_plate_is_slid_by_fingers_that_come_down_centimetres_off(monkeypatch, 
     assert solve('libero_goal', 5, 1)[0]
 
 
+def test_the_arm_stays_off_its_limits_with_a_bottle_above_the_cabinet():
+    """Pins a bug: it stretched until its elbow was straight, where a policy came no further."""
+    with LiberoEnv('libero_goal', 2, render=False, assets='builtin') as env:
+        margins = []
+        lowest, highest = env.model.jnt_range[:7].T
+
+        def look(_, __):
+            joints = env.data.qpos[:7]
+            margins.append(min((joints - lowest).min(), (highest - joints).min()))
+        assert play(env, ExpertPolicy(), env.reset(8), 120, on_step=look)
+    assert min(margins) > 0.4
+
+
 @pytest.mark.parametrize(('suite', 'task'), [('libero_goal', 7), ('libero_spatial', 7)])
 def test_near_the_base_the_wrist_stays_off_its_singularity(suite, task):
     """Pins a bug: at 180 degrees of joint 6 its neighbours spun, and turned a knob by chance."""

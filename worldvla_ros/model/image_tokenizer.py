@@ -61,7 +61,9 @@ class ImageTokenizer(nn.Module):
     @torch.inference_mode()
     def latents(self, frames: Tensor | np.ndarray) -> Tensor:
         """Return the latents float32 [N, C, H/16, W/16] before quantization."""
-        pixels = frames if isinstance(frames, Tensor) else torch.tensor(frames)
+        # torch takes no array that runs backwards, as a view of a BGR picture does
+        pixels = (frames if isinstance(frames, Tensor)
+                  else torch.tensor(np.ascontiguousarray(frames)))
         side = self.factor
         if (pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3
                 or pixels.shape[1] % side or pixels.shape[2] % side or not pixels.numel()):

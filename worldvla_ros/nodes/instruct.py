@@ -163,6 +163,15 @@ def converse(node: Instructor, timeout: float) -> None:
             print(f'nobody listens on {node.topic}; is the policy node active?', file=sys.stderr)
 
 
+def converse_until_told(node: Instructor, timeout: float) -> None:
+    """Converse until the input or a signal ends it; then none of _LEAVE_SIGNALS counts."""
+    with contextlib.suppress(KeyboardInterrupt), heed_signals():
+        try:
+            converse(node, timeout)
+        finally:  # input from a closed terminal may end before its SIGHUP comes
+            set_leave_handler(signal.SIG_IGN)
+
+
 def run(options: argparse.Namespace) -> int:
     """Run one conversation, or send one instruction."""
     node = Instructor(options.policy, show=options.once is None)
@@ -174,11 +183,7 @@ def run(options: argparse.Namespace) -> int:
         if options.once is not None:
             return instruct_once(node, options)
         try:
-            with contextlib.suppress(KeyboardInterrupt), heed_signals():
-                try:
-                    converse(node, options.timeout)
-                finally:  # input from a closed terminal may end before its SIGHUP comes
-                    set_leave_handler(signal.SIG_IGN)
+            converse_until_told(node, options.timeout)
         finally:  # whatever ended it
             node.quiet = True
             leave(node, options)

@@ -167,7 +167,6 @@ class Pretrained:
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return the code indices [2h, 2w] of a square RGB image, resized where needed."""
-        # torch takes no view that runs backwards, as of BGR pictures
-        resized = np.ascontiguousarray(square_frame(image, self.settings.image_size))
+        resized = square_frame(image, self.settings.image_size)
         codes: NDArray[np.int64] = self.image_tokenizer.encode(resized[None])[0].cpu().numpy()
         return codes

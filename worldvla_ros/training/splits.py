@@ -65,9 +65,8 @@ def split(recorded: Mapping[Key, Recorded], order: str) -> tuple[list[Key], list
     sides: tuple[list[Key], list[Key]] = [], []
     for task, pieces in by_task.items():
         if order == 'hashed':
-            draws = {name: draw(name, *map(np.concatenate, zip(
-                *(recorded[task, piece] for piece in those), strict=True)))
-                for name, those in pieces.items()}
+            draws = {name: _draw_whole(name, [recorded[task, piece] for piece in those])
+                     for name, those in pieces.items()}
             parts = tuple([name for name, value in draws.items()
                            if (value < TRAIN_SHARE) == train] for train in (True, False))
         else:
@@ -75,6 +74,11 @@ def split(recorded: Mapping[Key, Recorded], order: str) -> tuple[list[Key], list
         for side, part in zip(sides, parts, strict=True):
             side += [(task, piece) for name in part for piece in pieces[name]]
     return sides
+
+
+def _draw_whole(name: str, pieces: Sequence[Recorded]) -> float:
+    labels, executed = zip(*pieces, strict=True)
+    return draw(name, np.concatenate(labels), np.concatenate(executed))
 
 
 def split_names(names: Sequence[str], order: str) -> tuple[list[str], list[str]]:

@@ -153,8 +153,8 @@ class Trainer:
                    dynamic_ncols=True)
         speed = Throughput(self.model.config, self.device, self.dtype, self._processes)
         steps = range(self.step, run.steps)
-        due = self.step == run.steps or (self.step and self._due(run.evaluate_every))
-        if due and not self._is_evaluated():  # it was killed after it saved
+        if self.step and self._due(run.evaluate_every) and not self._is_evaluated():
+            # it was killed after it saved
             self._evaluate(log)
         with bar, made_ahead(self.batches, steps, run.loader_processes) as upcoming:
             recent: list[list[float]] = []

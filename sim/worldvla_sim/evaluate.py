@@ -159,8 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=0)
     parser.add_argument('--image-size', type=positive_int, default=256, help='[px] (default: 256)')
     parser.add_argument('--seed', type=seed, default=0,
-                        help='where the fixtures stand, in every episode, and of --scatter '
-                             '(default: 0)')
+                        help='with the initial state: of where the fixtures stand, and of '
+                             '--scatter (default: 0)')
     parser.add_argument('--max-steps', type=positive_int,
                         help='default: the published limit of the suite')
     parser.add_argument('--execute', type=positive_int, metavar='N',

@@ -209,8 +209,9 @@ class LiberoEnv:
               settle_steps: int = 10) -> SimObservation:
         """Start an episode and return its first observation.
 
-        Fixtures (cabinet, stove, ...) are placed by `seed` in either case: they are not part of
-        LIBERO's initial states.
+        Fixtures (cabinet, stove, ...) are not part of LIBERO's initial states. They are sampled in
+        either case: for an initial state from `seed` and its index, so each has a layout of its
+        own, as in published evaluations, and never one that `seed` alone gives.
 
         :param init_state: index of an official initial state; None samples the task's ranges.
         :param seed: of everything that is sampled.
@@ -224,7 +225,7 @@ class LiberoEnv:
         # The official states were recorded with this arm noise; their rows bring it along.
         noise = 'default' if init_state is None else None
         self._libero.robot_configs[0]['initialization_noise'] = noise
-        with numpy_seeded(seed):
+        with numpy_seeded(seed) if init_state is None else numpy_seeded(seed, init_state):
             self._rebuild()
         if init_state is not None:
             self.set_state(states[init_state])

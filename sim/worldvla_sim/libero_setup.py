@@ -200,10 +200,13 @@ def has_diverged(data: Any) -> bool:
 
 
 @contextlib.contextmanager
-def numpy_seeded(seed: int) -> Iterator[None]:
-    """Seed NumPy's global generator, which LIBERO samples from, and put it back afterwards."""
+def numpy_seeded(*seed: int) -> Iterator[None]:
+    """Seed NumPy's global generator, which LIBERO samples from, and put it back afterwards.
+
+    :param seed: one number, or several: each combination is a stream of its own.
+    """
     before = np.random.get_state()  # noqa: NPY002
-    np.random.seed(seed)  # noqa: NPY002
+    np.random.seed(seed[0] if len(seed) == 1 else seed)  # noqa: NPY002
     try:
         yield
     finally:

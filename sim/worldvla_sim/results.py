@@ -24,6 +24,8 @@ from worldvla_sim.episodes import EpisodeRecord
 FORMAT = 'worldvla_ros/evaluation/1'
 _PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'rclpy', 'ros-rclpy')
 _FIRST_PACK = '1.0'  # version of the built-in assets in files that do not say theirs
+_FIRST_FIXTURES = 'of the seed alone'  # how they were placed in files that do not say
+_WITH_FIXTURES = ('libero_spatial', 'libero_goal', 'libero_10')
 _Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
@@ -61,10 +63,13 @@ class Results:
             known = {item.name for item in fields(EpisodeRecord)}
             records = [EpisodeRecord(**{key: value for key, value in record.items()
                                         if key in known}) for record in content['records']]
-            if content['settings'].get('assets') == 'builtin':
-                content['settings'].setdefault('pack_version', _FIRST_PACK)
+            settings = content['settings']
+            if settings.get('assets') == 'builtin':
+                settings.setdefault('pack_version', _FIRST_PACK)
+            if settings.get('suite') in _WITH_FIXTURES:
+                settings.setdefault('fixtures', _FIRST_FIXTURES)
             older = [content['run']] if content.get('run') else []  # one for the whole file
-            return cls(content['settings'], records, content['complete'],
+            return cls(settings, records, content['complete'],
                        content.get('runs', older), path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(f'{path} is not a result file of this program ({error!r}); delete '

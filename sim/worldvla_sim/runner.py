@@ -29,7 +29,7 @@ class EvaluationSettings:
     robot: str = 'light'
     msaa: int = 0
     image_size: int = 256  # [px] for policies that take any size
-    seed: int = 0  # of where the fixtures stand, in every episode, and of `scatter`
+    seed: int = 0  # with the initial state: of where the fixtures stand, and of `scatter`
     max_steps: int | None = None  # None: the suite's published limit
     execute: int | None = None  # actions of a chunk before the next inference; None: all of it
     over: str = PROCESS  # or ROS: policy node, bridge and topics in between
@@ -38,6 +38,7 @@ class EvaluationSettings:
     checkpoint: str = ''  # name and fingerprints of a checkpoint
     pack_version: str = ''  # of the built-in assets; '' with official ones
     scatter: float = 0.0  # [m] that objects are moved by before the first step, at most
+    fixtures: str = 'of seed and initial state'  # which a layout is drawn for
 
     def __post_init__(self) -> None:
         """Refuse what cannot be played."""

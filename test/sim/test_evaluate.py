@@ -125,6 +125,20 @@ def test_results_of_another_asset_pack_are_not_resumed_and_older_files_are_of_th
     assert "pack_version: '1.0' -> '1.1'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('suite', ['libero_goal', 'libero_object'])
+def test_results_from_before_each_state_had_its_fixtures_are_resumed_where_there_are_none(
+        tmp_path, suite):
+    path = tmp_path / 'result.json'
+    settings = EvaluationSettings('hold', suite, 'builtin', pack_version='1.0')
+    Results({name: value for name, value in asdict(settings).items()
+             if name != 'fixtures'}).save(path)
+    if suite == 'libero_object':
+        evaluate._require_same(Results.load(path), settings)
+    else:
+        with pytest.raises(ConfigError, match=r'fixtures: .*seed alone'):
+            evaluate._require_same(Results.load(path), settings)
+
+
 @pytest.mark.parametrize('file', ['policy.json', 'config.json', 'tokenizer.json',
                                   'image_tokenizer/model.safetensors', 'model.safetensors'])
 def test_a_checkpoints_name_follows_every_file_that_its_policy_is_made_of(tmp_path, file):

@@ -67,6 +67,17 @@ def test_different_seeds_give_different_layouts(drawer_env):
     assert np.abs(one - drawer_env.state()).max() > 1e-3
 
 
+def test_each_initial_state_and_seed_has_fixtures_of_its_own(drawer_env):
+    places = []
+    for reset in ({'init_state': 0}, {'init_state': 1}, {'init_state': 1, 'seed': 1}, {'seed': 0},
+                  {'seed': 1}, {'init_state': 1}):
+        drawer_env.reset(**reset, settle_steps=0)
+        places.append(drawer_env.model.body('wooden_cabinet_1_main').pos[:2].copy())
+    np.testing.assert_array_equal(places[-1], places[1])
+    assert len({tuple(place) for place in places}) == len(places) - 1
+    assert np.ptp(places, axis=0).max() < 0.05, 'all of them are within the range of the task'
+
+
 def test_reset_leaves_the_global_random_generator_alone(env):
     np.random.seed(123)  # noqa: NPY002
     expected = np.random.get_state()[1].copy()  # noqa: NPY002

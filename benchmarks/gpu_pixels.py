@@ -83,7 +83,7 @@ def frame(bench: Bench, size: int) -> list[Row]:
     drawing = _Drawing(bench, size, prompt)
     floor = roofline.prefill_ms(bench.card(), bench.config, len(prompt)) + (side ** 2 - 1) * (
         roofline.step_ms(bench.card(), bench.config, len(prompt) + drawing.tokens // 2))
-    rows = quantiles(f'{size} px: imagined frame, a pass per code',
+    rows = quantiles(f'{size} px: codes of an imagined frame, a pass per code',
                      bench.slow_times(drawing.run, bench.slow_runs), floor)
     real = change_masks(side)
     rows += drawing.drafted(f'{size} px: changes of real frames', real, FRAMES_PER_S.get(size))
@@ -123,7 +123,7 @@ class _Drawing:
                    if len(places)]
         passes = np.array([result.passes for result in results])
         return [
-            *quantiles(f'{name}, imagined frame', times),
+            *quantiles(f'{name}, codes of an imagined frame', times),
             row(f'{name}, frames per second (p50)', 1e3 / float(np.median(times)), '/s',
                 target=per_second, runs=len(times)),
             row(f'{name}, codes accepted per pass', float(np.mean(codes.size / passes)), 'codes'),

@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Least times on one card: every weight and stored key read once per pass, every product once."""
+"""Least times on one card: every weight and stored key read once per pass, every product once.
+
+The project's targets are set against these, of the whole network. The engine leaves work out that
+no chunk needs (rows of the output layer that are no bins, the last layer of most of the prompt): a
+floor of what it really does is 2 to 4 % lower, at 256 px by 1.0 ms of 29.0 on an H200.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -183,7 +183,7 @@ def policy_latency(num_chunks: int) -> list[Row]:
         totals = []
         for older, newest in pairwise(frames):
             if ahead:
-                policy.prepare(older, task)
+                policy.prepare((older,), task)
             observation = Observation((older, newest), task, state)
             totals.append(policy.predict_chunk(observation).latency.total)
         for quantile in (50, 99):

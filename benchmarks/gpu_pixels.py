@@ -65,7 +65,7 @@ def policy(bench: Bench, size: int, K: int) -> list[Row]:
     state = np.zeros(STATE_DIM)  # for checkpoints that read it
     totals = []
     for older, newest in pairwise(frames):
-        policy.prepare(older, task)
+        policy.prepare((older,), task)
         if bench.device.type == 'cuda':
             torch.cuda.synchronize()
         chunk = policy.predict_chunk(Observation((older, newest), task, state))

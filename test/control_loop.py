@@ -57,8 +57,8 @@ class FakeBackend:
             self.answers[request], self.next_answer = self.next_answer, None
         self._waited = 0
 
-    def prepare(self, frame, instruction):
-        self.hints.append((frame.stamp_ns, instruction))
+    def prepare(self, frames, instruction):
+        self.hints.append(([frame.stamp_ns for frame in frames], instruction))
 
     def poll(self):
         if self.pending is not None and self.latency is not None:
@@ -105,14 +105,15 @@ class Loop:
     """A controller with a fake backend and a fake clock that advances one period per step."""
 
     def __init__(self, *, latency=0, limits=None, obs=None, reads_state=False, reads_wrist=False,
-                 heartbeat_ns=None, **control):
+                 heartbeat_ns=None, history_length=2, **control):
         self.backend = FakeBackend(latency)
         self.arrivals = []
         self.estop = EStop(heartbeat_ns)
         self.controller = PolicyController(
             ControllerSettings(ControlSettings(**control), obs or ObservationSettings(),
                                limits=limits or SafetyLimits()),
-            self.backend, BackendInfo('fake', HORIZON, 2, 4, reads_state, reads_wrist), self.estop,
+            self.backend, BackendInfo(
+                'fake', HORIZON, history_length, 4, reads_state, reads_wrist), self.estop,
             InstructionTopic(), translation_gain=GAIN, on_chunk=self.arrivals.append)
         self.now = 100 * SECOND
         self.outgoing = None

@@ -4,7 +4,7 @@
 from dataclasses import replace
 import itertools
 
-from control_loop import GRIPPER, PERIOD, SECOND, Loop, assert_hold
+from control_loop import GRIPPER, HORIZON, PERIOD, SECOND, Loop, assert_hold
 import numpy as np
 import pytest
 
@@ -72,10 +72,24 @@ def test_the_hint_comes_before_the_last_action_of_each_chunk_with_its_frame():
     loop.step()
     assert loop.backend.hints == []
     loop.step()
-    assert loop.backend.hints == [(loop.now, 'go')]
+    assert loop.backend.hints == [([loop.now], 'go')]
     loop.step()
     hinted, = loop.backend.hints
-    assert hinted[0] == loop.backend.requests[-1][1].frames[-2].stamp_ns
+    assert hinted[0] == [loop.backend.requests[-1][1].frames[-2].stamp_ns]
+
+
+@pytest.mark.parametrize('history_length', [1, 4])
+def test_the_hint_has_all_older_frames_of_the_next_request(history_length):
+    """Pins a bug: with longer histories than two the network computed one frame of them ahead."""
+    loop = Loop(history_length=history_length).run()
+    loop.steps(3 * HORIZON)
+    number = len(loop.backend.requests)
+    while len(loop.backend.requests) == number:
+        loop.step()
+    hinted, _ = loop.backend.hints[-1]
+    asked = [frame.stamp_ns for frame in loop.backend.requests[-1][1].frames]
+    assert len(asked) == history_length
+    assert hinted == (asked[:-1] or [asked[0] - PERIOD])
 
 
 def test_no_hint_is_given_where_it_is_switched_off():

@@ -157,7 +157,7 @@ def test_a_clock_that_jumps_back_leaves_no_picture_of_the_time_before():
 def test_the_frame_that_is_computed_ahead_has_its_picture_of_the_wrist_camera():
     loop = running()
     hints = []
-    loop.backend.prepare = lambda one, instruction: hints.append(one)
+    loop.backend.prepare = lambda frames, instruction: hints.extend(frames)
     for _ in range(HORIZON + 2):
         step(loop)
     assert hints and all(one.wrist is not None for one in hints)

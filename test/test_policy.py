@@ -75,7 +75,7 @@ def test_a_chunk_is_that_of_the_decoder_on_the_published_prompt(policy):
 def test_prepared_chunks_equal_one_shot_chunks(checkpoint, policy):
     other = WorldVLAPolicy(policy.pretrained)  # has a cache of its own
     for step in range(5, 9):
-        policy.prepare(frame(step), TASK)
+        policy.prepare([frame(step)], TASK)
         observation = Observation((frame(step), frame(step + 1)), TASK)
         np.testing.assert_array_equal(policy.predict_chunk(observation).token_ids,
                                       other.predict_chunk(observation).token_ids)
@@ -87,7 +87,7 @@ def test_prepared_chunks_equal_one_shot_chunks(checkpoint, policy):
     Observation((frame(11), frame(13)), 'open the top drawer')])
 def test_a_wrong_preparation_changes_nothing(policy, observation):
     expected = WorldVLAPolicy(policy.pretrained).predict_chunk(observation).token_ids
-    policy.prepare(frame(11), TASK)
+    policy.prepare([frame(11)], TASK)
     np.testing.assert_array_equal(policy.predict_chunk(observation).token_ids, expected)
 
 
@@ -97,7 +97,7 @@ def test_preparing_leaves_one_image_to_compute(policy, monkeypatch):
     original = model.rows
     monkeypatch.setattr(model, 'rows',
                         lambda ids, **k: rows.append(ids.shape[1]) or original(ids, **k))
-    policy.prepare(frame(21), TASK)
+    policy.prepare([frame(21)], TASK)
     del rows[:]
     policy.predict_chunk(Observation((frame(21), frame(22)), TASK))
     assert rows[0] <= 276 + 1 + 5  # less where the new image starts with the same codes
@@ -138,7 +138,7 @@ def test_observations_that_fit_no_prompt_are_refused(policy):
         policy.predict_chunk(Observation((), TASK))
     with pytest.raises(InstructionError):
         policy.predict_chunk(Observation((frame(1),), '  '))
-    with pytest.raises(InferenceError, match='shorter instruction'):
+    with pytest.raises(InstructionError, match='tokens too long'):
         policy.predict_chunk(Observation((frame(1), frame(2)), 'xyz ' * 400))
     assert policy.predict_chunk(Observation((frame(1),), TASK)).horizon == 5, 'it recovers'
 
@@ -349,7 +349,7 @@ def test_nan_of_one_frame_is_gone_with_it(policy, decoder, ahead):
     pretrained = replace(policy.pretrained, model=model)
     spoiled, fresh = WorldVLAPolicy(pretrained), WorldVLAPolicy(pretrained)
     if ahead:
-        spoiled.prepare(bad, TASK)
+        spoiled.prepare([bad], TASK)
     with pytest.raises(InferenceError, match='NaN for this observation'):
         spoiled.predict_chunk(Observation((bad, clean[0]), TASK))
     for frames in (clean[:1], clean):

@@ -54,7 +54,7 @@ def test_the_state_is_that_of_the_published_prompt(feeling_policy):
 
 def test_a_state_that_changed_since_the_preparation_counts(feeling_policy):
     for step, state in enumerate(np.linspace(-1, 1, 4 * 7).reshape(4, 7)):
-        feeling_policy.prepare(frame(step), TASK)
+        feeling_policy.prepare([frame(step)], TASK)
         other = WorldVLAPolicy(feeling_policy.pretrained)
         frames = (step, step + 1)
         np.testing.assert_array_equal(feel(feeling_policy, state, frames),
@@ -138,7 +138,7 @@ def test_pictures_of_both_cameras_are_computed_ahead_and_encoded_once(wrist_poli
     monkeypatch.setattr(type(wrist_policy.pretrained), 'encode', counted)
     for step in range(3):
         ahead = replace(frame(step), wrist=frame(step + 10).image)
-        fresh.prepare(ahead, TASK)
+        fresh.prepare([ahead], TASK)
         np.testing.assert_array_equal(
             look(fresh, (step, step + 10), (step + 1, step + 11)), expected[step])
     assert len(encoded) == 8, 'four frames, two cameras'
@@ -169,6 +169,6 @@ def test_the_engine_of_a_gpu_takes_both_cameras_with_and_without_preparation(
         engine.warm_up()
         for step in range(3):
             if prepared:
-                engine.prepare(replace(frame(step), wrist=frame(step + 10).image), TASK)
+                engine.prepare([replace(frame(step), wrist=frame(step + 10).image)], TASK)
             np.testing.assert_array_equal(
                 look(engine, (step, step + 10), (step + 1, step + 11)), expected[step])

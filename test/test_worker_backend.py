@@ -65,7 +65,7 @@ def test_a_worker_answers_with_exactly_the_chunk_that_this_process_computes(back
         assert inproc.health is Health.READY and inproc.poll() == []
         for seed, hinted in ((3, False), (4, True)):
             for one in (inproc, backend) if hinted else ():
-                one.prepare(observation(seed).frames[0], observation().instruction)
+                one.prepare(observation(seed).frames[:1], observation().instruction)
             inproc.submit(seed, observation(seed))
             with pytest.raises(InferenceError, match='busy'):
                 inproc.submit(seed, observation(seed))
@@ -175,7 +175,7 @@ def test_frames_of_any_layout_give_the_same_chunk(backend):
 def test_a_hint_changes_no_result_whether_it_was_right_or_wrong(backend):
     expected = ask(backend, 1, observation(7)).chunk
     ask(backend, 2, observation(70))
-    for number, hinted in ((3, observation(7).frames[0]), (4, observation(99).frames[0])):
+    for number, hinted in ((3, observation(7).frames[:1]), (4, observation(99).frames[:1])):
         backend.prepare(hinted, observation().instruction)
         np.testing.assert_array_equal(
             ask(backend, number, observation(7)).chunk.actions, expected.actions)
@@ -197,7 +197,7 @@ def test_frames_too_large_are_refused_and_leave_it_free(backend):
     with pytest.raises(FrameError, match='frame_memory_mb'):
         backend.submit(1, Observation((large,), 'go'))
     assert not backend.busy
-    backend.prepare(large, 'go')
+    backend.prepare((large,), 'go')
     assert ask(backend, 2).chunk is not None
 
 

@@ -56,7 +56,7 @@ def test_the_silence_of_a_worker_that_prepares_is_no_fault(started_by_a_thread):
     """Pins a bug: a preparation longer than the heartbeat timeout got the worker killed."""
     backend = started_by_a_thread
     os.kill(backend.process_id, signal.SIGSTOP)
-    backend.prepare(observation().frames[0], 'go')
+    backend.prepare(observation().frames[:1], 'go')
     time.sleep(2.5)
     assert backend.poll() == [] and backend.health is Health.READY
     os.kill(backend.process_id, signal.SIGCONT)

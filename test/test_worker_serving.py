@@ -31,7 +31,7 @@ class BrokenPolicy:
     def predict_chunk(self, observation):
         raise self._error
 
-    def prepare(self, frame, instruction):
+    def prepare(self, frames, instruction):
         raise self._error
 
 

@@ -365,15 +365,14 @@ class PolicyController:
         self._halt = decision.reason if decision.verdict is Verdict.HOLD else Reason.NONE
         self._steps += 1
         self._previous = decision.command
-        self._hint_next_frame()
+        self._hint_next_frame(now_ns)
         return Outgoing(decision.command, decision.verdict, decision.reason, action)
 
-    def _hint_next_frame(self) -> None:
-        """Before the last action of a chunk runs, its frame is known to be the next but newest."""
-        if self._settings.control.prepare and not self.schedule.queue_depth:
-            newest = self.sensing.newest
-            if newest is not None:
-                self.backend.prepare(newest, self._instruction)
+    def _hint_next_frame(self, now_ns: int) -> None:
+        """Before the last action of a chunk runs, all frames but the next newest are known."""
+        if (self._settings.control.prepare and not self.schedule.queue_depth
+                and (older := self.sensing.older_of_next(now_ns))):
+            self.backend.prepare(older, self._instruction)
 
     def _why_nothing_is_due(self) -> Reason:
         if self.inference_error:

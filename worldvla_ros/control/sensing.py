@@ -34,6 +34,7 @@ class Sensing:
                  translation_gain: float) -> None:
         self._max_age_ns = round(settings.obs.max_age * 1e9)
         self._wrist_tolerance_ns = settings.wrist_tolerance_ns
+        self._history_length = info.history_length
         self.frames = _history(settings, info.history_length)
         # None: the policy does not read the wrist camera. It may be ahead of the other by max_age.
         ahead = -(-self._max_age_ns // settings.period_ns)
@@ -47,14 +48,15 @@ class Sensing:
         """Stamp of the newest frame [ns]; 0 without one."""
         return self.frames.newest.stamp_ns if self.frames.newest else 0
 
-    @property
-    def newest(self) -> Frame | None:
-        """The newest frame as the policy may see it; None without one."""
-        frame = self.frames.newest
-        if frame is None or self.wrist is None:
-            return frame
-        there = self._wrist_frame(frame.stamp_ns)
-        return None if there is None else replace(frame, wrist=there.image)
+    def older_of_next(self, now_ns: int) -> tuple[Frame, ...]:
+        """Return the frames that the next observation will show before its newest, oldest first.
+
+        The newest of now is one of them; empty while the policy may see nothing.
+        """
+        observation = self._see(now_ns, '')
+        if isinstance(observation, Stale):
+            return ()
+        return observation.frames[-max(1, self._history_length - 1):]
 
     @property
     def lacks_state(self) -> bool:

@@ -71,8 +71,11 @@ class Backend(Protocol):
         :param frame: to start from; None: the frame that was imagined last.
         """
 
-    def prepare(self, frame: Frame, instruction: str) -> None:
-        """Tell it ahead which frame will come just before the newest; a hint, never an error."""
+    def prepare(self, frames: tuple[Frame, ...], instruction: str) -> None:
+        """Tell it ahead which frames will come before the newest; a hint, never an error.
+
+        :param frames: oldest first, one at least.
+        """
 
     def poll(self) -> list[Result]:
         """Collect what has been answered, and do what is due (deadlines, restarts)."""

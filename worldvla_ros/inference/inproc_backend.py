@@ -68,10 +68,10 @@ class InprocBackend:
         self._run(request, lambda: Result(
             request, None, imagined=imagined_frame(self._world, action, frame)))
 
-    def prepare(self, frame: Frame, instruction: str) -> None:
+    def prepare(self, frames: tuple[Frame, ...], instruction: str) -> None:
         """See `Backend.prepare`."""
         if self.health is Health.READY and not self.busy:
-            self._thread.submit(self._policy.prepare, frame, instruction)
+            self._thread.submit(self._policy.prepare, frames, instruction)
 
     def poll(self) -> list[Result]:
         """See `Backend.poll`."""

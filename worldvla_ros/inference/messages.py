@@ -97,7 +97,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Prepare:
-    """A hint: this frame will be the one before the newest; it lies there until Prepared."""
+    """A hint: these frames will be those before the newest; they lie there until Prepared."""
 
     slots: tuple[FrameSlot, ...]
     instruction: str

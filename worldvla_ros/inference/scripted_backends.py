@@ -63,7 +63,7 @@ class ScriptedBackend:
         """See `Backend.imagine`; a script has no world model."""
         raise InferenceError('this backend has no world model')
 
-    def prepare(self, frame: Frame, instruction: str) -> None:
+    def prepare(self, frames: tuple[Frame, ...], instruction: str) -> None:
         """See `Backend.prepare`; a script needs no preparation."""
 
     def poll(self) -> list[Result]:

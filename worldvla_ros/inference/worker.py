@@ -176,7 +176,7 @@ def _answer(request: Request | Imagine, frames: SharedFrames, policy: 'WorldVLAP
 def _prepare(hint: Prepare, frames: SharedFrames, policy: 'WorldVLAPolicy') -> Prepared:
     """Follow a hint. A failure is no matter if the worker lives on: the request will say it."""
     try:
-        policy.prepare(frames.read(hint.slots)[-1], hint.instruction)
+        policy.prepare(frames.read(hint.slots), hint.instruction)
         return Prepared()
     except Exception as error:
         if _device_is_lost(error):

@@ -127,12 +127,12 @@ class WorkerBackend:
         self._ask(Imagine(request, np.asarray(action), slots), self._imagine_timeout,
                   'imagine_timeout')
 
-    def prepare(self, frame: Frame, instruction: str) -> None:
-        """Send a frame ahead of its successor; see `Backend.prepare`."""
+    def prepare(self, frames: tuple[Frame, ...], instruction: str) -> None:
+        """Send frames ahead of their successor; see `Backend.prepare`."""
         if self.health is not Health.READY or self.busy or self._preparing:
             return
         with contextlib.suppress(FrameError):  # `submit` will say so
-            slots = self._frames.write((frame,))
+            slots = self._frames.write(frames)
             self._preparing = True
             self._expect_answer(self._answer_timeout, 'answer_timeout')
             self._send(Prepare(slots, instruction))

@@ -13,8 +13,9 @@ class KVCache:
     """Keys and values of every layer, written row after row and rewound to a prefix.
 
     The cache knows the token ids of its prefix. Keys and values are a function of these ids
-    alone, so comparing ids is the exact test of what may be reused: the text while the
-    instruction stays, the older frame when it was prefilled ahead, nothing after a reset.
+    alone, up to the rounding of the pass that made them, so comparing ids is the test of what may
+    be reused: the text while the instruction stays, the older frame when it was prefilled ahead,
+    nothing after a reset.
     """
 
     def __init__(self, num_layers: int, num_heads: int, head_dim: int, capacity: int,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import STATE_DIM, ActionChunk, Frame, LatencySplit, Observation
-from worldvla_ros.errors import FrameError, StateError
+from worldvla_ros.errors import FrameError, InstructionError, StateError
 from worldvla_ros.model.chunk_decoder import ChunkDecoder, checked_weights, chunk_decoder
 from worldvla_ros.model.decoded import finite_entropy
 from worldvla_ros.policy.pretrained import Pretrained
@@ -72,6 +72,7 @@ class WorldVLAPolicy:
         """
         started = time.perf_counter()
         self._check_number_of_frames(observation)
+        self._check_text(observation.instruction)
         images = self._codes(observation.frames)
         encoded = time.perf_counter()
         prompt_ids = self._prompts.action(observation.instruction, images,
@@ -91,16 +92,17 @@ class WorldVLAPolicy:
                                  decode=finished - encoded - decoded.prefill_s,
                                  total=finished - started))
 
-    def prepare(self, frame: Frame, instruction: str, *, older: tuple[Frame, ...] = ()) -> None:
+    def prepare(self, frames: Sequence[Frame], instruction: str) -> None:
         """Compute ahead what the next observation will start with: the text and older frames.
 
         Call it while waiting for the newest frame. `predict_chunk` uses the work as far as its
-        prompt has the same tokens, so a wrong guess costs time and never changes a result.
+        prompt has the same tokens, so a wrong guess costs time and never changes a result in
+        float32. Passes of other shapes round otherwise in bfloat16: there a value near the edge
+        of two bins may fall on the other side.
 
-        :param frame: the frame just before the newest one.
-        :param older: the ones before it, oldest first, for histories of more than two frames.
+        :param frames: the frames before the newest one, oldest first.
         """
-        frames = (*older, frame)
+        self._check_text(instruction)
         first = max(0, len(frames) - (self.history_length - 1))  # the newest is yet to come
         self._decoder.prefill(
             self._prompts.action_prefix(instruction, self._codes(frames[first:])))
@@ -114,7 +116,7 @@ class WorldVLAPolicy:
         state = np.zeros(STATE_DIM)
         for seen in (frames[-1:], frames):
             self.predict_chunk(Observation(tuple(seen), 'warm up', state))
-            self.prepare(frames[-1], 'warm up', older=tuple(frames[:-1]))
+            self.prepare(frames, 'warm up')
             self.predict_chunk(Observation(tuple(seen), 'warm up', state))
 
     @property
@@ -166,6 +168,14 @@ class WorldVLAPolicy:
         if not 1 <= len(observation.frames) <= self.history_length:
             raise FrameError(f'expected 1 to {self.history_length} frames, got '
                              f'{len(observation.frames)}')
+
+    def _check_text(self, instruction: str) -> None:
+        """Raise InstructionError for an instruction that no decoder has room for."""
+        room = len(self._prompts.text_prefix('?')) + MAX_TEXT_TOKENS
+        if (length := len(self._prompts.text_prefix(instruction))) > room:
+            raise InstructionError(f'the instruction makes the prompt {length - room} tokens too '
+                                   f'long, it may have about {MAX_TEXT_TOKENS}; use fewer words, '
+                                   f'got {instruction[:60]!r}...')
 
     def _state_ids(self, state: NDArray[np.floating] | None) -> NDArray[np.int64] | None:
         """Return the tokens of a state (7,), None where the checkpoint does not read it."""

@@ -16,10 +16,10 @@ from worldvla_ros.model.image_tokenizer import (
     load_image_tokenizer,
     round_to_half,
     save_image_tokenizer,
+    tokenizer_fingerprint,
 )
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.policy.named_checkpoints import locate_checkpoint
-from worldvla_ros.training.store import tokenizer_fingerprint
 
 CONFIG = ImageTokenizerConfig(embed_dim=4, n_embed=32, z_channels=4, ch=4,
                               ch_mult=(1, 1, 2, 2, 2), num_res_blocks=1, norm_groups=4)
@@ -41,7 +41,8 @@ def frames(count=2, height=64, width=96, seed=0):
 
 def write_meta_layout(folder, tokenizer, zipped=True, **extra):
     (folder / 'vqgan.yaml').write_text(yaml.safe_dump({'model': {'params': META_CONFIG}}))
-    torch.save({'state_dict': {**tokenizer.state_dict(), 'loss.logvar': torch.zeros(1)}, **extra},
+    torch.save({'state_dict': {**tokenizer.state_dict(), 'loss.logvar': torch.zeros(1),
+                               'model_ema.decay': torch.zeros(())}, **extra},
                folder / 'vqgan.ckpt', _use_new_zipfile_serialization=zipped)
 
 
@@ -221,6 +222,8 @@ def test_attention_at_other_resolutions_is_refused():
     with pytest.raises(CheckpointError, match='attn_resolutions'):
         ImageTokenizerConfig.from_dict(
             META_CONFIG | {'ddconfig': META_CONFIG['ddconfig'] | {'attn_resolutions': [16]}})
+    ImageTokenizerConfig.from_dict(
+        META_CONFIG | {'ddconfig': META_CONFIG['ddconfig'] | {'attn_resolutions': [128]}})
     with pytest.raises(CheckpointError, match=r"lacks \['ch_mult'\]"):
         ImageTokenizerConfig.from_dict(
             {k: v for k, v in CONFIG.to_dict().items() if k != 'ch_mult'})

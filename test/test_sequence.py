@@ -4,6 +4,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
+from published_text import PublishedText
 import pytest
 
 from worldvla_ros.errors import InstructionError, TokenError
@@ -18,7 +19,7 @@ from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 
 VOCABULARY = Vocabulary()
-TEXT = TextTokenizer.train(['What action should the robot take to?', 'Generate'], 300)
+TEXT = PublishedText.train(['What action should the robot take to?', 'Generate'], 300)
 PROMPTS = PromptBuilder(TEXT, VOCABULARY)
 ACTION = np.arange(10006, 10013)
 
@@ -130,6 +131,16 @@ def test_prompt_lengths_are_the_published_ones():
 
 def test_braces_in_an_instruction_are_plain_text():
     assert TEXT.decode(PROMPTS.text_prefix('use {tool}').tolist()[1:]).endswith('use {tool}?')
+
+
+def test_a_text_that_becomes_other_tokens_is_refused_before_the_model_takes_it_for_an_image():
+    """Pins a bug: a tokenizer.json of another checkpoint put grid sizes and bins into prompts."""
+    foreign = PromptBuilder(TextTokenizer.train(['lift the cup'], 300), VOCABULARY)
+    with pytest.raises(InstructionError, match=r'token \d+ in .*lift.* image codes'):
+        foreign.action('lift', [codes()])
+    compact = PromptBuilder(TextTokenizer.train(['lift'], 300), Vocabulary.compact(300, 64))
+    with pytest.raises(InstructionError, match=r'token 0 in .* takes for bos'):
+        compact.text_prefix('lift <s> the cup')
 
 
 @pytest.mark.parametrize('instruction', ['', '  ', '\n'])

@@ -6,13 +6,13 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
+from published_text import PublishedText
 import pytest
 
 from worldvla_ros.errors import ConfigError, StateError, TokenError
 from worldvla_ros.tokens.quantization import normalize, quantize
 from worldvla_ros.tokens.sequence import PromptBuilder, state_block
 from worldvla_ros.tokens.state_tokenizer import StateTokenizer
-from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import Vocabulary
 
 MINIMUM = np.array([0.2, -0.5, 0.0, -1.0, -1.0, -2.0, 0.0])
@@ -117,7 +117,7 @@ def test_what_makes_no_state_block_is_refused(count, vocabulary):
 
 
 def test_the_state_is_last_in_the_prompt_so_that_older_frames_are_still_a_prefix():
-    prompts = PromptBuilder(TextTokenizer.train(['What action should the robot take?'], 300),
+    prompts = PromptBuilder(PublishedText.train(['What action should the robot take?'], 300),
                             RELEASED)
     images = [np.random.default_rng(i).integers(0, 8192, (4, 4)) for i in range(2)]
     ids = StateTokenizer(MINIMUM, MAXIMUM, RELEASED).encode(MINIMUM)

@@ -17,10 +17,10 @@ from training_data import (
 )
 
 from worldvla_ros.errors import ConfigError
-from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.model.image_tokenizer import save_image_tokenizer, tokenizer_fingerprint
 from worldvla_ros.training import store_writing
 from worldvla_ros.training.failures import DatasetError, TrainingError
-from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint
+from worldvla_ros.training.store import TokenStore
 from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.tokenise import main
 

@@ -4,6 +4,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 import pytest
+from tokenizers import Tokenizer
 
 from worldvla_ros.errors import CheckpointError
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
@@ -38,6 +39,17 @@ def test_saved_tokenizer_gives_the_same_ids(tmp_path):
 def test_training_twice_gives_the_same_ids():
     again = TextTokenizer.train(SENTENCES, max_tokens=300)
     assert again.encode('the top of the milk') == TOKENIZER.encode('the top of the milk')
+
+
+def test_what_transformers_left_in_the_file_cuts_and_pads_nothing(tmp_path):
+    """Pins a bug: after a call with `truncation` instructions lost their end, in silence."""
+    TOKENIZER.save(tmp_path)
+    expected = TOKENIZER.encode(SENTENCES[0])
+    file = Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
+    file.enable_truncation(2)
+    file.enable_padding(length=40)
+    file.save(str(tmp_path / 'tokenizer.json'))
+    assert TextTokenizer.from_folder(tmp_path).encode(SENTENCES[0]) == expected
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -11,11 +11,10 @@ from training_data import IMAGE_SIZE, INSTRUCTIONS, episode, tiny_tokenizer
 from training_runs import TINY, tiny_config
 
 from worldvla_ros.errors import CheckpointError
-from worldvla_ros.model.image_tokenizer import save_image_tokenizer
+from worldvla_ros.model.image_tokenizer import save_image_tokenizer, tokenizer_fingerprint
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.training.failures import DatasetError
-from worldvla_ros.training.store import tokenizer_fingerprint
 from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.train import train
 from worldvla_ros.training.translation import translate_codes

@@ -6,7 +6,8 @@ The network runs in float32. On a GPU cuDNN's convolutions are TensorFloat-32 wh
 then differ from those of a CPU. Pixels are scaled and truncated exactly as there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -106,11 +107,14 @@ def load_image_tokenizer(path: str | Path, device: str = 'cpu') -> ImageTokenize
                               + ', '.join(' + '.join(names) for names in LAYOUTS))
     config_path, weights_path = (folder / name for name in layout)
     tokenizer = _empty(ImageTokenizerConfig.from_dict(_read_config(config_path)))
-    tensors = (read_torch_checkpoint(weights_path) if weights_path.suffix == '.ckpt'
-               else read_safetensors(weights_path))
-    # Meta's checkpoint also holds the discriminator and the perceptual loss.
-    wanted = ((name, value) for name, value in tensors if not name.startswith('loss.'))
-    fill_from_tensors(tokenizer, wanted, weights_path, device, torch.float32)
+    tensors: Iterator[tuple[str, Tensor]]
+    if weights_path.suffix == '.ckpt':  # Meta's, which also holds what only training needed
+        parts = tuple(f'{name}.' for name, _ in tokenizer.named_children())
+        tensors = ((name, value) for name, value in read_torch_checkpoint(weights_path)
+                   if name.startswith(parts))
+    else:
+        tensors = read_safetensors(weights_path)
+    fill_from_tensors(tokenizer, tensors, weights_path, device, torch.float32)
     return tokenizer.eval()
 
 
@@ -141,6 +145,15 @@ def round_to_half(tokenizer: ImageTokenizer) -> None:
             raise CheckpointError(f'image tokenizer: {name} reaches {parameter.abs().max():g}, '
                                   'float16 holds up to 65504; keep float32')
         parameter.copy_(rounded)
+
+
+def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
+    """Return a short name of a tokenizer: a hash over its configuration and all its weights."""
+    digest = hashlib.sha256(json.dumps(tokenizer.config.to_dict(), sort_keys=True).encode())
+    for name, value in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return f'sha256:{digest.hexdigest()[:12]}'
 
 
 def has_image_tokenizer(folder: Path) -> bool:

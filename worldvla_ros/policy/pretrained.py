@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from worldvla_ros.errors import CheckpointError
+from worldvla_ros.errors import CheckpointError, InstructionError
 from worldvla_ros.model.checkpoint import (
     CONFIG_FILE,
     load_model,
@@ -23,6 +23,7 @@ from worldvla_ros.model.image_tokenizer import (
     ImageTokenizer,
     has_image_tokenizer,
     load_image_tokenizer,
+    tokenizer_fingerprint,
 )
 from worldvla_ros.model.transformer import Transformer
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings, settings_file
@@ -77,6 +78,15 @@ def _load_image_tokenizer(path: str | Path, described: Path, repository: Path, d
     return load_image_tokenizer(images, device)
 
 
+def _require_its_own(tokenizer: ImageTokenizer, settings: PolicySettings, folder: Path) -> None:
+    """Raise CheckpointError unless the model was trained with this image tokenizer."""
+    expected = settings.image_tokenizer
+    if expected is not None and (got := tokenizer_fingerprint(tokenizer)) != expected:
+        raise CheckpointError(f'the image tokenizer of {folder} is {got}, {POLICY_FILE} says '
+                              f'{expected}: codes of another one mean nothing to the model; put '
+                              'back the one that it was trained with')
+
+
 @dataclass(frozen=True, eq=False)
 class Pretrained:
     """The networks, tokenizers and settings of one checkpoint."""
@@ -88,7 +98,7 @@ class Pretrained:
     fingerprint: str = 'never saved'  # short name of the weights, for logs
 
     def __post_init__(self) -> None:
-        """Refuse an image tokenizer or settings that do not fit the vocabulary."""
+        """Refuse tokenizers or settings that do not fit the vocabulary."""
         if self.settings.reads_state and not self.model.config.vocabulary.has_state:
             raise CheckpointError('policy.json has ranges of the state of the arm, and the '
                                   'vocabulary of the model has no tokens for it')
@@ -96,6 +106,11 @@ class Pretrained:
         if known != made:
             raise CheckpointError(f'the image tokenizer has {made} codes, the vocabulary of the '
                                   f'model {known}; expected those that were trained together')
+        try:
+            self.prompts.text_prefix('go')
+            self.prompts.world_prefix()
+        except InstructionError as error:
+            raise CheckpointError(f'the text tokenizer does not fit the model: {error}') from None
         grid, expected = self.model.config.image_grid, tuple(2 * side for side in self.grid_hw)
         if grid not in (None, expected):
             raise CheckpointError(f'the model knows places in images of {grid} codes, and '
@@ -123,6 +138,7 @@ class Pretrained:
             used = replace(used, horizon=num_actions)
         repository = (described, *described.parents)[len(Path(subfolder or '').parts)]
         image_tokenizer = _load_image_tokenizer(path, described, repository, device)
+        _require_its_own(image_tokenizer, used, described)
         text_tokenizer = TextTokenizer.from_folder(
             described, *(repository / file for file in RELEASED_TEXT_TOKENIZERS))
         folder = resolve_folder(path, subfolder)

@@ -22,7 +22,8 @@ RELEASED = {file.stem: file for file in sorted(RELEASED_FOLDER.glob('*.json'))}
 IMAGE_BLOCK = 32  # [px] that a prompt counts the sides of an image in
 
 _NEWER = {'chunk_mask': True, 'bin_choice': 'greedy', 'state_minimum': None,
-          'state_maximum': None, 'reads_wrist': False, 'world_stride': 1}
+          'state_maximum': None, 'reads_wrist': False, 'world_stride': 1,
+          'image_tokenizer': None}
 """Settings that older files lack, as their checkpoints were trained."""
 
 
@@ -45,6 +46,8 @@ class PolicySettings:
     world_stride: int = bounded(1, minimum=1)  # most actions between two frames it imagines
     chunk_mask: bool = True  # trained so that no action sees an earlier one of its chunk
     bin_choice: str = bounded('greedy', choices=BIN_CHOICES)  # see model.decoded.choose_bins
+    # Fingerprint of the image tokenizer that it was trained with; None: not known, not checked.
+    image_tokenizer: str | None = None
     notes: str = ''  # data, licence and limits of the weights, for people
 
     def __post_init__(self) -> None:

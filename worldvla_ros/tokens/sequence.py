@@ -160,10 +160,21 @@ class PromptBuilder:
             one after the other [N, 7].
         """
         blocks = [action_block(ids, self.vocabulary) for ids in np.atleast_2d(action_ids)]
-        return np.concatenate((self._text(self.world_prompt),
+        return np.concatenate((self.world_prefix(),
                                image_block(image, self.vocabulary), *blocks,
                                [self.vocabulary.separator]))
 
+    def world_prefix(self) -> TokenIds:
+        """Return BOS and the text of the world-model prompt, which is always the same."""
+        return self._text(self.world_prompt)
+
     def _text(self, text: str) -> TokenIds:
+        """Return BOS and the ids of a text; InstructionError if one of them is no text."""
         ids = self.text_tokenizer.encode(text)
+        for token in ids:
+            if (meaning := self.vocabulary.meaning(token)) is not None:
+                raise InstructionError(
+                    f'the text tokenizer gives token {token} in {text!r}, which the model takes '
+                    f'for {meaning}; say it in other words, and check that tokenizer.json is of '
+                    'this checkpoint')
         return np.array([self.vocabulary.bos, *ids], dtype=np.int64)

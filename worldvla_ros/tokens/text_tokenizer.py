@@ -16,6 +16,9 @@ class TextTokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        # transformers leaves what its last call asked for in tokenizer.json, and ignores it there.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
 
     @classmethod
     def from_folder(cls, folder: Path, *elsewhere: Path) -> 'TextTokenizer':

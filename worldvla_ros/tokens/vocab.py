@@ -66,6 +66,10 @@ class Vocabulary:
                                           f'{owner[token]} and {name}, expected disjoint ranges')
                 owner[token] = name
 
+    def meaning(self, token: int) -> str | None:
+        """Return what an id stands for, such as 'action bins'; None: for text or for nothing."""
+        return next((name for name, ids in self._named_ranges().items() if token in ids), None)
+
     def _named_ranges(self) -> dict[str, range]:
         singles = ('bos', 'separator', 'boi', 'eoi', 'new_line', 'boa', 'eoa')
         ranges = {name: range(getattr(self, name), getattr(self, name) + 1) for name in singles}
@@ -105,15 +109,17 @@ class Vocabulary:
     def from_dict(cls, entries: Mapping[str, Any]) -> 'Vocabulary':
         """Read the layout from a config.json entry; an unknown or missing key is an error."""
         names = {field.name for field in fields(cls)}
+        if not isinstance(entries, Mapping):
+            raise CheckpointError(f'vocabulary: expected an object, got {entries!r}')
         complete: dict[str, Any] = {**dict.fromkeys(_STATE_FIELDS), **entries}  # newer than some
         if set(complete) != names:
             raise CheckpointError(
                 f'vocabulary: unknown keys {sorted(set(complete) - names)}, missing keys '
                 f'{sorted(names - set(complete))}; expected exactly {sorted(names)}')
-        values: dict[str, Any] = {
-            name: value if value is None and name in _STATE_FIELDS else int(value)
-            for name, value in complete.items()}
-        return cls(**values)
+        for name, value in complete.items():
+            if type(value) is not int and not (value is None and name in _STATE_FIELDS):
+                raise CheckpointError(f'vocabulary: {name} is {value!r}, expected a whole number')
+        return cls(**complete)
 
     def to_dict(self) -> dict[str, int | None]:
         """Return the entry for config.json; inverse of `from_dict`."""

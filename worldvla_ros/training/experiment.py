@@ -13,7 +13,11 @@ import torch.nn.functional as F
 from worldvla_ros.datatypes import ACTION_AXES
 from worldvla_ros.errors import CheckpointError
 from worldvla_ros.model.image_places import NO_PLACE
-from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
+from worldvla_ros.model.image_tokenizer import (
+    ImageTokenizer,
+    load_image_tokenizer,
+    tokenizer_fingerprint,
+)
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.settings import PolicySettings
@@ -27,7 +31,7 @@ from worldvla_ros.training.run_folder import load_saved
 from worldvla_ros.training.samples import VIDEO_PROMPT, SampleBuilder
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.splits import SplitCounts
-from worldvla_ros.training.store import StoredEpisode, TokenStore, tokenizer_fingerprint
+from worldvla_ros.training.store import StoredEpisode, TokenStore
 from worldvla_ros.training.translation import translate_codes
 
 MOST_STATE_WAVES = 32  # over the range of a value of the state: the shortest is of 8 bins
@@ -287,6 +291,7 @@ def _carried_over(given: Pretrained, folder: str, config: TrainConfig, store: To
     model.requires_grad_(True)
     return replace(given, model=model, settings=replace(
         given.settings, name=config.run.name, trained=True, notes=_notes(store),
+        image_tokenizer=store.header.tokenizer,
         state_minimum=low, state_maximum=high,
         history_length=config.data.history_length, horizon=config.data.horizon,
         reads_wrist=config.data.wrist, bin_choice=config.model.bin_choice,
@@ -307,6 +312,7 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
                              else (None, None))
     return PolicySettings(
         name=config.run.name, trained=True, image_size=store.header.image_size,
+        image_tokenizer=store.header.tokenizer,
         state_minimum=state_low, state_maximum=state_high,
         history_length=config.data.history_length, horizon=config.data.horizon,
         reads_wrist=config.data.wrist, chunk_mask=config.data.chunk_mask,

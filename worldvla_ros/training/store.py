@@ -21,7 +21,6 @@ A store is a folder that `store_writing` writes whole or not at all:
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worldvla_ros.errors import ConfigError
-from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.splits import split as split_keys
@@ -184,15 +182,6 @@ class TokenStore:
                 'arm: their demonstrations were recorded without it; set data.state to false, or '
                 'record them again')
         return rows
-
-
-def tokenizer_fingerprint(tokenizer: ImageTokenizer) -> str:
-    """Return a short name of a tokenizer: a hash over its configuration and all its weights."""
-    digest = hashlib.sha256(json.dumps(tokenizer.config.to_dict(), sort_keys=True).encode())
-    for name, value in sorted(tokenizer.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-    return f'sha256:{digest.hexdigest()[:12]}'
 
 
 def _read_header(folder: Path) -> tuple[StoreHeader, tuple[StoredEpisode, ...]]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from worldvla_ros.datatypes import ACTION_DIM, STATE_DIM
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_preprocessing import square_frame
-from worldvla_ros.model.image_tokenizer import ImageTokenizer
+from worldvla_ros.model.image_tokenizer import ImageTokenizer, tokenizer_fingerprint
 from worldvla_ros.policy.settings import IMAGE_BLOCK
 from worldvla_ros.recording.demonstration_file import AIM_DIM
 from worldvla_ros.training.episodes import Episode
@@ -31,7 +31,6 @@ from worldvla_ros.training.store import (
     StoredEpisode,
     StoreHeader,
     TokenStore,
-    tokenizer_fingerprint,
 )
 from worldvla_ros.whole_files import draft_folder, rename_whole
 

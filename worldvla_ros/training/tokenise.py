@@ -10,12 +10,12 @@ import numpy as np
 from tqdm import tqdm
 
 from worldvla_ros.errors import WorldVLAError
-from worldvla_ros.model.image_tokenizer import load_image_tokenizer
+from worldvla_ros.model.image_tokenizer import load_image_tokenizer, tokenizer_fingerprint
 from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import demonstration_files, read_episodes
 from worldvla_ros.training.replay_list import ReplayList, trained_steps
-from worldvla_ros.training.store import TokenStore, tokenizer_fingerprint
+from worldvla_ros.training.store import TokenStore
 from worldvla_ros.training.store_writing import write_store
 
 

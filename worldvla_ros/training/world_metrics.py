@@ -31,6 +31,7 @@ from tqdm import tqdm
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.datatypes import Frame
 from worldvla_ros.errors import WorldVLAError
+from worldvla_ros.model.image_tokenizer import tokenizer_fingerprint
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.world_model import WorldModel
 from worldvla_ros.training.earlier_splits import earlier_splits, leak_warning
@@ -39,7 +40,6 @@ from worldvla_ros.training.frames import differing
 from worldvla_ros.training.held_out_clips import Clip, load_clips, split_of_checkpoint
 from worldvla_ros.training.parallel import pick_device
 from worldvla_ros.training.splits import SPLITS
-from worldvla_ros.training.store import tokenizer_fingerprint
 from worldvla_ros.training.video_metrics import (
     MIN_FVD_FRAMES,
     PerceptualDistance,

@@ -200,6 +200,37 @@ def test_an_incomplete_vocabulary_entry_is_refused(saved):
         load_model(saved)
 
 
+@pytest.mark.parametrize(('entry', 'value'), [
+    ('hidden_size', '32'), ('num_hidden_layers', 2.5), ('rms_norm_eps', None), ('rope_theta', 0),
+    ('vocabulary', [1])])
+def test_a_value_of_another_kind_is_named(saved, entry, value):
+    """Pins a bug: it ended in a TypeError of torch, or was loaded."""
+    edit_config(saved, **{entry: value})
+    with pytest.raises(CheckpointError, match=entry):
+        load_model(saved)
+
+
+def test_a_token_of_another_kind_is_named(saved):
+    edit_config(saved, vocabulary={**tiny_model().config.vocabulary.to_dict(), 'bos': 'a'})
+    with pytest.raises(CheckpointError, match="bos is 'a', expected a whole number"):
+        load_model(saved)
+
+
+def test_an_index_without_files_is_refused(tmp_path):
+    save_model(tiny_model(), tmp_path, max_shard_bytes=30_000)
+    (tmp_path / 'model.safetensors.index.json').write_text('{"weight_map": null}')
+    with pytest.raises(CheckpointError, match='weight_map is None'):
+        load_model(tmp_path)
+
+
+def test_quantized_weights_are_refused(saved):
+    weights = load_file(saved / 'model.safetensors')
+    weights['lm_head.weight'] = weights['lm_head.weight'].to(torch.int8)
+    save_file(weights, saved / 'model.safetensors')
+    with pytest.raises(CheckpointError, match=r'lm_head\.weight holds torch\.int8'):
+        load_model(saved)
+
+
 def test_a_pickle_is_not_loaded(saved):
     (saved / 'model.safetensors').unlink()
     torch.save({'model.norm.weight': torch.zeros(3)}, saved / 'pytorch_model.bin')
@@ -275,9 +306,11 @@ def comes(file, patterns):
     return any(fnmatch(file, pattern) for pattern in patterns)
 
 
-def test_a_download_brings_every_place_of_the_tokenizers_and_no_other_weights(tmp_path, downloads):
+@pytest.mark.parametrize('subfolder', ['model_256', 'model_256/', './model_256'])
+def test_a_download_brings_every_place_of_the_tokenizers_and_no_other_weights(
+        tmp_path, downloads, subfolder):
     (tmp_path / 'model_256').mkdir()
-    resolve_folder('Somebody/WorldVLA', 'model_256')
+    resolve_folder('Somebody/WorldVLA', subfolder)
     asked, = downloads
     assert all(comes(file, asked) for file in (
         *(f'model_256/{file}' for file in RELEASED), *RELEASED_TEXT_TOKENIZERS,

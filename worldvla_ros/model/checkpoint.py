@@ -6,11 +6,12 @@ model.safetensors.index.json. The network is built without memory (meta device) 
 tensor by tensor, so that 7B weights are never held twice.
 """
 
+from collections.abc import Mapping
 import hashlib
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import shutil
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ CONFIG_FILE = 'config.json'
 WEIGHTS_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
 SHARD_FILES = 'model-*-of-*.safetensors'
+
+_N = TypeVar('_N', int, float)
 
 # Settings whose other values would need code that no released checkpoint uses.
 _FIXED: dict[str, Any] = {'hidden_act': 'silu', 'attention_bias': False, 'mlp_bias': False,
@@ -150,6 +153,8 @@ def resolve_folder(path: str | Path, subfolder: str | None = None, *,
     :param with_weights: False fetches the JSON files alone, to see what there is.
     """
     folder = Path(path)
+    if subfolder is not None:
+        subfolder = PurePosixPath(subfolder).as_posix()  # as the Hub's patterns spell it
     if not folder.is_dir():
         parts = str(path).split('/')
         if len(parts) != 2 or not all(parts) or str(path).startswith(('.', '~')):
@@ -166,7 +171,7 @@ def resolve_folder(path: str | Path, subfolder: str | None = None, *,
 def _download(hub_id: str, subfolder: str | None, with_weights: bool) -> Path:
     from huggingface_hub import snapshot_download  # only downloads need it
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    here = f'{subfolder}/' if subfolder else ''
+    here = f'{subfolder}/' if subfolder not in (None, '.') else ''
     patterns = [f'{here}*.json']
     if with_weights:
         # A star stands for folders, too: those of other models must not come along. The released
@@ -186,7 +191,11 @@ def _weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS_FILE).is_file():
         return [folder / WEIGHTS_FILE]
     if (folder / INDEX_FILE).is_file():
-        names = sorted(set(read_json(folder / INDEX_FILE).get('weight_map', {}).values()))
+        index = read_json(folder / INDEX_FILE).get('weight_map')
+        if not isinstance(index, dict):
+            raise CheckpointError(f'{folder / INDEX_FILE}: weight_map is {index!r}, expected the '
+                                  'file of each key')
+        names = sorted(set(index.values()))
         files = [folder / name for name in names]
         for file in files:
             if file.parent != folder or not file.is_file():
@@ -209,25 +218,35 @@ def _read_config(path: Path, files: list[Path]) -> TransformerConfig:
         if entries.get(name, value) != value:
             raise CheckpointError(f'{path}: {name} is {entries[name]!r}, expected {value!r}')
     default = TransformerConfig()
-    heads = entries.get('num_attention_heads', default.num_heads)
+    heads = _number(entries, 'num_attention_heads', default.num_heads, path)
     if entries.get('num_key_value_heads', heads) != heads:
         raise CheckpointError(f'{path}: num_key_value_heads is '
                               f'{entries["num_key_value_heads"]}, expected {heads}')
     if 'vocabulary' in entries:
         vocabulary = Vocabulary.from_dict(entries['vocabulary'])
     else:
-        vocabulary = Vocabulary(size=entries.get('vocab_size', Vocabulary.size))
+        vocabulary = Vocabulary(size=_number(entries, 'vocab_size', Vocabulary.size, path))
     rope = _plain_rope(entries.get('rope_parameters') or {}, path)
     return TransformerConfig(
-        hidden_size=entries.get('hidden_size', default.hidden_size),
-        intermediate_size=entries.get('intermediate_size', default.intermediate_size),
-        num_layers=entries.get('num_hidden_layers', default.num_layers),
+        hidden_size=_number(entries, 'hidden_size', default.hidden_size, path),
+        intermediate_size=_number(entries, 'intermediate_size', default.intermediate_size, path),
+        num_layers=_number(entries, 'num_hidden_layers', default.num_layers, path),
         num_heads=heads,
-        rms_norm_eps=entries.get('rms_norm_eps', default.rms_norm_eps),
-        rope_theta=entries.get('rope_theta', rope.get('rope_theta', default.rope_theta)),
+        rms_norm_eps=_number(entries, 'rms_norm_eps', default.rms_norm_eps, path),
+        rope_theta=_number({**rope, **entries}, 'rope_theta', default.rope_theta, path),
         qk_norm_rows=_qk_norm_rows(files, heads),
         tie_word_embeddings=entries.get('tie_word_embeddings', False),
         image_grid=_image_grid(entries, path), vocabulary=vocabulary)
+
+
+def _number(entries: Mapping[str, Any], name: str, default: _N, path: Path) -> _N:
+    """Return a positive number of config.json, whole where its default is."""
+    value = entries.get(name, default)
+    kinds = (int, float) if isinstance(default, float) else (int,)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value > 0:
+        raise CheckpointError(f'{path}: {name} is {value!r}, expected a positive number such as '
+                              f'{default}')
+    return type(default)(value)
 
 
 def _image_grid(entries: dict[str, Any], path: Path) -> tuple[int, int] | None:

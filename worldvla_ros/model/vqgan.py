@@ -48,7 +48,7 @@ class ImageTokenizerConfig:
         entries = entries.get('model', entries)
         entries = entries.get('params', entries)
         flat = {**entries, **entries.get('ddconfig', {})}
-        if flat.get('attn_resolutions') or flat.get('double_z'):
+        if _has_attention_before_the_middle(flat) or flat.get('double_z'):
             raise CheckpointError(
                 f'image tokenizer: expected attention in the middle block only and double_z '
                 f'false, got attn_resolutions={flat.get("attn_resolutions")} and '
@@ -69,6 +69,14 @@ class ImageTokenizerConfig:
         entries = {field.name: getattr(self, field.name) for field in fields(self)}
         return entries if self.local_encoder else {
             name: value for name, value in entries.items() if name != 'local_encoder'}
+
+
+def _has_attention_before_the_middle(entries: Mapping[str, Any]) -> bool:
+    """Tell whether a level has one of the resolutions [px] that the public code attends at."""
+    wanted, size = entries.get('attn_resolutions') or (), entries.get('resolution')
+    if not size:
+        return bool(wanted)
+    return any(size >> level in wanted for level in range(len(entries.get('ch_mult', ()))))
 
 
 class PlaceNorm(nn.LayerNorm):

@@ -32,6 +32,9 @@ def fill_from_tensors(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], 
         if value.shape != expected[name].shape:
             raise CheckpointError(f'{source}: {name} has shape {tuple(value.shape)}, expected '
                                   f'{tuple(expected[name].shape)} from the configuration')
+        if not value.is_floating_point():
+            raise CheckpointError(f'{source}: {name} holds {value.dtype}, expected weights that '
+                                  'are not quantized')
         owner, _, attribute = name.rpartition('.')
         parameter = nn.Parameter(value.to(device=device, dtype=dtype))
         setattr(module.get_submodule(owner), attribute, parameter)

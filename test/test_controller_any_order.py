@@ -41,10 +41,11 @@ class AnyOrder(RuleBasedStateMachine):
     @rule(reason=st.sampled_from(sorted(set(OBSTACLES) - {Reason.CLOCK})),
           appear=st.booleans())
     def obstacle(self, reason, appear):
-        voids = appear or reason is Reason.PAUSED or self.loop.controller.estop.locked
+        voids = {Reason.PAUSED: appear != (reason in self.present),
+                 Reason.ESTOP: appear or self.loop.controller.estop.locked}
         OBSTACLES[reason][not appear](self.loop)
         (self.present.add if appear else self.present.discard)(reason)
-        if voids and reason in (Reason.ESTOP, Reason.PAUSED):
+        if voids.get(reason):
             self.void()
 
     @rule()

@@ -1,12 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Obstacles: zero motion with its reason, and a fresh chunk afterwards."""
 
-from control_loop import GRIPPER, HORIZON, PERIOD, SECOND, Loop, assert_hold, lockstep
+from control_loop import (
+    GRIPPER,
+    HORIZON,
+    PERIOD,
+    SECOND,
+    TOOL_DOWN,
+    Loop,
+    assert_hold,
+    frame,
+    lockstep,
+)
+import numpy as np
 from obstacles import OBSTACLES, lose_camera, lose_worker, pause, press_estop
 import pytest
 
 from worldvla_ros.control.settings import ObservationSettings
 from worldvla_ros.errors import InstructionError
+from worldvla_ros.policy.frame_history import PushResult
 from worldvla_ros.safety.limits import Reason, SafetyLimits, Verdict
 
 any_obstacle = pytest.mark.parametrize('reason', OBSTACLES, ids=lambda reason: reason.name)
@@ -168,6 +180,26 @@ def test_a_clock_that_is_set_back_leaves_no_pose_of_the_time_before(back):
     assert_hold(loop.step(), Reason.WORKSPACE)
     loop.reach(0.05)
     loop.steps(3)
+    assert loop.outgoing.action is not None
+
+
+@pytest.mark.parametrize('back', [200, 450, 900])
+def test_what_was_on_its_way_while_the_clock_was_set_back_is_dropped(back):
+    """Pins a bug: it counted as the newest, shut out all that came after, and the arm went on."""
+    loop = Loop(limits=SafetyLimits(workspace_max=(0.1, 1.0, 1.0), workspace_min=(-1.0,) * 3))
+    loop.reach(0.05)
+    loop.run()
+    late = frame(loop.now)
+    loop.now -= back * SECOND // 1000
+    loop.controller.poll(loop.now, loop.now)
+    assert loop.controller.push_frame(late) is PushResult.OLD_CLOCK
+    loop.controller.push_ee_pose(late.stamp_ns, np.array([-0.5, 0.0, 0.0]), TOOL_DOWN)
+    assert_hold(loop.controller.tick(loop.now, loop.now), Reason.NO_OBSERVATION)
+    assert_hold(loop.step(), Reason.WORKSPACE)
+    for _ in range(2 * back * SECOND // 1000 // PERIOD):
+        loop.reach(0.05)
+        loop.step()
+        assert loop.controller.newest_ns == loop.now
     assert loop.outgoing.action is not None
 
 

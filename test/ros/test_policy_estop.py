@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The e-stop over DDS: it is heard, holds at once, and only a reset and an instruction end it."""
 
+import itertools
 import time
 
 from policy_client import LATCHED, NODE, TASK, is_zero, overrides
@@ -17,6 +18,20 @@ from worldvla_ros.nodes.policy_node import PolicyNode
 def stop_repeating():
     """Be silent for so long that a text that came often is no repetition any more."""
     time.sleep(3.1)
+
+
+def test_a_reset_of_what_is_not_locked_changes_nothing(running):
+    """Pins a bug: it said that the robot holds still, and put a command into the stream."""
+    running.next_motion()
+    count = len(running.actions)
+    response = running.trigger('estop_reset')
+    assert response.success and 'not locked' in response.message
+    running.wait_for(lambda: len(running.actions) > count + 10)
+    sequences = [number for number, _ in itertools.groupby(
+        action.chunk_sequence for action in running.actions[count:])]
+    assert any(sequences) and all(
+        between or before != after  # 0 where the robot waits, after a whole chunk only
+        for before, between, after in zip(sequences, sequences[1:], sequences[2:], strict=False))
 
 
 def test_a_publisher_that_repeats_its_instruction_starts_nothing_after_an_estop(running, capfd):

@@ -87,7 +87,6 @@ class PolicyController:
         self._previous = Command.hold(_KEEP_GRIPPER)
         self._obstructed = True  # something forbade motion when it was looked at last
         self._asked = False  # a frame came that no command has answered yet (lockstep)
-        self._latest_ns = 0  # what the clock said last
         self._answered: tuple[int, Outgoing] | None = None  # frame answered last, and with what
         # Frames further apart are of two episodes, or of a camera that was away in between.
         self._longest_gap_ns = max(round(settings.obs.max_age * 1e9), 2 * settings.period_ns)
@@ -97,20 +96,18 @@ class PolicyController:
     def push_frame(self, frame: Frame) -> PushResult:
         """Take a frame; one that does not follow on the newest before makes the plan void."""
         before = self.sensing.frames.newest
-        result = self.sensing.frames.push(frame, moving=not self._previous.is_zero_motion)
+        result = self.sensing.push_frame(frame, moving=not self._previous.is_zero_motion)
         if result is PushResult.ACCEPTED_AFTER_CLOCK_RESET:
             self._void('the stamps jumped back')
         elif before is not None and self.newest_ns - before.stamp_ns > self._longest_gap_ns:
             self._void('a gap between the frames')
-        if result not in (PushResult.OUT_OF_ORDER, PushResult.ZERO_FILLED):
+        if result not in (PushResult.OUT_OF_ORDER, PushResult.OLD_CLOCK, PushResult.ZERO_FILLED):
             self._asked = True
         return result
 
     def push_wrist_frame(self, frame: Frame) -> PushResult:
         """Take a frame of the wrist camera, for policies that read it; then as `push_ee_pose`."""
-        if self.sensing.wrist is None:
-            return PushResult.ACCEPTED
-        return self.sensing.wrist.push(frame, moving=not self._previous.is_zero_motion)
+        return self.sensing.push_wrist_frame(frame, moving=not self._previous.is_zero_motion)
 
     def push_ee_pose(self, stamp_ns: int, position: NDArray[np.float64],
                      rotation: Rotation) -> None:
@@ -163,9 +160,10 @@ class PolicyController:
         return checked_instruction(text, self._settings.control.max_instruction_length)
 
     def set_paused(self, paused: bool) -> None:
-        """Pause or go on; what was planned before is void."""
+        """Pause or go on; if that changes anything, what was planned before is void."""
+        if paused != self._paused:
+            self._void('paused' if paused else 'resumed')
         self._paused = paused
-        self._void('paused' if paused else 'resumed')
 
     def set_conflict(self, conflict: bool) -> None:
         """Hold while somebody else commands the same robot, and leave the gripper to them."""
@@ -193,7 +191,8 @@ class PolicyController:
 
     def poll(self, now_ns: int, steady_ns: int) -> None:
         """Collect what the backend answered and give it the next request."""
-        self._watch_clock(now_ns)
+        if not self._settings.lockstep and self.sensing.watch_clock(now_ns):
+            self._void('the clock was set back')  # in lockstep the frames are the clock
         self._planner.collect(now_ns, steady_ns)
         loop_waits = not self._obstructed and (self._asked or not self._settings.lockstep)
         self._planner.serve_request(loop_waits, now_ns, steady_ns)
@@ -300,18 +299,6 @@ class PolicyController:
         return self.sensing.wrist_fault(self._time_of_frames(now_ns))
 
     # --- inside --------------------------------------------------------------------------------
-
-    def _watch_clock(self, now_ns: int) -> None:
-        """
-        Forget what is stamped ahead where the clock was set back.
-
-        What came before would be taken for new, and what comes for old. In lockstep the frames
-        are the clock.
-        """
-        if now_ns < self._latest_ns and not self._settings.lockstep:
-            self.sensing.forget_after(now_ns)
-            self._void('the clock was set back')
-        self._latest_ns = now_ns
 
     def _time_of_frames(self, now_ns: int) -> int:
         """Return now; in lockstep a frame may come before its time."""

@@ -12,8 +12,8 @@ from worldvla_ros.control.position_estimate import PositionEstimate
 from worldvla_ros.control.settings import ControllerSettings
 from worldvla_ros.datatypes import Frame, Observation
 from worldvla_ros.inference.backend import BackendInfo
-from worldvla_ros.policy.frame_history import FrameHistory, Stale, StaleReason
-from worldvla_ros.policy.state_history import ArmHistory
+from worldvla_ros.policy.frame_history import FrameHistory, PushResult, Stale, StaleReason
+from worldvla_ros.policy.state_history import RESET_JUMP_NS, ArmHistory
 from worldvla_ros.safety.limits import Reason
 
 _REASON_OF_STALE = {StaleReason.NO_FRAME: Reason.NO_OBSERVATION,
@@ -33,6 +33,9 @@ class Sensing:
     def __init__(self, settings: ControllerSettings, info: BackendInfo,
                  translation_gain: float) -> None:
         self._max_age_ns = round(settings.obs.max_age * 1e9)
+        self._period_ns = settings.period_ns
+        self._latest_ns = 0  # what the clock said last
+        self._old_clock_until_ns = 0  # till then messages of before it was set back may come
         self._wrist_tolerance_ns = settings.wrist_tolerance_ns
         self._history_length = info.history_length
         self.frames = _history(settings, info.history_length)
@@ -71,16 +74,27 @@ class Sensing:
         """Age of the newest frame of the wrist camera [s]; -1 without one."""
         return -1.0 if self.wrist is None else _age(self.wrist, now_ns)
 
+    def push_frame(self, frame: Frame, *, moving: bool) -> PushResult:
+        """Take a frame or drop it; see `FrameHistory.push`."""
+        return self._push(self.frames, frame, moving)
+
+    def push_wrist_frame(self, frame: Frame, *, moving: bool) -> PushResult:
+        """Take a frame of the wrist camera, if the policy reads it; see `FrameHistory.push`."""
+        return PushResult.ACCEPTED if self.wrist is None else self._push(
+            self.wrist, frame, moving)
+
     def push_ee_pose(self, stamp_ns: int, position: NDArray[np.float64],
                      rotation: Rotation) -> None:
         """Take the end effector's position (3,) [m] and rotation in the base frame."""
+        if self._is_of_old_clock(stamp_ns):
+            return
         self.position.push(stamp_ns, position)
         if self._arm is not None:
             self._arm.push_pose(stamp_ns, position, rotation)
 
     def push_fingers(self, stamp_ns: int, fingers: NDArray[np.float64]) -> None:
         """Take the positions of the gripper's joints (n,) [m]."""
-        if self._arm is not None:
+        if self._arm is not None and not self._is_of_old_clock(stamp_ns):
             self._arm.push_fingers(stamp_ns, fingers)
 
     def observe(self, now_ns: int, instruction: str) -> Observation | Stale:
@@ -114,11 +128,31 @@ class Sensing:
             if history is not None:
                 history.clear()
 
-    def forget_after(self, now_ns: int) -> None:
-        """Forget what says that it is of later than now, because the clock was set back."""
-        for history in (self.frames, self.wrist, self.position, self._arm):
-            if history is not None:
-                history.forget_after(now_ns)
+    def watch_clock(self, now_ns: int) -> bool:
+        """Forget what is stamped ahead if the clock was set back since the last call; say so.
+
+        What came before would be taken for new, and what comes for old.
+        """
+        set_back = now_ns < self._latest_ns
+        if set_back:
+            for history in (self.frames, self.wrist, self.position, self._arm):
+                if history is not None:
+                    history.forget_after(now_ns)
+            # After a longer jump back than this a history starts anew by itself.
+            self._old_clock_until_ns = min(self._latest_ns, now_ns + RESET_JUMP_NS)
+        self._latest_ns = now_ns
+        return set_back
+
+    def _is_of_old_clock(self, stamp_ns: int) -> bool:
+        """Tell whether a message was on its way while the clock was set back: it is ahead now."""
+        return (self._latest_ns < self._old_clock_until_ns
+                and stamp_ns > self._latest_ns + self._period_ns)
+
+    def _push(self, history: FrameHistory, frame: Frame, moving: bool) -> PushResult:
+        if self._is_of_old_clock(frame.stamp_ns):
+            history.counts[PushResult.OLD_CLOCK] += 1
+            return PushResult.OLD_CLOCK
+        return history.push(frame, moving=moving)
 
     @property
     def _wrist_is_frozen(self) -> bool:

@@ -52,6 +52,8 @@ class PolicyServices:
         return SetBool.Response(success=True, message='paused' if request.data else 'going on')
 
     def _on_estop_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        if not self._estop.latch.locked:
+            return Trigger.Response(success=True, message='it was not locked; nothing changes')
         if refusal := self._estop.reset():
             return Trigger.Response(message=f'still locked: {refusal}')
         if loop := self._loop():

@@ -29,6 +29,7 @@ class PushResult(Enum):
     ACCEPTED_AFTER_CLOCK_RESET = 'accepted; the stamps jumped back, so the history was cleared'
     DUPLICATE = 'dropped: the same stamp as the newest frame'
     OUT_OF_ORDER = 'dropped: older than the newest frame'
+    OLD_CLOCK = 'dropped: on its way while the clock was set back, and so ahead of it'
     ZERO_FILLED = 'dropped: every pixel is zero, so the camera delivers no picture'
 
 

@@ -20,7 +20,7 @@ T = TypeVar('T')
 _LENGTH = 1000
 """Entries that are kept: an arm at 1 kHz has one second, more than a frame's usual max_age."""
 
-_RESET_JUMP_NS = 1_000_000_000  # as FrameHistory's
+RESET_JUMP_NS = 1_000_000_000  # as FrameHistory's
 
 
 class StateHistory(Generic[T]):
@@ -32,7 +32,7 @@ class StateHistory(Generic[T]):
         a smaller one is a late or repeated value and drops it
     """
 
-    def __init__(self, length: int = _LENGTH, *, reset_jump_ns: int = _RESET_JUMP_NS) -> None:
+    def __init__(self, length: int = _LENGTH, *, reset_jump_ns: int = RESET_JUMP_NS) -> None:
         if length < 1 or reset_jump_ns < 0:
             raise ConfigError(f'length must be at least 1 and reset_jump_ns at least 0, got '
                               f'{length} and {reset_jump_ns}')

@@ -77,6 +77,16 @@ def test_the_time_of_a_goal_runs_without_a_camera_too(ready):
     assert status == GoalStatus.STATUS_SUCCEEDED and result.steps == 0
 
 
+def test_a_goal_without_limits_does_not_outlive_its_client(ready):
+    """Pins a bug: a client that was killed left a robot that moved on, for nobody to stop."""
+    ready.send_goal()
+    ready.next_motion()
+    gone = ready.node.executor.create_task(ready.tasks.destroy)
+    ready.wait_for(gone.done)
+    ready.next_halt(DeltaAction.REASON_NO_INSTRUCTION)
+    assert [echo.data for echo in ready.followed] == [TASK, '']
+
+
 def test_a_sentence_that_is_repeated_does_not_go_on_where_a_goal_ended(ready):
     """Pins a bug: the robot moved on without any limit."""
     repeating = ready.node.create_timer(0.02, ready.instruct)

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 import math
+import time
 from typing import TYPE_CHECKING
 
 from rclpy.action.server import ActionServer, CancelResponse, GoalResponse, ServerGoalHandle
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from worldvla_ros.nodes.policy_loop import PolicyLoop
 
 _Result = RunTask.Result
+_ACTION = '~/run_task'
 _MAX_FAILURES = 3  # inferences that fail in succession: the next would, too
+_GONE_AFTER = 3.0  # [s] without a client; the graph learns of a new one within less
 
 
 @dataclass(eq=False)
@@ -36,6 +39,12 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._latest_ns = self.start_ns  # time of the last look
+        self.seen = time.monotonic()  # [s] when there was a client last
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether it ends although nobody cancels it."""
+        return bool(self.goal.request.max_steps or self.goal.request.max_duration)
 
     @property
     def steps(self) -> int:
@@ -64,8 +73,9 @@ class TaskServer:
         self._executor = executor
         self._loop = loop
         self._run: _Run | None = None
+        self._results = f'{node.resolve_topic_name(_ACTION)}/_action/get_result'
         self._server = ActionServer(
-            node, RunTask, '~/run_task', self._execute, goal_callback=self._on_goal,
+            node, RunTask, _ACTION, self._execute, goal_callback=self._on_goal,
             cancel_callback=self._on_cancel)
 
     def end(self, termination: int, message: str) -> None:
@@ -99,6 +109,9 @@ class TaskServer:
             self.end(_Result.TERMINATION_MAX_STEPS, f'{request.max_steps} steps are done')
         elif request.max_duration and run.elapsed(now_ns) >= request.max_duration:
             self.end(_Result.TERMINATION_MAX_DURATION, f'{request.max_duration:g} s are over')
+        elif not run.has_limit and self._is_alone(run):
+            self.end(_Result.TERMINATION_CANCELED,
+                     'its client has gone, and nobody else could end it')
 
     def publish_feedback(self, now_ns: int) -> None:
         """Report the progress of the running goal, if there is one."""
@@ -108,6 +121,13 @@ class TaskServer:
                 steps=run.steps, elapsed=run.elapsed(now_ns),
                 queue_depth=run.controller.schedule.queue_depth,
                 halt_reason=int(run.controller.halt)))
+
+    def _is_alone(self, run: _Run) -> bool:
+        """Tell whether no client of the action has been there for a while."""
+        now = time.monotonic()
+        if self._node.count_clients(self._results):
+            run.seen = now
+        return now - run.seen > _GONE_AFTER
 
     def _on_goal(self, request: RunTask.Goal) -> GoalResponse:
         loop = self._loop()

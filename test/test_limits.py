@@ -37,7 +37,7 @@ def commands(elements):
 POSITIONS = arrays(np.float64, 3, elements=st.floats(-1, 1))
 LIMITS = st.builds(
     SafetyLimits, max_translation=st.floats(0, 0.2), max_rotation=st.floats(0, 0.2),
-    max_translation_change=st.floats(0, 0.2), max_rotation_change=st.floats(0, 0.2),
+    max_translation_change=st.floats(0.001, 0.2), max_rotation_change=st.floats(0.001, 0.2),
     gripper_min=st.floats(-1, -0.5), gripper_max=st.floats(0.5, 1),
     workspace_min=st.tuples(*[st.sampled_from([-math.inf, -0.5, -0.1])] * 3),
     workspace_max=st.tuples(*[st.sampled_from([math.inf, 0.5, 0.1])] * 3))

@@ -2,6 +2,7 @@
 """How an inference worker starts and ends; it never outlives its node."""
 
 from dataclasses import replace
+import errno
 import os
 from pathlib import Path
 import signal
@@ -76,6 +77,30 @@ def test_an_idle_worker_that_falls_silent_fails_for_good_without_a_budget(starte
         backend.submit(1, observation())
     backend.stop()
     assert backend.health is Health.STOPPED
+
+
+@pytest.mark.parametrize('waiting', [True, False])
+def test_an_answer_that_waits_to_be_read_counts_before_a_deadline(waiting):
+    """Pins a bug: after a stall of the node a healthy worker was killed for its silence."""
+    backend = new_backend()
+    backend.health, backend._connection = Health.READY, SimpleNamespace(poll=lambda _: waiting)
+    backend._heartbeat = SimpleNamespace(expired=lambda _: True)
+    backend._check_deadlines()
+    assert (backend.health is Health.READY) == waiting
+
+
+def test_a_worker_that_cannot_be_started_again_is_a_fault_and_not_the_end(monkeypatch):
+    """Pins a bug: without memory or processes left, the error ended the node."""
+    backend, before = new_backend(max_restarts=1), descriptors()
+    backend.health = Health.DOWN
+    monkeypatch.setattr(subprocess, 'Popen', _no_processes_left)
+    assert backend.poll() == [] and backend.health is Health.DOWN
+    assert 'cannot be started: [Errno 11]' in backend.fault and descriptors() == before
+    assert backend.poll() == [] and backend.health is Health.FAILED
+
+
+def _no_processes_left(*_, **__):
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 # --- start and stop ---------------------------------------------------------------------------

@@ -305,7 +305,7 @@ def _number_hint(hint: Any, value: Any) -> str:
         return ''
 
 
-def nearest(name: str, known: Mapping[str, Any], likeness: float = 0.5) -> str | None:
+def nearest(name: str, known: Collection[str], likeness: float = 0.5) -> str | None:
     """Return which of the known names was probably meant; None if it resembles none of them.
 
     :param likeness: from which it does, (0, 1] (`difflib.SequenceMatcher.ratio`).

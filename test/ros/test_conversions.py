@@ -243,6 +243,7 @@ def test_a_pose_that_tells_no_state_is_refused(change, words):
     (joints_message(), 'position of left, right; it has none'),
     (JointState(header=HEADER, name=['left', 'right'], position=[0.0]), 'position of right'),
     (joints_message(left=0.0, right=math.nan), 'finite, got'),
+    (joints_message(left=1e308, right=1e308), 'finite, got'),
     (joints_message(Header(), left=0.0, right=0.0), 'no stamp')])
 def test_joints_that_tell_no_state_are_refused(message, words):
     with pytest.raises(StateError, match=words):

@@ -67,7 +67,8 @@ def test_values_from_outside_arrive(new_node):
 @pytest.mark.parametrize('values, meant', [
     ({'limits__max_translaton': 0.01}, "'limits.max_translaton'; did you mean "
                                        "'limits.max_translation'"),
-    ({'max_rotation': 0.1}, "'max_rotation'; did you mean 'limits.max_rotation'")])
+    ({'max_rotation': 0.1}, "'max_rotation'; did you mean 'limits.max_rotation'"),
+    ({'use_sim_tme': True}, "'use_sim_tme'; did you mean 'use_sim_time'")])
 def test_a_parameter_that_resembles_one_of_the_node_is_refused(new_node, values, meant):
     """Pins a bug: ROS passes over it, and a misspelt limit limited nothing."""
     with pytest.raises(ConfigError, match=meant):

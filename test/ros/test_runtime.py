@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What runs a node leaves nothing behind with each callback."""
+"""What runs a node: it leaves nothing behind, says what is wrong, and shows what is logged."""
 
 import os
 from pathlib import Path
 import subprocess
 import sys
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -33,9 +35,47 @@ run_node(Busy)
 """
 
 
+LOGGING = """
+import logging, os, signal
+from rclpy.node import Node
+from worldvla_ros.nodes.runtime import run_node
+
+class Talking(Node):
+    def __init__(self, executor):
+        super().__init__('talking')
+        logger = logging.getLogger('worldvla_ros.somewhere')
+        logger.debug('a step of %s', 'the warm-up')
+        logger.error('a fault')
+        self.create_timer(0.01, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+run_node(Talking)
+"""
+
+
 def test_memory_does_not_grow_with_the_number_of_callbacks(domain_id):
     """Pins a bug: rclpy keeps a function for each of them where a future is waited for."""
     done = subprocess.run([sys.executable, '-c', PROGRAM], cwd=ROOT, capture_output=True,
                           text=True, timeout=60, check=True,
                           env={**os.environ, 'ROS_DOMAIN_ID': str(domain_id)})
     assert int(done.stdout) < 200, 'of 1000 callbacks'
+
+
+@pytest.mark.parametrize('level, told', [('debug', True), ('info', False)])
+def test_what_the_parts_without_ros_log_is_in_the_log_of_ros(domain_id, level, told):
+    """Pins a bug: the worker's tracebacks, meant for the debug log, went nowhere."""
+    done = subprocess.run([sys.executable, '-c', LOGGING, '--ros-args', '--log-level', level],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
+                          env={**os.environ, 'ROS_DOMAIN_ID': str(domain_id)})
+    assert '[worldvla_ros.somewhere]: a fault' in done.stderr
+    assert ('a step of the warm-up' in done.stderr) == told
+
+
+@pytest.mark.parametrize('arguments', [['-r', 'foo'], ['--params-file', '/nowhere.yaml']])
+def test_wrong_ros_arguments_are_an_error_and_no_traceback(domain_id, arguments):
+    """Pins a bug: what was wrong stood at the end of the last line of a traceback."""
+    done = subprocess.run([sys.executable, '-c', 'import sys\nfrom worldvla_ros.nodes.runtime '
+                           'import run_node\nsys.exit(run_node(None))', '--ros-args', *arguments],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+                          env={**os.environ, 'ROS_DOMAIN_ID': str(domain_id)})
+    assert done.returncode == 1 and 'Traceback' not in done.stderr
+    assert 'cannot start: ' in done.stderr and arguments[-1] in done.stderr

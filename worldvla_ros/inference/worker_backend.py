@@ -208,9 +208,12 @@ class WorkerBackend:
                  str(self._frames.descriptor)],
                 pass_fds=(theirs.fileno(), self._frames.descriptor), stdin=subprocess.DEVNULL,
                 env=self._environment())
+        except OSError:
+            ours.close()
+            raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        theirs.close()
+            theirs.close()
         self._connection = ours
         self._inbox = []
         self._preparing = False
@@ -286,6 +289,8 @@ class WorkerBackend:
 
     def _check_deadlines(self) -> None:
         now = time.monotonic()
+        if self._connection is not None and self._connection.poll(0):
+            return  # after a stall of this process its answers wait for the reader thread
         if self.health is Health.LOADING and now > self._deadline:
             self._fail(f'the inference worker did not load, or hung in its warm-up, for '
                        f'{self._load_timeout:g} s; raise worker.load_timeout or use a smaller '
@@ -307,7 +312,10 @@ class WorkerBackend:
             self.fault += '; its restart budget is spent: configure the node again'
             return
         self.restarts += 1
-        self._launch()
+        try:
+            self._launch()
+        except OSError as error:  # no memory, processes or descriptors left; the next poll tries
+            self._fail(f'the inference worker cannot be started: {error}')
 
     def _send(self, message: object) -> None:
         if self._connection is None:

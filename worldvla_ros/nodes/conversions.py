@@ -32,6 +32,7 @@ _CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
 _BLUE_FIRST = ('bgr8', 'bgra8')
 SUPPORTED_ENCODINGS = tuple(_CHANNELS)
 _NS = 1_000_000_000
+_FARTHEST = 1e6  # [m] beyond any finger; sums of such positions are finite, too
 _NORM_TOLERANCE = 0.01  # of a quaternion; float32 and sensible rounding are far below it
 
 
@@ -143,7 +144,7 @@ def message_to_fingers(message: JointState, names: Sequence[str]) -> np.ndarray:
                          f'{", ".join(positions) or "none"}; set gripper_joints to the joints of '
                          f'your gripper')
     fingers = np.array([positions[name] for name in names])
-    if not np.isfinite(fingers).all():
+    if not (np.abs(fingers) < _FARTHEST).all():
         raise StateError(f'the positions of {", ".join(names)} in joint_states must be finite, '
                          f'got {fingers.tolist()}')
     return fingers

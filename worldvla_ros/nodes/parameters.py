@@ -174,7 +174,7 @@ def declare(node: Node, cls: type) -> None:
         if node.has_parameter(name) or name.startswith(_QOS_OVERRIDES):
             continue
         unknown = f'{_where(node)}: unknown parameter {name!r}'
-        if meant := nearest(name, infos, _MISSPELT):
+        if meant := nearest(name, [*infos, 'use_sim_time'], _MISSPELT):
             raise ConfigError(f'{unknown}; did you mean {meant!r}?')
         node.get_logger().warning(f'{unknown}; it changes nothing')
 

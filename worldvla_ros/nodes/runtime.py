@@ -24,6 +24,7 @@ from rosgraph_msgs.msg import Clock
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.inference.messages import TERMINAL_SIGNALS
 from worldvla_ros.nodes.parameters import check_files
+from worldvla_ros.nodes.ros_log import log_to_ros
 
 STOP_SIGNALS = (*TERMINAL_SIGNALS, signal.SIGTERM)
 _LAST_CALLBACKS = 20  # more than a node has goals and calls open at its end
@@ -73,7 +74,12 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
         under_nohup = number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
         if not under_nohup:
             signal.signal(number, lambda *_: None)
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except RuntimeError as error:  # rclpy's errors about arguments have no public name
+        get_logger('worldvla_ros').error(f'cannot start: {str(error).splitlines()[0]}')
+        return 1
+    log_to_ros()
     executor = SingleThreadedExecutor()
     stop = threading.Event()
 

@@ -99,10 +99,11 @@ class SafetyLimits:
     max_rotation: float = bounded(
         0.5, unit='rad', minimum=0.0, maximum=3.15, doc='Rotation per control step and axis')
     max_translation_change: float = bounded(
-        0.1, unit='m', minimum=0.0, maximum=2.0,
-        doc='Change of the translation from one control step to the next, per axis')
+        0.1, unit='m', minimum=1e-4, maximum=2.0,
+        doc='Change of the translation from one control step to the next, per axis. It binds when '
+            'the policy slows down, too; a hold stops at once')
     max_rotation_change: float = bounded(
-        1.0, unit='rad', minimum=0.0, maximum=6.3,
+        1.0, unit='rad', minimum=1e-3, maximum=6.3,
         doc='Change of the rotation from one control step to the next, per axis')
     gripper_min: float = bounded(-1.0, minimum=-1.0, maximum=1.0, doc='Most open, -1 open')
     gripper_max: float = bounded(1.0, minimum=-1.0, maximum=1.0, doc='Most closed, 1 close')

@@ -160,6 +160,18 @@ def test_a_file_that_is_older_than_a_setting_is_of_the_same_run():
         report.group_runs([older, results('libero_goal')])
 
 
+def test_a_suite_without_fixtures_joins_the_run_of_which_all_else_is_the_same():
+    """Pins a bug: older evaluations made two rows, though they differ in the suite alone."""
+    earlier = {'fixtures': 'of the seed alone'}
+    given = [results(), results('libero_goal', **earlier), results('libero_10', **earlier)]
+    one, = report.group_runs(given)
+    assert one.label == CHECKPOINT and one.results == tuple(given)
+    alone, other = report.group_runs([results(), results('libero_goal', seed=1)])
+    assert (alone.label, other.label) == (f'{CHECKPOINT}, seed 0', f'{CHECKPOINT}, seed 1')
+    runs = report.group_runs([*given, results('libero_goal')])
+    assert [len(run.results) for run in runs] == [3, 1]
+
+
 def test_an_episode_that_is_in_two_files_of_a_run_is_refused_with_both_names(tmp_path, capsys):
     files = [tmp_path / 'a.json', tmp_path / 'b.json', tmp_path / 'other_seed.json']
     for file, seed in zip(files, (0, 0, 1), strict=True):

@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 import sys
 from typing import Any
+from urllib.parse import quote
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.whole_files import write_whole
@@ -265,7 +266,7 @@ def _failures(runs: Sequence[Run], folder: Path) -> str:
             if record.video is not None and Path(record.video).is_file():
                 strip = video_strip(Path(record.video)) if strips < MAX_STRIPS else None
                 strips += strip is not None
-                target = _text(os.path.relpath(record.video, folder))
+                target = _text(quote(os.path.relpath(record.video, folder)))
                 shown = (f'<a href="{target}">'
                          + (_image(strip, 'frames of the episode') if strip else 'video')
                          + '</a>')

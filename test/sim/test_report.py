@@ -4,6 +4,7 @@
 import base64
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import cv2
@@ -116,6 +117,17 @@ def test_failures_are_shown_with_frames_of_their_video(tmp_path):
     picture = cv2.imdecode(np.frombuffer(strip, np.uint8), cv2.IMREAD_COLOR)
     assert picture.shape[0] == 150 and picture.shape[1] > 4 * 120
     assert np.abs(picture[60, 60].astype(int) - (0, 250, 250)).max() < 30
+
+
+def test_a_video_in_a_folder_of_any_name_is_linked(tmp_path):
+    """Pins a bug: a browser took # and % in the name for parts of the link."""
+    given = results(successes=0, failures=1)
+    videos = EpisodeVideos(tmp_path / 'run#2 50%25 "a&b"')
+    videos.create()
+    given.records[0] = videos.keep(given.records[0], [np.zeros((64, 64, 3), np.uint8)] * 6)
+    link, = ElementTree.fromstring(report.render_report([given], tmp_path)).iter('a')
+    followed = urlsplit(link.get('href'))
+    assert (tmp_path / unquote(followed.path)).is_file() and not followed.fragment
 
 
 def test_every_run_that_played_some_of_the_episodes_is_told(tmp_path):

@@ -261,8 +261,15 @@ def _run_attempts(attempts: Sequence[Attempt], settings: CollectionSettings, out
 
 
 def _check_settings(out: Path, settings: CollectionSettings) -> None:
-    """Keep one folder to one set of settings, so that a resumed run does not mix them."""
-    keep_to_settings(out / 'collection.json', settings, CollectionSettings.from_dict, 'made')
+    """Keep one folder to one set of settings, so that a resumed run does not mix them.
+
+    A folder that is older than `beside_weights` goes on with what is beside the weights today.
+    """
+    def read(values: dict[str, Any]) -> CollectionSettings:
+        if values.get('learner') and settings.learner:
+            values['learner'].setdefault('beside_weights', settings.learner.beside_weights)
+        return CollectionSettings.from_dict(values)
+    keep_to_settings(out / 'collection.json', settings, read, 'made')
 
 
 def _image_size(learner: LearnerSettings | None, asked: int | None, wrist: bool) -> int:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tools/setup.sh finds missing on a machine, on made-up ones that have next to nothing."""
 
+import os
 from pathlib import Path
 import shutil
 import subprocess
@@ -27,13 +28,19 @@ def add_program(machine, name, body):
     (machine / 'bin' / name).chmod(0o755)
 
 
-def missing(machine):
-    """Run the script; return what it says is missing."""
-    done = subprocess.run([shutil.which('bash'), 'tools/setup.sh'], cwd=machine, text=True,
+def complaint(machine, folder='.', **variables):
+    """Run the script from a folder of the machine, named as it is from there."""
+    script = os.path.relpath(machine / 'tools' / 'setup.sh', machine / folder)
+    done = subprocess.run([shutil.which('bash'), script], cwd=machine / folder, text=True,
                           capture_output=True, timeout=60, check=False,
-                          env={'PATH': str(machine / 'bin')})
+                          env={'PATH': str(machine / 'bin'), **variables})
     assert done.returncode == 1
-    return done.stderr.partition('missing on this machine: ')[2].splitlines()[0]
+    return done.stderr
+
+
+def missing(machine):
+    """Return what the script says is missing."""
+    return complaint(machine).partition('missing on this machine: ')[2].splitlines()[0]
 
 
 @pytest.mark.parametrize('name', ['python3.11', 'python3.12', 'python3.13', 'python3'])
@@ -49,3 +56,19 @@ def test_libraries_are_not_looked_for_with_a_python_that_does_not_fit(machine):
     """Pins a bug: it found none, so that all of them counted as missing."""
     add_program(machine, 'python3', 'exit 1')
     assert missing(machine) == f'python3.11 python3.11-venv python3.11-dev {COMPILERS}'
+
+
+@pytest.mark.parametrize('folder', ['.', 'tools'])
+def test_apt_get_is_asked_again_only_for_what_else_is_missing(machine, folder):
+    """Pins a bug: what apt-get could not provide was asked for without an end."""
+    add_program(machine, 'id', 'echo 0')
+    add_program(machine, 'later', 'case "$*" in *ctypes*) exit 1; esac')  # a Python, no libraries
+    add_program(machine, 'apt-get', f'cd {machine}; echo "$*" >> asked\n'
+                                    f'{shutil.which("cp")} bin/later bin/python3.11')
+    said = complaint(machine, folder, WORLDVLA_APT='1')
+    libraries = 'libegl1 libegl-mesa0 libgl1-mesa-dri libgl1'
+    update, install = 'update -q', 'install -y -q'
+    assert (machine / 'asked').read_text().splitlines() == [
+        update, f'{install} python3.11 python3.11-venv python3.11-dev {COMPILERS}',
+        update, f'{install} {COMPILERS} {libraries}']
+    assert f'missing still, after apt-get: {COMPILERS} {libraries}' in said

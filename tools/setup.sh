@@ -45,11 +45,13 @@ if fits "$PYTHON"; then  # without one, libraries are looked for in the next run
   fi
 fi
 if [ ${#missing[@]} -gt 0 ]; then
-  if [ "${WORLDVLA_APT:-}" = 1 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  if [ "${WORLDVLA_APT:-}" = 1 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+      && [ "${missing[*]}" != "${WORLDVLA_APT_TRIED:-}" ]; then
     say "installing ${missing[*]} with apt-get, as WORLDVLA_APT=1 asks"
     apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${missing[@]}"
-    exec bash "${BASH_SOURCE[0]}" "$@"
+    WORLDVLA_APT_TRIED="${missing[*]}" exec bash "$ROOT/tools/setup.sh" "$@"
   fi
+  [ -z "${WORLDVLA_APT_TRIED:-}" ] || fail "missing still, after apt-get: ${missing[*]}"
   fail "missing on this machine: ${missing[*]}
         Install with:  sudo apt-get update && sudo apt-get install -y ${missing[*]}
         (as root, WORLDVLA_APT=1 make setup does it for you)"

@@ -13,16 +13,18 @@ fail() { printf '\033[1;31m[setup] %s\033[0m\n' "$*" >&2; exit 1; }
 trap 'fail "interrupted; the same command goes on from here"' INT TERM  # not "pip failed"
 
 # --- what only the system can provide ------------------------------------------------------------
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; }
+first_that_fits() { for one in "$@"; do if fits "$one"; then echo "$one"; return; fi; done; }
 if [ -n "${AMENT_PREFIX_PATH:-}" ] && [ -n "${ROS_DISTRO:-}" ]; then
   ROS_SOURCE=sourced          # a ROS 2 installation is sourced: use its rclpy, rosidl and colcon
   PYTHON=${PYTHON:-python3}
 else
   ROS_SOURCE=wheels
-  PYTHON=${PYTHON:-$(command -v python3.11 || command -v python3.12 || command -v python3 || true)}
+  PYTHON=${PYTHON:-$(first_that_fits python3.11 python3.12 python3.13 python3)}
 fi
 missing=()
 need() { command -v "$1" >/dev/null || missing+=("$2"); }
-if [ -z "$PYTHON" ] || ! "$PYTHON" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
+if ! fits "$PYTHON"; then
   missing+=(python3.11 python3.11-venv python3.11-dev)
 elif ! "$PYTHON" -c 'import venv, ensurepip' 2>/dev/null; then
   missing+=("python$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')-venv")
@@ -34,7 +36,7 @@ need g++ g++
 need cmake cmake
 need make make
 has_library() { "$PYTHON" -c "import ctypes; ctypes.CDLL('$1')" 2>/dev/null; }
-if [ -n "$PYTHON" ]; then
+if fits "$PYTHON"; then  # without one, libraries are looked for in the next run
   if [ "${MUJOCO_GL:-egl}" = osmesa ]; then
     has_library libOSMesa.so.8 || has_library libOSMesa.so.6 || missing+=(libosmesa6)
   else
@@ -43,11 +45,13 @@ if [ -n "$PYTHON" ]; then
   fi
 fi
 if [ ${#missing[@]} -gt 0 ]; then
-  if [ "${WORLDVLA_APT:-}" = 1 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  if [ "${WORLDVLA_APT:-}" = 1 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+      && [ "${missing[*]}" != "${WORLDVLA_APT_TRIED:-}" ]; then
     say "installing ${missing[*]} with apt-get, as WORLDVLA_APT=1 asks"
     apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q "${missing[@]}"
-    exec bash "${BASH_SOURCE[0]}" "$@"
+    WORLDVLA_APT_TRIED="${missing[*]}" exec bash "$ROOT/tools/setup.sh" "$@"
   fi
+  [ -z "${WORLDVLA_APT_TRIED:-}" ] || fail "missing still, after apt-get: ${missing[*]}"
   fail "missing on this machine: ${missing[*]}
         Install with:  sudo apt-get update && sudo apt-get install -y ${missing[*]}
         (as root, WORLDVLA_APT=1 make setup does it for you)"

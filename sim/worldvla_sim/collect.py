@@ -108,8 +108,14 @@ class AttemptFolder:
 
     @property
     def failures(self) -> int:
-        """Number of attempts that failed."""
+        """Number of attempts that failed so far."""
         return len(list(self.path.glob(f'*{FAILURE}')))
+
+    @property
+    def dropped(self) -> int:
+        """Number of failed attempts of a task that is complete; 0 where its file has no count."""
+        with open_demonstrations(self.final) as data:
+            return int(data.attrs.get('num_failed', 0))
 
     def is_complete(self) -> bool:
         """Whether the task's final file is there with enough demonstrations."""
@@ -225,7 +231,6 @@ def collect(settings: CollectionSettings, tasks: Sequence[int], per_task: int, o
     check_reach(settings.scatter)
     _check_settings(out, settings)
     open_folders = [folder for folder in folders if not folder.is_complete()]
-    failed = dict.fromkeys(tasks, 0)
     done = sum(per_task if folder not in open_folders else len(folder.successes)
                for folder in folders)
     with tqdm(total=per_task * len(tasks), initial=done, unit='demo') as progress:
@@ -233,11 +238,10 @@ def collect(settings: CollectionSettings, tasks: Sequence[int], per_task: int, o
             attempts = [attempt for folder in open_folders for attempt in folder.next_attempts()]
             _run_attempts(attempts, settings, out, per_task, workers, progress)
             for folder in open_folders:
-                failed[folder.task] = folder.failures
                 if len(folder.successes) >= per_task:
                     folder.join(settings)
             open_folders = [folder for folder in open_folders if not folder.is_complete()]
-    return failed
+    return {folder.task: folder.dropped for folder in folders}
 
 
 def _run_attempts(attempts: Sequence[Attempt], settings: CollectionSettings, out: Path,
@@ -257,8 +261,15 @@ def _run_attempts(attempts: Sequence[Attempt], settings: CollectionSettings, out
 
 
 def _check_settings(out: Path, settings: CollectionSettings) -> None:
-    """Keep one folder to one set of settings, so that a resumed run does not mix them."""
-    keep_to_settings(out / 'collection.json', settings, CollectionSettings.from_dict, 'made')
+    """Keep one folder to one set of settings, so that a resumed run does not mix them.
+
+    A folder that is older than `beside_weights` goes on with what is beside the weights today.
+    """
+    def read(values: dict[str, Any]) -> CollectionSettings:
+        if values.get('learner') and settings.learner:
+            values['learner'].setdefault('beside_weights', settings.learner.beside_weights)
+        return CollectionSettings.from_dict(values)
+    keep_to_settings(out / 'collection.json', settings, read, 'made')
 
 
 def _image_size(learner: LearnerSettings | None, asked: int | None, wrist: bool) -> int:

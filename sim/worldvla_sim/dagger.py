@@ -40,6 +40,7 @@ class LearnerSettings:
     expert_finishes: float = EXPERT_FINISHES
     step_limit: float = STEP_LIMIT
     chunk: int = 0  # actions that the expert is asked for at steps of the policy; 0: the next one
+    beside_weights: str | None = None  # fingerprint of the checkpoint's settings and tokenizers
 
 
 def learner_settings(name: str, chunk: int = 0) -> LearnerSettings:
@@ -56,9 +57,13 @@ def learner_settings(name: str, chunk: int = 0) -> LearnerSettings:
     if name in POLICIES:
         turns = _OTHER_STEPS.get(name, (POLICY_STEPS, EXPERT_STEPS))
         return LearnerSettings(name, None, *turns, chunk=chunk)
-    from worldvla_ros.policy.pretrained import fingerprint  # imports torch
+    from worldvla_ros.policy.pretrained import (  # imports torch
+        fingerprint,
+        fingerprint_beside_weights,
+    )
     folder = checkpoint_folder(name).resolve()
-    return LearnerSettings(str(folder), fingerprint(folder), chunk=chunk)
+    return LearnerSettings(str(folder), fingerprint(folder), chunk=chunk,
+                           beside_weights=fingerprint_beside_weights(folder))
 
 
 class Turns:

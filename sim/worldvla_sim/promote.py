@@ -26,7 +26,7 @@ from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_sim.commands import EXIT_OK, EXIT_USAGE
 from worldvla_sim.policies import checkpoint_folder, checkpoint_name
 from worldvla_sim.results import Results
-from worldvla_sim.runner import with_newer_settings
+from worldvla_sim.runner import as_of_today, with_newer_settings
 
 _UNLIKELY = 0.05  # one-sided, of `_chance`
 EVALUATIONS, CARD_FILE = 'evaluation', 'README.md'
@@ -118,16 +118,18 @@ def _chance(new: Results, shipped: Results) -> float:
 
 def _require_alike(new: Results, shipped: Results) -> None:
     """Raise ConfigError unless the same episodes were played under the same settings."""
-    different = differences(with_newer_settings(shipped.settings),
-                            with_newer_settings(new.settings), _OF_THE_POLICY)
+    was = with_newer_settings(shipped.settings)
+    different = differences(was, with_newer_settings(new.settings), _OF_THE_POLICY)
     played, before = ({(record.task, record.init_state) for record in results.records}
                       for results in (new, shipped))
     if played != before:
         different.append(f'episodes: {len(played - before)} new alone, {len(before - played)} '
                          f'shipped alone')
     if different:
-        raise ConfigError(f'the evaluations do not compare ({"; ".join(different)}); evaluate the '
-                          f'new checkpoint as the shipped one was')
+        advice = (f'{shipped.path} is older than this program: delete it, and evaluate the '
+                  'shipped checkpoint anew into it' if was != as_of_today(was) else
+                  'evaluate the new checkpoint as the shipped one was')
+        raise ConfigError(f'the evaluations do not compare ({"; ".join(different)}); {advice}')
 
 
 def _of_the_card(shipped: Path) -> list[str]:

@@ -13,18 +13,18 @@ import os
 from pathlib import Path
 import sys
 from typing import Any
+from urllib.parse import quote
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.whole_files import write_whole
 from worldvla_sim.baselines import BASELINES, EPISODES
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.report_pictures import Bar, success_plot, video_strip
-from worldvla_sim.results import Results, moved, pictures_of, wilson_interval
+from worldvla_sim.results import WITH_FIXTURES, Results, moved, pictures_of, wilson_interval
 from worldvla_sim.runner import with_newer_settings
 from worldvla_sim.tasks import SUITES
 
 MAX_STRIPS = 60  # pictures of failures; the other failures are links alone
-_HIDDEN = ('suite',)  # a setting that does not tell runs apart
 _STYLE = '''
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2em auto;
        padding: 0 1em; }
@@ -114,18 +114,25 @@ def render_report(results: Sequence[Results], folder: Path) -> str:
 def group_runs(results: Sequence[Results]) -> list[Run]:
     """Put results that differ in the suite alone together, in the order of their appearance.
 
+    Results of a suite without fixtures join those that say more, namely how theirs were placed.
+
     :raises ConfigError: an episode of a run is there twice.
     """
-    groups: dict[tuple[tuple[str, str], ...], list[Results]] = {}
-    for one in results:
-        settings = with_newer_settings(one.settings)
-        key = tuple(sorted((name, str(value)) for name, value in settings.items()
-                           if name not in _HIDDEN))
-        groups.setdefault(key, []).append(one)
+    keys = [_telling(one.settings) for one in results]
+    groups: dict[frozenset[tuple[str, str]], list[Results]] = {}
+    for key, one in zip(keys, results, strict=True):
+        groups.setdefault(next((other for other in keys if key < other), key), []).append(one)
     for group in groups.values():
         _require_each_episode_once(group)
-    return [Run(_label(dict(key), [dict(other) for other in groups]), tuple(group))
+    return [Run(_label(dict(sorted(key)), [dict(other) for other in groups]), tuple(group))
             for key, group in groups.items()]
+
+
+def _telling(settings: dict[str, Any]) -> frozenset[tuple[str, str]]:
+    """Return the settings that tell runs apart."""
+    hidden = {'suite'} if settings.get('suite') in WITH_FIXTURES else {'suite', 'fixtures'}
+    return frozenset((name, str(value)) for name, value in with_newer_settings(settings).items()
+                     if name not in hidden)
 
 
 def _require_each_episode_once(run: Iterable[Results]) -> None:
@@ -148,7 +155,7 @@ def _label(settings: dict[str, str], every: Sequence[dict[str, str]]) -> str:
         return settings.get('checkpoint') or settings.get('policy', 'unknown')
     alike = [other for other in every if policy(other) == policy(settings)]
     telling = [f'{name} {value}' for name, value in settings.items()
-               if any(other.get(name) != value for other in alike)]
+               if any(other.get(name, value) != value for other in alike)]
     return ', '.join([policy(settings), *telling])
 
 
@@ -259,7 +266,7 @@ def _failures(runs: Sequence[Run], folder: Path) -> str:
             if record.video is not None and Path(record.video).is_file():
                 strip = video_strip(Path(record.video)) if strips < MAX_STRIPS else None
                 strips += strip is not None
-                target = _text(os.path.relpath(record.video, folder))
+                target = _text(quote(os.path.relpath(record.video, folder)))
                 shown = (f'<a href="{target}">'
                          + (_image(strip, 'frames of the episode') if strip else 'video')
                          + '</a>')

@@ -25,7 +25,7 @@ FORMAT = 'worldvla_ros/evaluation/1'
 _PACKAGES = ('torch', 'numpy', 'mujoco', 'robosuite', 'hf-libero', 'rclpy', 'ros-rclpy')
 _FIRST_PACK = '1.0'  # version of the built-in assets in files that do not say theirs
 _FIRST_FIXTURES = 'of the seed alone'  # how they were placed in files that do not say
-_WITH_FIXTURES = ('libero_spatial', 'libero_goal', 'libero_10')
+WITH_FIXTURES = ('libero_spatial', 'libero_goal', 'libero_10')  # suites
 _Z95 = 1.959964  # two-sided 95 % quantile of the normal distribution
 
 
@@ -66,7 +66,7 @@ class Results:
             settings = content['settings']
             if settings.get('assets') == 'builtin':
                 settings.setdefault('pack_version', _FIRST_PACK)
-            if settings.get('suite') in _WITH_FIXTURES:
+            if settings.get('suite') in WITH_FIXTURES:
                 settings.setdefault('fixtures', _FIRST_FIXTURES)
             older = [content['run']] if content.get('run') else []  # one for the whole file
             return cls(settings, records, content['complete'],

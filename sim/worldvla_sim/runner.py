@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from worldvla_ros.errors import ConfigError
+from worldvla_sim.assets.pack import PACK_VERSION
 from worldvla_sim.episodes import EpisodeRecord, run_episode
 from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import LOCKSTEP, REALTIME, LiberoEnv
@@ -62,6 +63,16 @@ def with_newer_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a result file as if it were not older than some of them."""
     return {**{item.name: item.default for item in fields(EvaluationSettings)
                if item.default is not MISSING}, **settings}
+
+
+def as_of_today(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a result file with what no option chooses as this program has it.
+
+    Where that changes them, this program plays no more episodes that compare with those.
+    """
+    settings = with_newer_settings(settings)
+    pack = {'pack_version': PACK_VERSION} if settings.get('assets') == 'builtin' else {}
+    return {**settings, **pack, 'fixtures': EvaluationSettings.fixtures}
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,14 @@ def test_a_stalled_episode_is_an_error_and_the_others_are_told(stub_demo, capsys
         'libero_object_task7_init3.mp4'}
 
 
+def test_an_episode_without_chunks_has_no_latency(stub_demo, capsys):
+    """Pins a bug: episodes.json had NaN there, which is no JSON."""
+    _, out = stub_demo('0')
+    row, = json.loads((out / 'episodes.json').read_text(), parse_constant=pytest.fail)
+    assert row['latency_p50_ms'] is row['latency_p99_ms'] is None
+    assert '      -       -  pick up the milk' in capsys.readouterr().out
+
+
 def test_ctrl_c_shows_what_was_played_and_leaves_nothing_of_an_earlier_run(stub_demo, capsys):
     """Pins a bug: older results stood in the folder as if they were of the interrupted run."""
     status, out = stub_demo('0,2')

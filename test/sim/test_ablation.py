@@ -26,6 +26,7 @@ from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.run_folder import COLUMNS
 from worldvla_ros.training.store import HEADER_FILE, TokenStore
+from worldvla_sim import runner
 from worldvla_sim.ablation import __main__ as command
 from worldvla_sim.ablation import run
 from worldvla_sim.ablation.paper import PAPER
@@ -81,11 +82,12 @@ def play(plan, row, successes, state_of_error=None):
     folder = plan.output / 'rows' / row.name
     for one in row.stages:
         finish(one.run.output, one.run.steps)
-    records = [EpisodeRecord('libero_object', 1, 'do it', state, state < successes, 100,
+    suite = plan.config.evaluation.suite
+    records = [EpisodeRecord(suite, 1, 'do it', state, state < successes, 100,
                              'broken' if state == state_of_error else None, 'builtin', 8.0)
                for state in range(plan.config.evaluation.init_states)]
     policy = str(Path(stage.run.output) / 'final')
-    settings = {'policy': policy, 'suite': 'libero_object', 'seed': 0, 'assets': 'builtin',
+    settings = {'policy': policy, 'suite': suite, 'seed': 0, 'assets': 'builtin',
                 'checkpoint': checkpoint_name(policy), 'pack_version': PACK_VERSION}
     Results(settings, records, complete=True).save(folder / 'evaluation.json')
 
@@ -324,8 +326,17 @@ def test_a_row_with_a_stage_that_is_not_trained_does_not_count(tmp_path, caplog,
 def test_a_row_of_another_asset_pack_does_not_count(tmp_path, monkeypatch, fake_processes):
     file = plan_file(tmp_path)
     assert command.main(['--config', str(file)]) == 0
-    monkeypatch.setattr(run, 'PACK_VERSION', 'other')
+    monkeypatch.setattr(runner, 'PACK_VERSION', 'other')
     assert finished(file) == set()
+
+
+def test_a_row_with_the_fixtures_of_an_older_program_does_not_count(tmp_path, caplog,
+                                                                    fake_processes):
+    """Pins a bug: its episodes stood in one table with those that were played since."""
+    file = plan_file(tmp_path, evaluation={'suite': 'libero_goal', 'tasks': [1], 'init_states': 2})
+    assert command.main(['--config', str(file)]) == 1, 'the stand-ins say nothing of fixtures'
+    assert finished(file) == set()
+    assert "fixtures: 'of the seed alone' -> 'of seed and initial state'" in caplog.text
 
 
 def test_a_stage_that_is_older_than_the_note_of_its_data_still_counts(tmp_path, fake_processes):

@@ -113,6 +113,16 @@ def test_a_second_run_has_nothing_to_do_and_leaves_nothing_else(collected, capsy
     assert sorted(path.name for path in out.iterdir()) == ['collection.json', file.name]
 
 
+def test_a_second_run_tells_the_failures_of_the_first(collected, tmp_path, capsys):
+    """Pins a bug: it said that no attempt at a complete task had failed."""
+    for path in collected[0].iterdir():
+        shutil.copy(path, tmp_path)
+    with h5py.File(tmp_path / collected[1].name, 'r+') as file:
+        file['data'].attrs['num_failed'] = 3
+    assert collect.main([*COMMAND, '--out', str(tmp_path)]) == 0
+    assert '1 demonstrations, 3 failed attempts dropped' in capsys.readouterr().out
+
+
 def test_a_folder_of_other_settings_is_not_mixed(collected, capsys):
     assert collect.main([*COMMAND, '--out', str(collected[0]), '--seed', '3']) == 2
     assert 'other settings' in capsys.readouterr().err

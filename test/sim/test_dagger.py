@@ -2,11 +2,14 @@
 """Turns of a policy and the expert end in success, with labels that do not contradict."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim import collect
 from worldvla_sim.dagger import LearnerSettings, Turns, learner_settings, record_turns
 from worldvla_sim.expert.policy import ExpertPolicy
@@ -141,3 +144,27 @@ def test_a_folder_from_before_there_were_learners_goes_on(tmp_path):
     (tmp_path / 'collection.json').write_text('{"suite": "libero_object", "assets": "builtin"}')
     (tmp_path / 'task_demo.hdf5').touch()
     collect._check_settings(tmp_path, collect.CollectionSettings('libero_object', 'builtin'))
+
+
+def test_a_learner_with_other_settings_or_tokenizers_is_not_mixed(tmp_path):
+    """Pins a bug: only its weights were compared, and the same weights act otherwise with them."""
+    folder, out = tmp_path / 'final', tmp_path / 'demos'
+    folder.mkdir()
+    save_file({'weight': np.zeros(3, np.float32)}, folder / 'model.safetensors')
+
+    def resume(bin_choice):
+        PolicySettings('stub', True, bin_choice=bin_choice).save(folder / POLICY_FILE)
+        collect._check_settings(out, collect.CollectionSettings(
+            'libero_object', 'builtin', learner=learner_settings(str(folder))))
+    resume('mean')
+    (out / 'task_demo.hdf5').touch()
+    resume('mean')
+    with pytest.raises(ConfigError, match='other settings'):
+        resume('greedy')
+    note = out / 'collection.json'
+    older = json.loads(note.read_text())
+    del older['learner']['beside_weights']
+    note.write_text(json.dumps(older))
+    resume('greedy')  # as far as an older folder says
+    with pytest.raises(ConfigError, match='other settings'):
+        resume('mean')

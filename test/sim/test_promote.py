@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim import promote
+from worldvla_sim.assets.pack import PACK_VERSION
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.policies import checkpoint_name
 from worldvla_sim.results import Results
@@ -32,7 +33,7 @@ def stand_in(folder, seed):
 
 def evaluate(folder, file, won, *, complete=True, error=None, states=STATES, **changes):
     """Write the evaluation of a folder that succeeded in the first `won` states."""
-    settings = EvaluationSettings('mini', 'libero_object', 'builtin',
+    settings = EvaluationSettings('mini', 'libero_object', 'builtin', pack_version=PACK_VERSION,
                                   checkpoint=checkpoint_name(str(folder)))
     Results({**asdict(settings), **changes}, [
         EpisodeRecord('libero_object', 0, 'do it', state, state < won, 100, error, 'builtin')
@@ -102,7 +103,7 @@ def test_a_better_checkpoint_ships_whole_with_its_evaluation_and_the_old_card(
     ({'won': 3, 'suite': 'libero_goal'}, 'no evaluation of libero_object'),
     ({'won': 3, 'assets': 'official'}, 'assets:'),
     ({'won': 3, 'over': 'ros'}, 'over:'),
-    ({'won': 3, 'pack_version': '1.1'}, 'pack_version:'),
+    ({'won': 3, 'pack_version': 'other'}, 'evaluate the new checkpoint as the shipped one was'),
     ({'won': 3, 'mode': 'realtime'}, 'mode:'),
     ({'won': 3, 'checkpoint': 'mini, sha256:0'}, 'evaluate that one')])
 def test_what_is_not_shown_to_be_better_changes_nothing(folders, tmp_path, capsys, changes,
@@ -120,6 +121,20 @@ def test_evidence_that_is_older_than_the_packs_version_is_of_the_first_pack(fold
     forget(shipped, 'pack_version')
     evaluate(new, tmp_path / 'new.json', 3, pack_version='1.0')
     assert command(new, shipped, tmp_path / 'new.json') == 0
+
+
+@pytest.mark.parametrize('older', [{'pack_version': '0.9'}, {'fixtures': 'of the seed alone'}])
+def test_evidence_that_this_program_cannot_repeat_is_to_be_made_anew(folders, tmp_path, capsys,
+                                                                     older):
+    """Pins a bug: it asked for an evaluation of the new checkpoint under the older program."""
+    new, shipped = folders
+    file = shipped / 'evaluation' / 'libero_object.json'
+    evaluate(shipped, file, 2, **older)
+    evaluate(new, tmp_path / 'new.json', 4)
+    assert command(new, shipped, tmp_path / 'new.json') == 2
+    said = capsys.readouterr().err
+    assert f'{file} is older than this program: delete it' in said
+    assert 'as the shipped one was' not in said
 
 
 def test_a_new_folder_called_like_a_shipped_one_is_taken_for_itself(folders, tmp_path,

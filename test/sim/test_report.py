@@ -4,6 +4,7 @@
 import base64
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
 from xml.etree import ElementTree
 
 import cv2
@@ -118,6 +119,17 @@ def test_failures_are_shown_with_frames_of_their_video(tmp_path):
     assert np.abs(picture[60, 60].astype(int) - (0, 250, 250)).max() < 30
 
 
+def test_a_video_in_a_folder_of_any_name_is_linked(tmp_path):
+    """Pins a bug: a browser took # and % in the name for parts of the link."""
+    given = results(successes=0, failures=1)
+    videos = EpisodeVideos(tmp_path / 'run#2 50%25 "a&b"')
+    videos.create()
+    given.records[0] = videos.keep(given.records[0], [np.zeros((64, 64, 3), np.uint8)] * 6)
+    link, = ElementTree.fromstring(report.render_report([given], tmp_path)).iter('a')
+    followed = urlsplit(link.get('href'))
+    assert (tmp_path / unquote(followed.path)).is_file() and not followed.fragment
+
+
 def test_every_run_that_played_some_of_the_episodes_is_told(tmp_path):
     page = report.render_report([results()], tmp_path)
     assert 'python -m x' in page and 'python -m y' in page
@@ -158,6 +170,18 @@ def test_a_file_that_is_older_than_a_setting_is_of_the_same_run():
     assert len(one.results) == 2
     with pytest.raises(ConfigError, match='give each episode once'):
         report.group_runs([older, results('libero_goal')])
+
+
+def test_a_suite_without_fixtures_joins_the_run_of_which_all_else_is_the_same():
+    """Pins a bug: older evaluations made two rows, though they differ in the suite alone."""
+    earlier = {'fixtures': 'of the seed alone'}
+    given = [results(), results('libero_goal', **earlier), results('libero_10', **earlier)]
+    one, = report.group_runs(given)
+    assert one.label == CHECKPOINT and one.results == tuple(given)
+    alone, other = report.group_runs([results(), results('libero_goal', seed=1)])
+    assert (alone.label, other.label) == (f'{CHECKPOINT}, seed 0', f'{CHECKPOINT}, seed 1')
+    runs = report.group_runs([*given, results('libero_goal')])
+    assert [len(run.results) for run in runs] == [3, 1]
 
 
 def test_an_episode_that_is_in_two_files_of_a_run_is_refused_with_both_names(tmp_path, capsys):

@@ -30,10 +30,10 @@ from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import TokenStore
 from worldvla_sim.ablation.origins import changes, note
 from worldvla_sim.ablation.plan import ROWS, AblationConfig, Plan, Row, tokens_per_step
-from worldvla_sim.assets.pack import PACK_VERSION
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.policies import checkpoint_name
 from worldvla_sim.results import Results
+from worldvla_sim.runner import as_of_today, with_newer_settings
 
 _EVALUATION = 'evaluation.json'
 _POLL = 1.0  # [s] between looks at the files of running rows
@@ -98,7 +98,7 @@ def _doubts(row: Row, plan: Plan) -> list[str]:
 
 
 def _other_weights(row: Row, plan: Plan) -> list[str]:
-    """Say how the checkpoint and the assets of a row differ from those that were evaluated."""
+    """Say how the checkpoint, assets and fixtures of a row differ from those that were played."""
     path = _folder(row, plan) / _EVALUATION
     if not path.exists():
         return []
@@ -107,9 +107,7 @@ def _other_weights(row: Row, plan: Plan) -> list[str]:
         now = {'checkpoint': checkpoint_name(_result_folder(row.final))}
     except WorldVLAError as error:
         return [str(error)]
-    if played.get('assets') == 'builtin':
-        now['pack_version'] = PACK_VERSION
-    return differences(played, {**played, **now})
+    return differences(with_newer_settings(played), {**as_of_today(played), **now})
 
 
 def _records(row: Row, plan: Plan) -> list[EpisodeRecord]:
@@ -239,8 +237,8 @@ def _run_row(row: Row, plan: Plan, processes: Processes) -> None:
         for number, stage in enumerate(row.stages):
             _train(stage, folder / f'stage{number}.yaml', folder / 'train.log', processes)
         if changed := _other_weights(row, plan):
-            raise AblationError(f'{folder / _EVALUATION} is of another checkpoint or pack '
-                                f'({"; ".join(changed)}); delete it')
+            raise AblationError(f'{folder / _EVALUATION} is of another checkpoint, pack or '
+                                f'fixtures ({"; ".join(changed)}); delete it')
         processes.run('worldvla_sim.evaluate', _evaluation_arguments(row, plan.config, folder),
                       folder / 'evaluate.log')
     except (WorldVLAError, OSError) as failure:

@@ -122,9 +122,10 @@ def print_table(rows: list[dict[str, object]]) -> None:
     print(f'\n{"task":>4} {"init":>4} {"steps":>5}  {"outcome":<10} {"steps/s":>7} '
           f'{"p50 ms":>7} {"p99 ms":>7}  instruction')
     for row in rows:
+        p50, p99 = ('-' if row[name] is None else row[name]
+                    for name in ('latency_p50_ms', 'latency_p99_ms'))
         print(f'{row["task"]:>4} {row["init_state"]:>4} {row["steps"]:>5}  {row["outcome"]:<10} '
-              f'{row["control_rate_hz"]:>7} {row["latency_p50_ms"]:>7} {row["latency_p99_ms"]:>7}'
-              f'  {row["instruction"]}')
+              f'{row["control_rate_hz"]:>7} {p50:>7} {p99:>7}  {row["instruction"]}')
     ran = [row for row in rows if row['error'] is None]
     first = (ran or rows)[0]
     print(f'\nsuccess {sum(bool(row["success"]) for row in ran)} of {len(ran)}, errors '

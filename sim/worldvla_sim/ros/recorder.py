@@ -102,12 +102,13 @@ def summary_row(record: EpisodeRecording) -> dict[str, object]:
     """Return the numbers of an episode for the table and the JSON file."""
     final, latencies = record.final, record.latencies
     assert final is not None, 'finish comes first'
-    p50, p99 = np.percentile(latencies, [50, 99]) if len(latencies) else (np.nan, np.nan)
+    p50, p99 = (np.percentile(1e3 * latencies, [50, 99]).round(1).tolist() if record.chunks
+                else (None, None))
     return {
         'suite': final.suite, 'task': final.task, 'init_state': final.init_state,
         'instruction': record.instruction, 'steps': final.step, 'success': final.success,
         'outcome': record.state, 'error': final.error or None, 'assets': final.assets,
         'mode': final.mode, 'control_rate_hz': round(record.control_rate, 1),
         'chunks': len(record.chunks), 'limited_commands': record.limited,
-        'latency_p50_ms': round(1e3 * p50, 1), 'latency_p99_ms': round(1e3 * p99, 1),
+        'latency_p50_ms': p50, 'latency_p99_ms': p99,
     }

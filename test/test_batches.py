@@ -96,7 +96,7 @@ def test_whole_chunks_leave_out_what_does_not_hold_to_its_end_and_no_frame_of_th
     assert whole.learned_share == 1.0
     one.executed[:, :6] = -one.actions[:, :6]
     store = write_store(tmp_path / 'b', [one], tiny_tokenizer(), IMAGE_SIZE)
-    with pytest.raises(DatasetError, match='no chunk in 1 episodes holds to its end'):
+    with pytest.raises(DatasetError, match='in 1 episodes: no chunk holds to its end'):
         SampleTable(store, store.episodes, ('action',), everything._builder, ACTION_TOKENIZER,
                     label_tolerance=0.25, whole_chunks=True)
 
@@ -145,9 +145,9 @@ def test_a_horizon_beyond_the_recorded_chunks_is_refused(tmp_path):
 
 
 def test_episodes_shorter_than_the_horizon_are_no_data(store):
-    with pytest.raises(DatasetError, match='shorter than the horizon'):
+    with pytest.raises(DatasetError, match=r'in 4 episodes: each is shorter than data\.horizon'):
         table(store, ('action',), horizon=13)
-    with pytest.raises(DatasetError, match=r'or the world rounds \(3 of 4 steps or more\)'):
+    with pytest.raises(DatasetError, match=r'data\.world_rounds \(3 of 4 steps or more\)'):
         table(store, ('video',), world_rounds=3, world_stride=4)
 
 

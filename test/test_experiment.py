@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from training_data import IMAGE_SIZE, episode, tiny_tokenizer
@@ -13,6 +14,7 @@ import yaml
 
 from worldvla_ros.config import load_yaml
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.model.image_tokenizer import save_image_tokenizer
 from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import DatasetError
@@ -20,6 +22,7 @@ from worldvla_ros.training.run_folder import RunFolder
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.train import main, train
+from worldvla_ros.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -105,6 +108,36 @@ def test_it_is_told_why_nothing_is_measured_on_what_is_held_out(tmp_path):
         config.data, store=str(tmp_path / 'turns'), branches=('action',))))
     assert experiment.held_out is None
     assert 'nothing is measured on the held-out episodes: ' in experiment.split_report
+
+
+@pytest.mark.parametrize('world_share', [None, 0.25])
+def test_a_branch_without_samples_is_refused(tmp_path, world_share):
+    """Pins a bug: it was left out without a word, or a lower batch size was asked for."""
+    with pytest.raises(DatasetError, match=r'branch action in 4 .* shorter than data\.horizon '
+                                           r'\(13\); or take the branch out of data\.branches'):
+        build_experiment(tiny_config(tmp_path, horizon=13, world_share=world_share))
+    turns = [episode(number) for number in range(4)]
+    for one in turns:
+        one.executed[:, :6] *= -1
+    write_store(tmp_path / 'turns', turns, tiny_tokenizer(), IMAGE_SIZE)
+    config = tiny_config(tmp_path, label_tolerance=0.25, whole_chunks=True,
+                         world_share=world_share)
+    with pytest.raises(DatasetError, match=r'no chunk holds to its end; .* data\.whole_chunks'):
+        build_experiment(replace(config, data=replace(config.data, store=str(tmp_path / 'turns'))))
+
+
+@pytest.mark.parametrize('branches', [('action', 'world'), ('world', 'action')])
+def test_held_out_episodes_that_lack_a_branch_are_measured_with_the_others(tmp_path, branches):
+    """Pins a bug: with a world share nothing was measured, and nothing was said of it."""
+    episodes = [episode(number, 12 if number < 18 else 4) for number in range(20)]
+    write_store(tmp_path / 'store', episodes, tiny_tokenizer(), IMAGE_SIZE)
+    save_image_tokenizer(tiny_tokenizer(), tmp_path / 'tokenizer')
+    config = tiny_config(tmp_path, world_share=0.25, branches=branches)
+    experiment = build_experiment(config)
+    assert ('warning: not everything is measured on the held-out episodes: no sample of the '
+            'branch action in 2 episodes') in experiment.split_report
+    values = Trainer(experiment).evaluate()
+    assert values['world'] > 0 and np.isnan(values['action']) and 'motion_error' not in values
 
 
 def test_whole_chunks_need_to_know_what_holds(tmp_path):

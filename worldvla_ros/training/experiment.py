@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put a run together: tokenizers, vocabulary, network and samples that fit each other."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +46,7 @@ class Experiment:
     pretrained: Pretrained
     train: SampleTable
     held_out: SampleTable | None  # None: too little data to hold any out
-    not_measured: str  # why nothing is measured on held-out episodes although there are some
+    not_measured: str  # why some or all is not measured on held-out episodes that there are
     data: str  # fingerprint of the store
     clipped_labels: NDArray[np.float64]  # (7,) share of the training labels out of range
     counts: SplitCounts  # of the episodes
@@ -54,7 +55,8 @@ class Experiment:
     def split_report(self) -> str:
         """Say how many episodes are held out, and whether the weights may have seen them."""
         warning = leak_warning(self.config.data.split, self.config.data.earlier_splits)
-        unmeasured = (f'warning: nothing is measured on the held-out episodes: '
+        left = 'nothing' if self.held_out is None else 'not everything'
+        unmeasured = (f'warning: {left} is measured on the held-out episodes: '
                       f'{self.not_measured}') if self.not_measured else ''
         return '\n'.join(filter(None, (self.counts.in_words(), warning, unmeasured)))
 
@@ -82,8 +84,9 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     """Load or make all parts of a run.
 
     :param resume_from: checkpoint of this run whose weights, text tokenizer and settings go on.
-    Raises DatasetError for a store that is empty or of another tokenizer, CheckpointError for
-    weights of another vocabulary, TrainingError for a damaged checkpoint of this run.
+    Raises DatasetError for a store that is empty, of another tokenizer or without a sample of a
+    branch, CheckpointError for weights of another vocabulary, TrainingError for a damaged
+    checkpoint of this run.
     """
     image_tokenizer = load_image_tokenizer(config.data.tokenizer)
     store = TokenStore.open(config.data.store, tokenizer_fingerprint(image_tokenizer))
@@ -108,15 +111,26 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
                            pretrained.action_tokenizer, pretrained.state_tokenizer,
                            config.data.wrist, config.data.label_tolerance,
                            config.data.whole_chunks, asked_repeats)
-    try:
-        held_out_table, not_measured = table(held_out), ''
-    except DatasetError as error:
-        held_out_table, not_measured = None, str(error)
+    train_table = table(train, config.data.asked_repeats)
+    if train_table.lacking:
+        raise DatasetError(f'{train_table.lacking}; or take the branch out of data.branches')
     counts = SplitCounts.of(config.data.split, *([one.instruction for one in side]
                                                  for side in (train, held_out)))
-    return Experiment(config, pretrained, table(train, config.data.asked_repeats),
-                      held_out_table, not_measured if held_out else '', store.header.data,
-                      _clipped_labels(store, train, pretrained.settings), counts)
+    return Experiment(config, pretrained, train_table, *_measurable(held_out, table),
+                      store.header.data, _clipped_labels(store, train, pretrained.settings),
+                      counts)
+
+
+def _measurable(held_out: list[StoredEpisode], table: Callable[[list[StoredEpisode]], SampleTable]
+                ) -> tuple[SampleTable | None, str]:
+    """Return the samples of held-out episodes, and why some or all cannot be measured."""
+    if not held_out:
+        return None, ''
+    try:
+        found = table(held_out)
+    except DatasetError as error:
+        return None, str(error)
+    return found, found.lacking
 
 
 def initialise(model: Transformer) -> None:

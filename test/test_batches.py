@@ -25,6 +25,7 @@ from worldvla_ros.training.batches import (
     batch_mask,
     collate,
     collate_by_branch,
+    fitting_batch,
     with_noise,
 )
 from worldvla_ros.training.failures import DatasetError
@@ -220,6 +221,27 @@ def test_a_share_of_the_batch_is_taken_from_the_other_branches(store):
     np.testing.assert_array_equal(samples.batch(8, None, 5, 1),
                                   batch_indices(len(samples), 8, 5, 1))
     assert {samples[i].branch for i in samples.batch(8, 0.0, 0, 0)} == {'action'}
+
+
+@pytest.mark.parametrize('world_share', [0.0625, 1 - 0.0625])
+def test_a_share_of_less_than_a_sample_is_spread_over_the_steps(store, world_share):
+    """Pins a bug: it was rounded to none, so that the world was never learned, or no action."""
+    samples = table(store, ('action', 'world'))
+    chosen = [samples.batch(8, world_share, 0, step) for step in range(20)]
+    assert all(len(set(indices)) == 8 for indices in chosen)
+    rare = 'world' if world_share < 0.5 else 'action'
+    taken = [[i for i in indices if samples[i].branch == rare] for indices in chosen]
+    assert [len(indices) for indices in taken] == [1, 0] * 10
+    assert len(set().union(*taken)) == 10, 'of an epoch each is another'
+    np.testing.assert_array_equal(samples.batch(8, world_share, 0, 4), chosen[4])
+    assert fitting_batch(samples, world_share, 8) == 8
+
+
+def test_a_batch_that_few_episodes_make_smaller_still_has_a_sample_of_each_branch(store):
+    samples = table(store, ('action', 'world'))  # 32 of actions, 40 of the world
+    size = fitting_batch(samples, 0.01, 100)
+    assert size == 32 and {samples[i].branch for i in samples.batch(size, 0.01, 0, 0)} == {
+        'action', 'world'}
 
 
 def test_branches_are_padded_apart(store):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 import functools
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,14 +159,20 @@ class SampleTable:
 
         :param world_share: of the batch that is not of the first branch. None mixes all samples
             alike, as in the public implementation: about one of the world per action sample. So
-            are those of a table that lacks the first branch, or the others.
+            are those of a table that lacks the first branch, or the others. A share that rounds
+            to no sample, or to all, has some of the batches take one of the rare branch.
         """
         first = int((self._rows[:, 0] == 0).sum())
         if world_share is None or first in (0, len(self)):
             return batch_indices(len(self), size, seed, step)
-        others = round(world_share * size)
-        return np.concatenate([batch_indices(first, size - others, seed, step),
-                               first + batch_indices(len(self) - first, others, seed, step)])
+        rest, others = len(self) - first, round(world_share * size)
+        indices = np.concatenate([batch_indices(first, size - others, seed, step),
+                                  first + batch_indices(rest, others, seed, step)])
+        if others == 0 and (turn := _turn(world_share * size, step)) is not None:
+            indices[-1] = first + batch_indices(rest, 1, seed, turn)[0]
+        if others == size and (turn := _turn((1 - world_share) * size, step)) is not None:
+            indices[0] = batch_indices(first, 1, seed, turn)[0]
+        return indices
 
     def evenly(self, branch: str, count: int) -> list[Sample]:
         """Build up to `count` samples of one branch, evenly spread over its episodes."""
@@ -230,6 +237,15 @@ def _epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     order = np.random.default_rng((seed, epoch)).permutation(num_samples)
     order.setflags(write=False)
     return order
+
+
+def _turn(per_step: float, step: int) -> int | None:
+    """Return how many steps before this one took a sample, None where it takes none itself.
+
+    :param per_step: samples that a step takes on average, at most one; the first step takes one.
+    """
+    before, after = (math.ceil(steps * per_step) for steps in (step, step + 1))
+    return before if before < after else None
 
 
 def fitting_batch(table: SampleTable, world_share: float | None, most: int) -> int:

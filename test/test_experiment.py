@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from training_data import IMAGE_SIZE, episode, tiny_tokenizer
+from training_data import IMAGE_SIZE, episode, tiny_tokenizer, with_chunks
 from training_runs import TINY, tiny_config
 import yaml
 
@@ -143,6 +143,33 @@ def test_held_out_episodes_that_lack_a_branch_are_measured_with_the_others(tmp_p
 def test_whole_chunks_need_to_know_what_holds(tmp_path):
     with pytest.raises(ConfigError, match=r'data\.whole_chunks needs data\.label_tolerance'):
         tiny_config(tmp_path, whole_chunks=True)
+
+
+@pytest.mark.parametrize(('option', 'value', 'lacks'), [
+    ('aim_weight', 0.5, 'aims'), ('reach_weight', 1.0, 'aims'),
+    ('asked_repeats', 2, 'labels of chunks')])
+def test_an_option_that_no_label_is_there_for_is_refused(tmp_path, option, value, lacks):
+    """Pins a bug: it was accepted and did nothing, also where only held-out episodes have some."""
+    def asked(**data):
+        config = tiny_config(tmp_path, **data)
+        if option == 'asked_repeats':
+            return replace(config, data=replace(config.data, asked_repeats=value))
+        return replace(config, loss=replace(config.loss, **{option: value}))
+    config = asked()
+    with pytest.raises(ConfigError, match=rf'{option} is given, .*store has {lacks}'):
+        build_experiment(config)
+    build_experiment(config, resume_from=train(tiny_config(tmp_path, steps=1)))
+    for store, labelled in (('all', range(20)), ('held_out', range(18, 20))):
+        write_store(tmp_path / store, [
+            replace(with_chunks(episode(number)), aims=np.full((12, 5), 0.5))
+            if number in labelled else episode(number) for number in range(20)],
+            tiny_tokenizer(), IMAGE_SIZE)
+    build_experiment(replace(config, data=replace(config.data, store=str(tmp_path / 'all'))))
+    with pytest.raises(ConfigError, match=f'held_out has {lacks}'):
+        build_experiment(replace(config, data=replace(config.data,
+                                                      store=str(tmp_path / 'held_out'))))
+    with pytest.raises(ConfigError, match=f'{option} is of the action branch'):
+        build_experiment(asked(branches=('world',)))
 
 
 def test_the_range_of_a_checkpoint_needs_a_checkpoint(tmp_path):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from worldvla_ros.datatypes import ACTION_AXES
-from worldvla_ros.errors import CheckpointError
+from worldvla_ros.errors import CheckpointError, ConfigError
 from worldvla_ros.model.image_places import NO_PLACE
 from worldvla_ros.model.image_tokenizer import ImageTokenizer, load_image_tokenizer
 from worldvla_ros.model.transformer import Transformer, TransformerConfig
@@ -85,14 +85,16 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
 
     :param resume_from: checkpoint of this run whose weights, text tokenizer and settings go on.
     Raises DatasetError for a store that is empty, of another tokenizer or without a sample of a
-    branch, CheckpointError for weights of another vocabulary, TrainingError for a damaged
-    checkpoint of this run.
+    branch, ConfigError for an option that a new run has no labels for, CheckpointError for weights
+    of another vocabulary, TrainingError for a damaged checkpoint of this run.
     """
     image_tokenizer = load_image_tokenizer(config.data.tokenizer)
     store = TokenStore.open(config.data.store, tokenizer_fingerprint(image_tokenizer))
     train, held_out = store.split(config.data.split)
     if config.data.state:
         store.require_states()
+    if resume_from is None:  # one that began before this was refused may go on
+        _require_labels(config, store, train)
     source = str(resume_from or config.model.init_from)
     config = with_earlier_splits(config, source)
     if source:
@@ -119,6 +121,25 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     return Experiment(config, pretrained, train_table, *_measurable(held_out, table),
                       store.header.data, _clipped_labels(store, train, pretrained.settings),
                       counts)
+
+
+def _require_labels(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]) -> None:
+    """Raise ConfigError for an option that would do nothing with these episodes."""
+    data, loss = config.data, config.loss
+    for option, given, what, labels in (
+            ('loss.aim_weight', loss.aim_weight > 0, "aims, which the simulator's expert records",
+             store.aims),
+            ('loss.reach_weight', loss.reach_weight > 0,
+             "aims, which the simulator's expert records", store.aims),
+            ('data.asked_repeats', data.asked_repeats > 1,
+             'labels of chunks, which `collect --chunk` records', store.chunks)):
+        if given and 'action' not in data.branches:
+            raise ConfigError(f'{option} is of the action branch, and data.branches names '
+                              f'{", ".join(data.branches)} alone; leave it out')
+        if given and (labels is None
+                      or not any(np.isfinite(labels[one.steps]).any() for one in train)):
+            raise ConfigError(f'{option} is given, and no training episode of {data.store} has '
+                              f'{what}; leave it out, or give another data.store')
 
 
 def _measurable(held_out: list[StoredEpisode], table: Callable[[list[StoredEpisode]], SampleTable]

@@ -98,6 +98,15 @@ def test_chunks_of_several_lengths_or_with_holes_are_refused(tmp_path):
         replace(demos[0], chunks=chunks)
 
 
+def test_an_episode_is_found_without_looking_at_all_others(store, monkeypatch):
+    """Pins a bug: each search went through all, 16 ms where there were 179,156."""
+    monkeypatch.setattr(store, 'episodes', ())
+    executed = episode(2).executed
+    assert store.find('task0', 'demo_2', executed).start == 24
+    assert store.find('task0', 'demo_2', executed + 1) is None
+    assert store.find('task1', 'demo_2', executed) is None
+
+
 @pytest.mark.parametrize(('before', 'encoded'), [(False, 1 + 12), (True, 2)])
 def test_of_a_reused_store_only_what_it_lacks_is_encoded(tmp_path, monkeypatch, before, encoded):
     one = with_wrist(episode(0))

@@ -86,6 +86,7 @@ class TokenStore:
                  arrays: dict[str, NDArray[Any]]) -> None:
         self.header = header
         self.episodes = episodes
+        self._by_name = {(one.task, one.name): one for one in episodes}
         self.codes: NDArray[np.uint16] = arrays['codes']
         self.actions: NDArray[np.float32] = arrays['actions']
         self.executed: NDArray[np.float32] = arrays['executed']
@@ -127,7 +128,7 @@ class TokenStore:
 
         Raises DatasetError where none is left for training.
         """
-        episodes = {(one.task, one.name): one for one in self.episodes}
+        episodes = self._by_name
         train, held_out = split_keys({
             key: (self.actions[one.steps], self.executed[one.steps])
             for key, one in episodes.items()}, order)
@@ -145,7 +146,7 @@ class TokenStore:
 
     def find(self, task: str, name: str, executed: NDArray[np.floating]) -> StoredEpisode | None:
         """Return the episode of this name if just these actions (T, 7) moved the robot in it."""
-        stored = next((one for one in self.episodes if (one.task, one.name) == (task, name)), None)
+        stored = self._by_name.get((task, name))
         if stored is None or not np.array_equal(self.executed[stored.steps],
                                                 executed.astype(np.float32)):
             return None

@@ -97,6 +97,24 @@ def test_places_that_a_checkpoint_begins_to_read_follow_the_seed(tmp_path):
     assert torch.equal(places(1), first) and not torch.equal(places(2), first)
 
 
+def test_train_yaml_says_that_the_network_it_began_from_reads_places(tmp_path):
+    """Pins a bug: it had what was asked for, which such a network does not follow."""
+    first = tiny_config(tmp_path, steps=1)
+    reads = train(replace(first, model=replace(TINY, image_places=True)))
+    config = tiny_config(tmp_path, steps=1, output='second')
+    config = replace(config, model=replace(TINY, init_from=str(reads)))
+    used = load_yaml(train(config) / 'train.yaml', TrainConfig)
+    assert used.model.image_places
+    for again in (config, used):
+        assert RunFolder(again).latest().name == 'step-00000001'
+    plain = train(replace(first, run=replace(first.run, output=str(tmp_path / 'plain'))))
+    third = replace(config, model=replace(TINY, init_from=str(plain)),
+                    run=replace(config.run, output=str(tmp_path / 'third')))
+    train(third)
+    with pytest.raises(ConfigError, match=r'model\.image_places: False -> True'):
+        train(replace(third, model=replace(third.model, image_places=True)))
+
+
 def test_it_is_told_why_nothing_is_measured_on_what_is_held_out(tmp_path):
     config = tiny_config(tmp_path, label_tolerance=0.25, whole_chunks=True)
     assert 'nothing is measured' not in build_experiment(config).split_report

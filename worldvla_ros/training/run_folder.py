@@ -2,7 +2,8 @@
 """The folder of a run: checkpoints that appear whole or not at all, metrics, curves.
 
     checkpoints/step-00000500/   what WorldVLAPolicy.from_pretrained loads, and to resume from:
-        trainer.pt  train.yaml   state of the optimizer, and the configuration of the run
+        trainer.pt  train.yaml   state of the optimizer and values for the next row of the
+                                 metrics; the configuration of the run
     metrics.csv  curves.png      TensorBoard files too, where it is installed
     final/                       the result, bfloat16, files small enough for git
         train.yaml               the configuration of the run that made it

@@ -228,6 +228,24 @@ def test_labels_that_saturate_are_counted_per_axis(started_from_another, tmp_pat
     assert f'dz 0.0%, droll {experiment.clipped_labels[3]:.1%}, dpitch 0.0%' in line
 
 
+def test_chunks_and_states_out_of_the_range_of_a_checkpoint_are_told(tmp_path):
+    """Pins a bug: labels of steps alone were looked at, so that it said 0.0 %."""
+    first = train(tiny_config(tmp_path, steps=1, state=True))
+    far = with_chunks(episode(0), steps=range(12))
+    far.chunks[:, :, 3] = 5.0
+    far.states[:3, 2] += 1.0
+    write_store(tmp_path / 'far', [far, *(episode(number) for number in (1, 2, 3))],
+                tiny_tokenizer(), IMAGE_SIZE)
+    config = tiny_config(tmp_path, output='second', state=True)
+    experiment = build_experiment(replace(
+        config, model=replace(TINY, init_from=str(first)),
+        data=replace(config.data, store=str(tmp_path / 'far'))))
+    assert experiment.clipped_labels[3] == pytest.approx(60 / (48 + 60))
+    report = experiment.range_report
+    assert report.startswith('warning:') and 'droll 55.6%' in report
+    assert report.endswith("warning: up to 6.2% of a value of the arm's state, too")
+
+
 def test_few_labels_out_of_range_are_told_without_a_warning(tmp_path):
     experiment = build_experiment(tiny_config(tmp_path))
     few = replace(experiment, clipped_labels=experiment.clipped_labels + 0.004)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put a run together: tokenizers, vocabulary, network and samples that fit each other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,6 +49,7 @@ class Experiment:
     not_measured: str  # why some or all is not measured on held-out episodes that there are
     data: str  # fingerprint of the store
     clipped_labels: NDArray[np.float64]  # (7,) share of the training labels out of range
+    clipped_states: NDArray[np.float64]  # (7,) likewise of the arm's states; (0,) if not read
     counts: SplitCounts  # of the episodes
 
     @property
@@ -72,12 +73,14 @@ class Experiment:
 
     @property
     def range_report(self) -> str:
-        """Say in one line how many labels saturate, on each axis."""
+        """Say in one line how many labels saturate on each axis, and of the state at most."""
         shares = ', '.join(f'{axis} {share:.1%}' for axis, share in
                            zip(ACTION_AXES, self.clipped_labels, strict=True))
         warning = ('' if self.clipped_labels.max() <= MOST_CLIPPED else
                    'warning: these actions are not learned as they are; ')
-        return f'{warning}action labels outside of the range of the tokens: {shares}'
+        states = '' if self.clipped_states.max(initial=0.0) <= MOST_CLIPPED else (
+            f"; warning: up to {self.clipped_states.max():.1%} of a value of the arm's state, too")
+        return f'{warning}action labels outside of the range of the tokens: {shares}{states}'
 
 
 def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Experiment:
@@ -119,8 +122,7 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
     counts = SplitCounts.of(config.data.split, *([one.instruction for one in side]
                                                  for side in (train, held_out)))
     return Experiment(config, pretrained, train_table, *_measurable(held_out, table),
-                      store.header.data, _clipped_labels(store, train, pretrained.settings),
-                      counts)
+                      store.header.data, *_clipped(store, train, pretrained.settings), counts)
 
 
 def _require_labels(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]) -> None:
@@ -336,8 +338,8 @@ def _world_stride(config: TrainConfig, before: int) -> int:
 
 def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
               ) -> PolicySettings:
-    low, high = (_as_tuples(store.action_range(train)) if config.data.action_range == 'data'
-                 else (LIBERO_MINIMUM, LIBERO_MAXIMUM))
+    low, high = (_as_tuples(store.action_range(train, config.data.horizon))
+                 if config.data.action_range == 'data' else (LIBERO_MINIMUM, LIBERO_MAXIMUM))
     state_low, state_high = (_as_tuples(store.state_range(train)) if config.data.state
                              else (None, None))
     return PolicySettings(
@@ -349,12 +351,22 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
         action_minimum=low, action_maximum=high, notes=_notes(store))
 
 
-def _clipped_labels(store: TokenStore, train: list[StoredEpisode], settings: PolicySettings
-                    ) -> NDArray[np.float64]:
-    labels = np.concatenate([store.actions[episode.steps] for episode in train])
-    low, high = (np.array(end, dtype=labels.dtype) for end in (settings.action_minimum,
-                                                               settings.action_maximum))
-    return np.asarray(((labels < low) | (labels > high)).mean(0))
+def _clipped(store: TokenStore, train: list[StoredEpisode], settings: PolicySettings
+             ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return `clipped_labels` and `clipped_states` of an experiment."""
+    labels = _share_outside(store.labels_of(train, settings.horizon), settings.action_minimum,
+                            settings.action_maximum)
+    if settings.state_minimum is None or settings.state_maximum is None:
+        return labels, np.zeros(0)
+    return labels, _share_outside(np.concatenate([store.states[one.steps] for one in train]),
+                                  settings.state_minimum, settings.state_maximum)
+
+
+def _share_outside(rows: NDArray[np.float32], minimum: Sequence[float], maximum: Sequence[float]
+                   ) -> NDArray[np.float64]:
+    """Return which share of each column of the rows lies outside of its range."""
+    low, high = (np.array(end, dtype=rows.dtype) for end in (minimum, maximum))
+    return np.asarray(((rows < low) | (rows > high)).mean(0))
 
 
 def _as_tuples(bounds: tuple[NDArray[np.float64], NDArray[np.float64]]

@@ -30,6 +30,7 @@ import torch
 
 from worldvla_ros.config import load_yaml
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer
+from worldvla_ros.recording.demonstration_file import AIM_DIM
 from worldvla_ros.training.batches import Batch
 from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.experiment import build_experiment
@@ -72,7 +73,8 @@ def made_up_store(config: TrainConfig, folder: Path) -> TrainConfig:
         frames = np.broadcast_to(rng.integers(0, 256, (1, size, size, 3), np.uint8),
                                  (steps, size, size, 3))
         return Episode(f'demo_{number}', 'made_up', 'put the bowl on the plate', frames, actions,
-                       actions, True, rng.uniform(-1, 1, (steps, 7)))
+                       actions, True, rng.uniform(-1, 1, (steps, 7)),
+                       aims=rng.uniform(0, 1, (steps, AIM_DIM)))
     write_store(folder / 'store', map(episode, range(episodes)), image_tokenizer, size)
     return replace(config, data=replace(config.data, store=str(folder / 'store')))
 

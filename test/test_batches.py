@@ -25,6 +25,7 @@ from worldvla_ros.training.batches import (
     batch_mask,
     collate,
     collate_by_branch,
+    fitting_batch,
     with_noise,
 )
 from worldvla_ros.training.failures import DatasetError
@@ -96,7 +97,7 @@ def test_whole_chunks_leave_out_what_does_not_hold_to_its_end_and_no_frame_of_th
     assert whole.learned_share == 1.0
     one.executed[:, :6] = -one.actions[:, :6]
     store = write_store(tmp_path / 'b', [one], tiny_tokenizer(), IMAGE_SIZE)
-    with pytest.raises(DatasetError, match='no chunk in 1 episodes holds to its end'):
+    with pytest.raises(DatasetError, match='in 1 episodes: no chunk holds to its end'):
         SampleTable(store, store.episodes, ('action',), everything._builder, ACTION_TOKENIZER,
                     label_tolerance=0.25, whole_chunks=True)
 
@@ -145,9 +146,9 @@ def test_a_horizon_beyond_the_recorded_chunks_is_refused(tmp_path):
 
 
 def test_episodes_shorter_than_the_horizon_are_no_data(store):
-    with pytest.raises(DatasetError, match='shorter than the horizon'):
+    with pytest.raises(DatasetError, match=r'in 4 episodes: each is shorter than data\.horizon'):
         table(store, ('action',), horizon=13)
-    with pytest.raises(DatasetError, match=r'or the world rounds \(3 of 4 steps or more\)'):
+    with pytest.raises(DatasetError, match=r'data\.world_rounds \(3 of 4 steps or more\)'):
         table(store, ('video',), world_rounds=3, world_stride=4)
 
 
@@ -220,6 +221,27 @@ def test_a_share_of_the_batch_is_taken_from_the_other_branches(store):
     np.testing.assert_array_equal(samples.batch(8, None, 5, 1),
                                   batch_indices(len(samples), 8, 5, 1))
     assert {samples[i].branch for i in samples.batch(8, 0.0, 0, 0)} == {'action'}
+
+
+@pytest.mark.parametrize('world_share', [0.0625, 1 - 0.0625])
+def test_a_share_of_less_than_a_sample_is_spread_over_the_steps(store, world_share):
+    """Pins a bug: it was rounded to none, so that the world was never learned, or no action."""
+    samples = table(store, ('action', 'world'))
+    chosen = [samples.batch(8, world_share, 0, step) for step in range(20)]
+    assert all(len(set(indices)) == 8 for indices in chosen)
+    rare = 'world' if world_share < 0.5 else 'action'
+    taken = [[i for i in indices if samples[i].branch == rare] for indices in chosen]
+    assert [len(indices) for indices in taken] == [1, 0] * 10
+    assert len(set().union(*taken)) == 10, 'of an epoch each is another'
+    np.testing.assert_array_equal(samples.batch(8, world_share, 0, 4), chosen[4])
+    assert fitting_batch(samples, world_share, 8) == 8
+
+
+def test_a_batch_that_few_episodes_make_smaller_still_has_a_sample_of_each_branch(store):
+    samples = table(store, ('action', 'world'))  # 32 of actions, 40 of the world
+    size = fitting_batch(samples, 0.01, 100)
+    assert size == 32 and {samples[i].branch for i in samples.batch(size, 0.01, 0, 0)} == {
+        'action', 'world'}
 
 
 def test_branches_are_padded_apart(store):

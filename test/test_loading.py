@@ -11,6 +11,7 @@ import pytest
 from training_runs import tiny_config, weights
 
 from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.loading import AHEAD, made_ahead, made_by_threads
 from worldvla_ros.training.run_folder import RunFolder
 from worldvla_ros.training.train import train
@@ -50,6 +51,19 @@ def test_what_fails_in_a_thread_is_raised_where_it_is_used():
         raise ValueError(f'no batch for step {step}')
     with pytest.raises(ValueError, match='step 7'), made_by_threads(fails, range(7, 9), 2) as made:
         next(made)
+
+
+@pytest.mark.parametrize('processes', [0, 2])
+def test_a_data_error_is_told_in_its_own_words_whoever_makes_the_batches(processes):
+    """Pins a bug: from another process it came with a traceback of 25 lines as its message."""
+    def fails(step):
+        raise DatasetError(f'no batch for step {step}')
+    before = children()
+    with pytest.raises(DatasetError, match=r'\Ano batch for step 7\Z'), \
+            made_ahead(fails, range(7, 9), processes) as made:
+        next(made)
+    del made
+    assert not children() - before
 
 
 def test_the_same_is_learned_whoever_makes_the_batches(tmp_path):

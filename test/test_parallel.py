@@ -52,3 +52,11 @@ def test_only_the_first_process_keeps_what_is_gathered(rank, monkeypatch):
         assert [moments[index]['exp_avg'].shape for index in range(3)] == 3 * [(6, 4)]
     else:
         assert weights == {} and moments == {0: {}, 1: {}, 2: {}}
+
+
+def test_rows_of_all_processes_come_together_however_many_each_has(rank, monkeypatch):
+    """After a resume the first process has those of all, and the others have none yet."""
+    def gather(found, rows):
+        found[:] = [rows, [[3.0]]]
+    monkeypatch.setattr(dist, 'all_gather_object', gather)
+    assert parallel.rows_of_all([[1.0], [2.0]]) == [[1.0], [2.0], [3.0]]

@@ -98,6 +98,15 @@ def test_chunks_of_several_lengths_or_with_holes_are_refused(tmp_path):
         replace(demos[0], chunks=chunks)
 
 
+def test_an_episode_is_found_without_looking_at_all_others(store, monkeypatch):
+    """Pins a bug: each search went through all, 16 ms where there were 179,156."""
+    monkeypatch.setattr(store, 'episodes', ())
+    executed = episode(2).executed
+    assert store.find('task0', 'demo_2', executed).start == 24
+    assert store.find('task0', 'demo_2', executed + 1) is None
+    assert store.find('task1', 'demo_2', executed) is None
+
+
 @pytest.mark.parametrize(('before', 'encoded'), [(False, 1 + 12), (True, 2)])
 def test_of_a_reused_store_only_what_it_lacks_is_encoded(tmp_path, monkeypatch, before, encoded):
     one = with_wrist(episode(0))
@@ -201,13 +210,22 @@ def test_the_data_fingerprint_changes_with_one_action(tmp_path):
 
 def test_the_action_range_holds_every_action_and_refuses_a_constant(tmp_path):
     store = write_store(tmp_path / 'a', [episode()], tiny_tokenizer(), IMAGE_SIZE)
-    low, high = store.action_range(store.episodes)
+    low, high = store.action_range(store.episodes, 5)
     assert (store.actions >= low).all() and (store.actions <= high).all()
     still = episode()
     still.actions[:, 3] = still.executed[:, 3] = 0
     store = write_store(tmp_path / 'b', [still], tiny_tokenizer(), IMAGE_SIZE)
     with pytest.raises(ConfigError, match=r'\[3\] never change'):
-        store.action_range(store.episodes)
+        store.action_range(store.episodes, 5)
+
+
+def test_the_action_range_holds_the_chunks_that_are_learned(tmp_path):
+    """Pins a bug: a label of a chunk beyond all labels of steps was cut to their range."""
+    one = with_chunks(episode())
+    one.chunks[3] = np.linspace(1.0, 1.4, 5)[:, None]
+    store = write_store(tmp_path / 'a', [one], tiny_tokenizer(), IMAGE_SIZE)
+    assert store.action_range(store.episodes, 5)[1] == pytest.approx(1.4)
+    assert store.action_range(store.episodes, 4)[1] == pytest.approx(1.3), 'one is not learned'
 
 
 def test_the_command_makes_a_store_and_tells_errors_in_a_sentence(tmp_path, capsys):

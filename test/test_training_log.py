@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training writes beside its checkpoints: TensorBoard and speed."""
 
+from dataclasses import replace
 import sys
 import threading
 import time
@@ -8,12 +9,15 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
-from training_runs import tiny_config
+import torch
+from training_runs import columns, tiny_config
 
 from worldvla_ros.training import run_folder
+from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.failures import TrainingError
-from worldvla_ros.training.run_folder import read_metrics
+from worldvla_ros.training.run_folder import RunFolder, read_metrics
 from worldvla_ros.training.train import train
+from worldvla_ros.training.trainer import Trainer
 
 
 class FakeWriter:
@@ -44,6 +48,35 @@ def test_tensorboard_gets_every_value_where_it_is_installed(tmp_path, monkeypatc
     expected = {'purged from': 5, ('train/total', 5): 1.5, 'flushed': True}
     assert FakeWriter.scalars == (expected if installed and wanted is not False else {})
     assert read_metrics(tmp_path)[0]['total'] == '1.5'
+
+
+@pytest.mark.parametrize('older', [False, True])
+def test_a_row_is_of_the_same_steps_whether_the_run_was_killed_or_not(tmp_path, older):
+    """Pins a bug: the first row after a resume was the mean of the steps since then alone."""
+    config = tiny_config(tmp_path)
+    config = replace(config, run=replace(config.run, log_every=4))
+    train(config)
+    halves = replace(config, run=replace(config.run, output=str(tmp_path / 'halves')))
+    trainer = Trainer(build_experiment(halves))
+    step = trainer.train_step
+
+    def killed(parts):
+        if trainer.step == 3:
+            raise MemoryError
+        return step(parts)
+    trainer.train_step = killed
+    with pytest.raises(MemoryError):
+        trainer.run()
+    file = RunFolder(halves).latest() / 'trainer.pt'
+    state = torch.load(file, weights_only=True)
+    assert state['step'] == len(state['recent']) == 2
+    if older:
+        torch.save({name: state[name] for name in state if name != 'recent'}, file)
+    train(halves)
+    rows = [columns(read_metrics(tmp_path / run), 'step', 'total', 'grad_norm', 'learning_rate')
+            for run in ('run', 'halves')]
+    assert [row[0] for row in rows[1]] == ['4', '6']
+    assert (rows[0] == rows[1]) == (not older)
 
 
 def test_tensorboard_that_is_missed_is_told(tmp_path, monkeypatch):

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 from safetensors import SafetensorError
 import torch
-from training_data import write_hdf5
+from training_data import with_wrist, write_hdf5
 from vqgan_runs import Features, config, moving_square, write_moving_squares
 
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer
 from worldvla_ros.training import vqgan
 from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.frames import episodes_digest
 from worldvla_ros.training.vqgan import train_vqgan
 from worldvla_ros.training.vqgan_trainer import VqganTrainer
 
@@ -102,6 +103,28 @@ def test_demonstrations_that_were_rendered_or_recorded_again_are_others(demos, i
     write_hdf5(demos / 'demos' / 'push_demo.hdf5', again)
     with pytest.raises(TrainingError, match='trained on other demonstrations'):
         train_vqgan(interrupted)
+
+
+def test_other_pictures_of_the_wrist_are_other_demonstrations_where_they_are_learned_from(
+        tmp_path, monkeypatch):
+    """Pins a bug: the digest named those of the main camera alone."""
+    shown = [with_wrist(moving_square(number)) for number in range(10)]
+    demos = tmp_path / 'demos'
+    write_hdf5(demos / 'push_demo.hdf5', shown)
+    plain, both = episodes_digest(demos), config(tmp_path, steps=2, save_every=1, wrist=True)
+    kill_at(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        train_vqgan(both)
+    monkeypatch.undo()
+    state = torch.load(tmp_path / 'tokenizer.run' / 'state.pt', weights_only=True)
+    write_hdf5(demos / 'push_demo.hdf5',
+               [replace(one, wrist=one.wrist // 2) if one is shown[3] else one for one in shown])
+    with pytest.raises(TrainingError, match=r'trained on other demonstrations \(sha256-3:'):
+        train_vqgan(both)
+    assert episodes_digest(demos) == plain, 'without the wrist it is the same run'
+    torch.save(state | {'data': plain}, tmp_path / 'tokenizer.run' / 'state.pt')
+    with pytest.raises(TrainingError, match='of an older version'):
+        train_vqgan(both)
 
 
 def test_a_run_goes_on_with_or_without_the_perceptual_loss_as_it_began(demos, interrupted):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 import functools
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +67,8 @@ class SampleTable:
         :param label_tolerance: of `labels_that_hold`; None: all are learned.
         :param whole_chunks: leave out samples of actions that are not learned to their end.
         :param asked_repeats: how often each chunk that the expert was asked for is in the table.
-        :raises DatasetError: no sample in these episodes, or no wrist camera in the store.
+        :raises DatasetError: no sample in these episodes, or no wrist camera in the store. Where
+            only some branches have none, `lacking` says so.
         """
         if wrist and store.wrist_codes is None:
             raise DatasetError('data.wrist is true, and the store lacks the wrist camera; make it '
@@ -97,11 +99,6 @@ class SampleTable:
              for stride in builder.strides(branch)
              if start in builder.starts(branch, episode.length, stride)],
             dtype=np.int32).reshape(-1, 4)
-        if not len(self._rows):
-            raise DatasetError(
-                f'no sample in {len(self._episodes)} episodes: each is shorter than the horizon '
-                f'({builder.horizon}) or the world rounds ({builder.world_rounds} of '
-                f'{builder.strides(self._branches[-1])[0]} steps or more)')
         if asked_repeats > 1:
             asked = self._are_actions() & np.isin(self._frames_of(self._rows),
                                                   list(self._chunk_ids))
@@ -110,19 +107,33 @@ class SampleTable:
             whole = self._whole[self._frames_of(self._rows)]
             left_out = self._are_actions() & (self._learned_of(self._rows) < whole)
             self._rows = self._rows[~left_out]
-            if left_out.all():
-                raise DatasetError(f'no chunk in {len(self._episodes)} episodes holds to its end; '
-                                   'raise data.label_tolerance, or leave data.whole_chunks out')
+        self.lacking = '; '.join(
+            f'no sample of the branch {branch} in {len(self._episodes)} episodes: '
+            f'{self._why_none(branch)}' for b, branch in enumerate(self._branches)
+            if b not in self._rows[:, 0])
+        if not len(self._rows):
+            raise DatasetError(self.lacking)
 
     def __len__(self) -> int:
         return len(self._rows)
 
+    def _why_none(self, branch: str) -> str:
+        """Say what leaves a branch without a sample."""
+        builder = self._builder
+        if branch != 'action':
+            return (f'each is shorter than data.world_rounds ({builder.world_rounds} of '
+                    f'{builder.strides(branch)[0]} steps or more)')
+        if any(builder.starts(branch, episode.length) for episode in self._episodes):
+            return ('no chunk holds to its end; raise data.label_tolerance, or leave '
+                    'data.whole_chunks out')
+        return f'each is shorter than data.horizon ({builder.horizon})'
+
     @property
     def learned_share(self) -> float:
-        """Share of the labels of the action branch that are learned; NaN without that branch."""
-        if 'action' not in self._branches:
-            return float('nan')
+        """Share of the labels of the action branch that are learned; NaN without such samples."""
         rows = self._rows[self._are_actions()]
+        if not len(rows):
+            return float('nan')
         return float(self._learned_of(rows).sum() / self._whole[self._frames_of(rows)].sum())
 
     def _are_actions(self) -> NDArray[np.bool_]:
@@ -147,14 +158,21 @@ class SampleTable:
         """Return the samples of the batch of this step; a function of the arguments alone.
 
         :param world_share: of the batch that is not of the first branch. None mixes all samples
-            alike, as in the public implementation: about one of the world per action sample.
+            alike, as in the public implementation: about one of the world per action sample. So
+            are those of a table that lacks the first branch, or the others. A share that rounds
+            to no sample, or to all, has some of the batches take one of the rare branch.
         """
         first = int((self._rows[:, 0] == 0).sum())
-        others = 0 if world_share is None else round(world_share * size)
-        if world_share is None or first == len(self):
+        if world_share is None or first in (0, len(self)):
             return batch_indices(len(self), size, seed, step)
-        return np.concatenate([batch_indices(first, size - others, seed, step),
-                               first + batch_indices(len(self) - first, others, seed, step)])
+        rest, others = len(self) - first, round(world_share * size)
+        indices = np.concatenate([batch_indices(first, size - others, seed, step),
+                                  first + batch_indices(rest, others, seed, step)])
+        if others == 0 and (turn := _turn(world_share * size, step)) is not None:
+            indices[-1] = first + batch_indices(rest, 1, seed, turn)[0]
+        if others == size and (turn := _turn((1 - world_share) * size, step)) is not None:
+            indices[0] = batch_indices(first, 1, seed, turn)[0]
+        return indices
 
     def evenly(self, branch: str, count: int) -> list[Sample]:
         """Build up to `count` samples of one branch, evenly spread over its episodes."""
@@ -221,13 +239,22 @@ def _epoch_order(num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return order
 
 
+def _turn(per_step: float, step: int) -> int | None:
+    """Return how many steps before this one took a sample, None where it takes none itself.
+
+    :param per_step: samples that a step takes on average, at most one; the first step takes one.
+    """
+    before, after = (math.ceil(steps * per_step) for steps in (step, step + 1))
+    return before if before < after else None
+
+
 def fitting_batch(table: SampleTable, world_share: float | None, most: int) -> int:
-    """Return the size of the largest batch, up to `most`, that every branch can fill; or 0."""
-    for size in range(most, 0, -1):
+    """Return the size of the largest batch, up to `most`, that every branch can fill."""
+    for size in range(most, 1, -1):
         with suppress(DatasetError):
             table.batch(size, world_share, 0, 0)
             return size
-    return 0
+    return 1
 
 
 def collate(samples: Sequence[Sample], length: int | None = None, multiple: int = 1) -> Batch:

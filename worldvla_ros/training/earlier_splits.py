@@ -2,7 +2,8 @@
 """By which splits the checkpoint that a run starts from was trained before.
 
 It may have seen what this run holds out. train.yaml of every checkpoint says its own split and,
-as `data.earlier_splits`, those before it.
+as `data.earlier_splits`, those before it. Names of splits are all that is compared: of data that
+grew since, or are others, the same split may hold out what was seen, and this warns of nothing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +16,19 @@ from worldvla_ros.training.settings import TrainConfig
 
 HASHED_WHOLE = 'hashed of before 2026-11-28'
 """Of all moving steps, see `splits`: what 'hashed' means without `data.earlier_splits`."""
+UNKNOWN = 'unknown (no train.yaml)'
+"""Of a checkpoint that does not say it, such as a converted one."""
 
 
 def earlier_splits(checkpoint: str | Path, split: str) -> tuple[str, ...]:
-    """Return the splits other than this one that a checkpoint says it was trained with."""
+    """Return the splits other than this one that a checkpoint says it was trained with.
+
+    UNKNOWN where it says nothing.
+    """
     path = Path(checkpoint) / CONFIG_FILE
     data = read_yaml(path).get('data') if path.is_file() else None
     if not isinstance(data, Mapping):
-        return ()
+        return (UNKNOWN,)
     own = data.get('split')
     if own == 'hashed' and 'earlier_splits' not in data:
         own = HASHED_WHOLE

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Put a run together: tokenizers, vocabulary, network and samples that fit each other."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 
 from worldvla_ros.datatypes import ACTION_AXES
-from worldvla_ros.errors import CheckpointError
+from worldvla_ros.errors import CheckpointError, ConfigError
 from worldvla_ros.model.image_places import NO_PLACE
 from worldvla_ros.model.image_tokenizer import (
     ImageTokenizer,
@@ -49,16 +50,18 @@ class Experiment:
     pretrained: Pretrained
     train: SampleTable
     held_out: SampleTable | None  # None: too little data to hold any out
-    not_measured: str  # why nothing is measured on held-out episodes although there are some
+    not_measured: str  # why some or all is not measured on held-out episodes that there are
     data: str  # fingerprint of the store
     clipped_labels: NDArray[np.float64]  # (7,) share of the training labels out of range
+    clipped_states: NDArray[np.float64]  # (7,) likewise of the arm's states; (0,) if not read
     counts: SplitCounts  # of the episodes
 
     @property
     def split_report(self) -> str:
         """Say how many episodes are held out, and whether the weights may have seen them."""
         warning = leak_warning(self.config.data.split, self.config.data.earlier_splits)
-        unmeasured = (f'warning: nothing is measured on the held-out episodes: '
+        left = 'nothing' if self.held_out is None else 'not everything'
+        unmeasured = (f'warning: {left} is measured on the held-out episodes: '
                       f'{self.not_measured}') if self.not_measured else ''
         return '\n'.join(filter(None, (self.counts.in_words(), warning, unmeasured)))
 
@@ -74,26 +77,31 @@ class Experiment:
 
     @property
     def range_report(self) -> str:
-        """Say in one line how many labels saturate, on each axis."""
+        """Say in one line how many labels saturate on each axis, and of the state at most."""
         shares = ', '.join(f'{axis} {share:.1%}' for axis, share in
                            zip(ACTION_AXES, self.clipped_labels, strict=True))
         warning = ('' if self.clipped_labels.max() <= MOST_CLIPPED else
                    'warning: these actions are not learned as they are; ')
-        return f'{warning}action labels outside of the range of the tokens: {shares}'
+        states = '' if self.clipped_states.max(initial=0.0) <= MOST_CLIPPED else (
+            f"; warning: up to {self.clipped_states.max():.1%} of a value of the arm's state, too")
+        return f'{warning}action labels outside of the range of the tokens: {shares}{states}'
 
 
 def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Experiment:
     """Load or make all parts of a run.
 
     :param resume_from: checkpoint of this run whose weights, text tokenizer and settings go on.
-    Raises DatasetError for a store that is empty or of another tokenizer, CheckpointError for
-    weights of another vocabulary, TrainingError for a damaged checkpoint of this run.
+    Raises DatasetError for a store that is empty, of another tokenizer or without a sample of a
+    branch, ConfigError for an option that a new run has no labels for, CheckpointError for weights
+    of another vocabulary, TrainingError for a damaged checkpoint of this run.
     """
     image_tokenizer = load_image_tokenizer(config.data.tokenizer)
     store = TokenStore.open(config.data.store, tokenizer_fingerprint(image_tokenizer))
     train, held_out = store.split(config.data.split)
     if config.data.state:
         store.require_states()
+    if resume_from is None:  # one that began before this was refused may go on
+        _require_labels(config, store, train)
     source = str(resume_from or config.model.init_from)
     config = with_earlier_splits(config, source)
     if source:
@@ -112,15 +120,44 @@ def build_experiment(config: TrainConfig, resume_from: Path | None = None) -> Ex
                            pretrained.action_tokenizer, pretrained.state_tokenizer,
                            config.data.wrist, config.data.label_tolerance,
                            config.data.whole_chunks, asked_repeats)
-    try:
-        held_out_table, not_measured = table(held_out), ''
-    except DatasetError as error:
-        held_out_table, not_measured = None, str(error)
+    train_table = table(train, config.data.asked_repeats)
+    if train_table.lacking:
+        raise DatasetError(f'{train_table.lacking}; or take the branch out of data.branches')
     counts = SplitCounts.of(config.data.split, *([one.instruction for one in side]
                                                  for side in (train, held_out)))
-    return Experiment(config, pretrained, table(train, config.data.asked_repeats),
-                      held_out_table, not_measured if held_out else '', store.header.data,
-                      _clipped_labels(store, train, pretrained.settings), counts)
+    return Experiment(config, pretrained, train_table, *_measurable(held_out, table),
+                      store.header.data, *_clipped(store, train, pretrained.settings), counts)
+
+
+def _require_labels(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]) -> None:
+    """Raise ConfigError for an option that would do nothing with these episodes."""
+    data, loss = config.data, config.loss
+    for option, given, what, labels in (
+            ('loss.aim_weight', loss.aim_weight > 0, "aims, which the simulator's expert records",
+             store.aims),
+            ('loss.reach_weight', loss.reach_weight > 0,
+             "aims, which the simulator's expert records", store.aims),
+            ('data.asked_repeats', data.asked_repeats > 1,
+             'labels of chunks, which `collect --chunk` records', store.chunks)):
+        if given and 'action' not in data.branches:
+            raise ConfigError(f'{option} is of the action branch, and data.branches names '
+                              f'{", ".join(data.branches)} alone; leave it out')
+        if given and (labels is None
+                      or not any(np.isfinite(labels[one.steps]).any() for one in train)):
+            raise ConfigError(f'{option} is given, and no training episode of {data.store} has '
+                              f'{what}; leave it out, or give another data.store')
+
+
+def _measurable(held_out: list[StoredEpisode], table: Callable[[list[StoredEpisode]], SampleTable]
+                ) -> tuple[SampleTable | None, str]:
+    """Return the samples of held-out episodes, and why some or all cannot be measured."""
+    if not held_out:
+        return None, ''
+    try:
+        found = table(held_out)
+    except DatasetError as error:
+        return None, str(error)
+    return found, found.lacking
 
 
 def initialise(model: Transformer) -> None:
@@ -306,8 +343,8 @@ def _world_stride(config: TrainConfig, before: int) -> int:
 
 def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
               ) -> PolicySettings:
-    low, high = (_as_tuples(store.action_range(train)) if config.data.action_range == 'data'
-                 else (LIBERO_MINIMUM, LIBERO_MAXIMUM))
+    low, high = (_as_tuples(store.action_range(train, config.data.horizon))
+                 if config.data.action_range == 'data' else (LIBERO_MINIMUM, LIBERO_MAXIMUM))
     state_low, state_high = (_as_tuples(store.state_range(train)) if config.data.state
                              else (None, None))
     return PolicySettings(
@@ -320,12 +357,22 @@ def _settings(config: TrainConfig, store: TokenStore, train: list[StoredEpisode]
         action_minimum=low, action_maximum=high, notes=_notes(store))
 
 
-def _clipped_labels(store: TokenStore, train: list[StoredEpisode], settings: PolicySettings
-                    ) -> NDArray[np.float64]:
-    labels = np.concatenate([store.actions[episode.steps] for episode in train])
-    low, high = (np.array(end, dtype=labels.dtype) for end in (settings.action_minimum,
-                                                               settings.action_maximum))
-    return np.asarray(((labels < low) | (labels > high)).mean(0))
+def _clipped(store: TokenStore, train: list[StoredEpisode], settings: PolicySettings
+             ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return `clipped_labels` and `clipped_states` of an experiment."""
+    labels = _share_outside(store.labels_of(train, settings.horizon), settings.action_minimum,
+                            settings.action_maximum)
+    if settings.state_minimum is None or settings.state_maximum is None:
+        return labels, np.zeros(0)
+    return labels, _share_outside(np.concatenate([store.states[one.steps] for one in train]),
+                                  settings.state_minimum, settings.state_maximum)
+
+
+def _share_outside(rows: NDArray[np.float32], minimum: Sequence[float], maximum: Sequence[float]
+                   ) -> NDArray[np.float64]:
+    """Return which share of each column of the rows lies outside of its range."""
+    low, high = (np.array(end, dtype=rows.dtype) for end in (minimum, maximum))
+    return np.asarray(((rows < low) | (rows > high)).mean(0))
 
 
 def _as_tuples(bounds: tuple[NDArray[np.float64], NDArray[np.float64]]

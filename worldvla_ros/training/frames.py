@@ -27,7 +27,8 @@ from worldvla_ros.training.splits import Key, SplitCounts
 from worldvla_ros.training.splits import split as split_keys
 
 MOVING_DIFFERENCE = 12  # of 255 in any channel: above what shading flickers by
-DIGEST_KIND = 'sha256-2:'  # the first kind named neither actions nor frames
+# The first kind named neither actions nor frames, the second no frames of the wrist camera.
+DIGEST_KIND, WRIST_DIGEST_KIND = 'sha256-2:', 'sha256-3:'
 MEMORY_SHARE = 0.8  # of what is available that frames may fill; training needs some, too
 
 Span = tuple[int, int]  # frames [start, stop) of an episode
@@ -87,7 +88,7 @@ def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: 
         raise DatasetError(f'{folder}: split {split} leaves {len(sides[0])} episodes to learn '
                            f'from and {len(sides[1])} held out; give more demonstrations, or '
                            'split: numeric and a task with ten or more')
-    cameras = (FRAMES, WRIST_FRAMES) if wrist else (FRAMES,)
+    cameras = _cameras(wrist)
     share = min(1.0, most / (len(cameras) * sum(lengths.values())))
     parts = [_Part({(key, camera): lengths[key] for key in keys for camera in cameras}, share)
              for keys in sides]
@@ -105,18 +106,25 @@ def load_frames(folder: Path, image_size: int, most: int, split: str, *, wrist: 
         split, *([Path(task).name for task, _ in keys] for keys in sides)))
 
 
-def episodes_digest(folder: Path, only: Path | None = None) -> str:
+def episodes_digest(folder: Path, only: Path | None = None, *, wrist: bool = False) -> str:
     """Return a short name of what `load_frames` reads: tasks, names, actions and first frames.
 
-    It begins with DIGEST_KIND.
+    It begins with DIGEST_KIND, with the wrist camera with WRIST_DIGEST_KIND.
     """
     actions = _chosen_actions(folder, only)
-    pictures = {(task_name(path, folder), name):
-                f'{frame.shape} {hashlib.sha256(frame.tobytes()).hexdigest()}'
-                for path in demonstration_files(folder)
-                for name, frame in first_frames(path).items()}
-    listed = [(*key, actions_digest(*actions[key]), pictures[key]) for key in sorted(actions)]
-    return f'{DIGEST_KIND}{hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]}'
+    pictures = [{(task_name(path, folder), name):
+                 f'{frame.shape} {hashlib.sha256(frame.tobytes()).hexdigest()}'
+                 for path in demonstration_files(folder)
+                 for name, frame in first_frames(path, camera).items()}
+                for camera in _cameras(wrist)]
+    listed = [(*key, actions_digest(*actions[key]), *(of_camera[key] for of_camera in pictures))
+              for key in sorted(actions)]
+    kind = WRIST_DIGEST_KIND if wrist else DIGEST_KIND
+    return f'{kind}{hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:12]}'
+
+
+def _cameras(wrist: bool) -> tuple[str, ...]:
+    return (FRAMES, WRIST_FRAMES) if wrist else (FRAMES,)
 
 
 def _chosen_actions(folder: Path, only: Path | None

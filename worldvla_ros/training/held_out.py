@@ -22,8 +22,8 @@ def held_out_values(loss: LossOfBatch, experiment: Experiment,
                     at_once: int, decode: bool) -> dict[str, float]:
     """Return TERMS over the first batches of the held-out episodes, without dropout.
 
-    The batches are smaller where a branch of these episodes cannot fill its share; empty where it
-    has no sample at all. The loss stays in evaluation mode.
+    The batches are smaller where a branch of these episodes cannot fill its share, and lack one
+    that has no sample at all. The loss stays in evaluation mode.
 
     :param collate: puts some samples of a table into batches.
     :param at_once: most samples that pass the network together; it changes no value, but a
@@ -35,8 +35,6 @@ def held_out_values(loss: LossOfBatch, experiment: Experiment,
     assert table is not None
     share = config.data.world_share
     size = fitting_batch(table, share, config.data.batch_size)
-    if size == 0:
-        return {}
     loss.eval()
     rows = []
     for i in range(min(config.run.evaluation_batches, len(table) // size)):

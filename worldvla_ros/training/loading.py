@@ -10,18 +10,26 @@ from typing import TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
+from worldvla_ros.errors import WorldVLAError
+
 Made = TypeVar('Made')
 AHEAD = 4  # batches that each process may be ahead by
 
 
-class _Steps(Dataset[Made]):
-    """What is made for a step, as an item by its number."""
+class _Steps(Dataset['Made | WorldVLAError']):
+    """What is made for a step, as an item by its number.
+
+    An error of ours is handed over: one that is raised arrives with the traceback as its message.
+    """
 
     def __init__(self, make: Callable[[int], Made]) -> None:
         self._make = make
 
-    def __getitem__(self, step: int) -> Made:
-        return self._make(step)
+    def __getitem__(self, step: int) -> Made | WorldVLAError:
+        try:
+            return self._make(step)
+        except WorldVLAError as error:
+            return error
 
 
 @contextmanager
@@ -43,7 +51,16 @@ def _from_processes(make: Callable[[int], Made], steps: range, processes: int
     made = iter(DataLoader(_Steps(make), sampler=steps, batch_size=None, num_workers=processes,
                            prefetch_factor=AHEAD, multiprocessing_context='fork',
                            worker_init_fn=_leave_stopping_to_the_trainer))
-    return lambda _: next(made)
+
+    def take(_: int) -> Made:
+        result = next(made)
+        if isinstance(result, WorldVLAError):
+            try:
+                raise result
+            finally:
+                del result  # it would keep this frame, and so the processes, for ever
+        return result
+    return take
 
 
 def _leave_stopping_to_the_trainer(_: int) -> None:

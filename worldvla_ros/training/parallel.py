@@ -109,6 +109,15 @@ def mean_over_processes(rows: Tensor) -> Tensor:
     return sums[0] / sums[1]
 
 
+def rows_of_all(rows: list[list[float]]) -> list[list[float]]:
+    """Return the rows of all processes, one process after the other; all must call it."""
+    if not dist.is_initialized():
+        return rows
+    gathered: list[list[list[float]]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, rows)
+    return [row for of_one in gathered for row in of_one]
+
+
 def whole(value: Tensor) -> Tensor:
     """Return a tensor with all its shares; every process must call it."""
     return value.full_tensor() if isinstance(value, DTensor) else value

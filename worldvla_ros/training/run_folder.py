@@ -2,7 +2,8 @@
 """The folder of a run: checkpoints that appear whole or not at all, metrics, curves.
 
     checkpoints/step-00000500/   what WorldVLAPolicy.from_pretrained loads, and to resume from:
-        trainer.pt  train.yaml   state of the optimizer, and the configuration of the run
+        trainer.pt  train.yaml   state of the optimizer and values for the next row of the
+                                 metrics; the configuration of the run
     metrics.csv  curves.png      TensorBoard files too, where it is installed
     final/                       the result, bfloat16, files small enough for git
         train.yaml               the configuration of the run that made it
@@ -54,14 +55,18 @@ def save_pretrained(pretrained: Pretrained, folder: Path, **options: Any) -> Non
 _SHAPE = ('hidden_size', 'intermediate_size', 'num_layers', 'num_heads', 'tie_word_embeddings')
 _INHERITED = ('data.action_range', *(f'model.{name}' for name in _SHAPE))
 """What the checkpoint that a run starts from decides; its shape alone, and all of it."""
+_PLACES = 'model.image_places'
+"""That one decides, too, if its network has them; else they may be asked for."""
 
 
 def config_as_used(config: TrainConfig, pretrained: Pretrained) -> TrainConfig:
     """Return the configuration with what the checkpoint it starts from decided in its place."""
     if not config.model.init_from:
         return config
-    shape = {name: getattr(pretrained.model.config, name) for name in _SHAPE}
-    return replace(config, model=replace(config.model, **shape),
+    network = pretrained.model.config
+    shape = {name: getattr(network, name) for name in _SHAPE}
+    return replace(config, model=replace(config.model, **shape,
+                                         image_places=network.image_grid is not None),
                    data=replace(config.data, action_range='checkpoint'))
 
 
@@ -85,7 +90,9 @@ class RunFolder:
             stored, given = self._stored(found[-1]), flatten(self._config)
         except ConfigError as error:
             raise _damaged(found[-1], error) from error
-        fixed = (_INHERITED if stored['model.init_from'] else ())
+        fixed = _INHERITED if stored['model.init_from'] else ()
+        if fixed and stored[_PLACES]:
+            fixed = (*fixed, _PLACES)
         if changed := differences(stored, given, {*filter(_may_change, given), *fixed}):
             raise ConfigError(f'{self.path} holds a run of another configuration '
                               f'({"; ".join(changed)}); give another run.output, or restore the '

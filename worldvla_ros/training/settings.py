@@ -39,8 +39,8 @@ class DataConfig:
                                                 'memory, the same gradient')
     world_share: float | None = bounded(
         None, minimum=0.0, maximum=1.0,
-        doc='of a batch that is not of the first branch; null: as the data has it, about half, '
-            'and more with a world stride')
+        doc='of a batch that is not of the first branch, one sample every few batches where it '
+            'is less; null: as the data has it, about half, and more with a world stride')
     code_noise: float = bounded(0.0, minimum=0.0, maximum=1.0,
                                 doc='share of the image codes shown that are replaced at random')
     action_noise: float = bounded(

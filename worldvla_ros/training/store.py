@@ -19,7 +19,7 @@ A store is a folder that `store_writing` writes whole or not at all:
 212 bytes per frame at 128 px, 596 at 256 px: 200,000 frames are 42 or 119 MB.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 import json
 from pathlib import Path
@@ -84,6 +84,7 @@ class TokenStore:
                  arrays: dict[str, NDArray[Any]]) -> None:
         self.header = header
         self.episodes = episodes
+        self._by_name = {(one.task, one.name): one for one in episodes}
         self.codes: NDArray[np.uint16] = arrays['codes']
         self.actions: NDArray[np.float32] = arrays['actions']
         self.executed: NDArray[np.float32] = arrays['executed']
@@ -125,7 +126,7 @@ class TokenStore:
 
         Raises DatasetError where none is left for training.
         """
-        episodes = {(one.task, one.name): one for one in self.episodes}
+        episodes = self._by_name
         train, held_out = split_keys({
             key: (self.actions[one.steps], self.executed[one.steps])
             for key, one in episodes.items()}, order)
@@ -143,17 +144,28 @@ class TokenStore:
 
     def find(self, task: str, name: str, executed: NDArray[np.floating]) -> StoredEpisode | None:
         """Return the episode of this name if just these actions (T, 7) moved the robot in it."""
-        stored = next((one for one in self.episodes if (one.task, one.name) == (task, name)), None)
+        stored = self._by_name.get((task, name))
         if stored is None or not np.array_equal(self.executed[stored.steps],
                                                 executed.astype(np.float32)):
             return None
         return stored
 
-    def action_range(self, episodes: Iterable[StoredEpisode]
+    def labels_of(self, episodes: Sequence[StoredEpisode], horizon: int) -> NDArray[np.float32]:
+        """Return the labels (N, 7) of some episodes, and those of chunks up to the horizon."""
+        labels = [self.actions[episode.steps] for episode in episodes]
+        if self.chunks is not None:
+            chunks = np.concatenate([self.chunks[episode.steps, :horizon] for episode in episodes])
+            labels.append(chunks[np.isfinite(chunks[:, 0, 0])].reshape(-1, chunks.shape[2]))
+        return np.concatenate(labels)
+
+    def action_range(self, episodes: Sequence[StoredEpisode], horizon: int
                      ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the smallest and largest action (7,) of some episodes, labels and executed."""
-        rows = np.concatenate([array[episode.steps] for episode in episodes
-                               for array in (self.actions, self.executed)]).astype(np.float64)
+        """Return the smallest and largest action (7,) of some episodes, labels and executed.
+
+        :param horizon: of `labels_of`.
+        """
+        rows = np.concatenate([self.labels_of(episodes, horizon), *(
+            self.executed[episode.steps] for episode in episodes)]).astype(np.float64)
         low, high = rows.min(0), rows.max(0)
         if (low == high).any():
             raise ConfigError(f'action values {np.flatnonzero(low == high).tolist()} never '

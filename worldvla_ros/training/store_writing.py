@@ -44,7 +44,8 @@ def write_store(folder: Path, episodes: Iterable[Episode], tokenizer: ImageToken
     It has the wrist camera if the episodes have it: all of them, or none.
 
     :param reuse: earlier store of the same tokenizer and image size; what it has of an episode
-        with the same actions and the same first picture is copied, not encoded again.
+        with the same actions and the same first picture is copied; that picture alone is encoded
+        again, to compare.
     Raises DatasetError when there is no episode, two have the same task and name, the folder
     exists or `reuse` is of another image size, ConfigError for a size that no prompt takes,
     TrainingError when the disk is full.

@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--only', type=Path, metavar='FILE',
                         help='list of worldvla_sim.replay: keep the demonstrations that succeeded')
     parser.add_argument('--reuse', type=Path, metavar='STORE',
-                        help='earlier store: episodes that it has are not encoded again')
+                        help='earlier store: of episodes that it has, only the first frame is '
+                             'encoded again, to compare')
     options = parser.parse_args(arguments)
     try:
         tokenizer = load_image_tokenizer(options.tokenizer)

@@ -50,6 +50,7 @@ from worldvla_ros.training.parallel import (
     others_wait,
     pick_device,
     replicate,
+    rows_of_all,
     shard,
     whole,
     whole_optimizer_state,
@@ -113,9 +114,12 @@ class Trainer:
             weight_decay=choice.weight_decay, fused=True)  # a quarter of the time on a CPU
         self.step = 0  # optimizer steps done
         self._saved = 0  # of these in the newest checkpoint
+        self._recent: list[list[float]] = []  # of `train_step`, since the log was written
         if state is not None:
             load_optimizer_state(self._optimizer, state['optimizer'])
             self.step = self._saved = state['step']
+            if self._rank == 0:  # it has those of all; versions before saved none
+                self._recent = state.get('recent', [])
 
     @property
     def model(self) -> Transformer:
@@ -157,16 +161,15 @@ class Trainer:
             # it was killed after it saved
             self._evaluate(log)
         with bar, made_ahead(self.batches, steps, run.loader_processes) as upcoming:
-            recent: list[list[float]] = []
             speed.start()
             for parts in upcoming:
-                recent.append(self.train_step(parts))
+                self._recent.append(self.train_step(parts))
                 for part in parts:
                     speed.add(part)
                 bar.update()
                 if self._due(run.log_every):
-                    self._log_training(log, bar, recent, speed.read())
-                    recent = []
+                    self._log_training(log, bar, speed.read())
+                    self._recent = []
                 if self._due(run.evaluate_every) or self._due(run.save_every):
                     self._save_and_evaluate(log)
                     speed.start()
@@ -253,9 +256,8 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self._config.run.steps
 
-    def _log_training(self, log: MetricsLog | None, bar: tqdm, recent: list[list[float]],
-                      speed: dict[str, float]) -> None:
-        rows = torch.tensor(recent, dtype=torch.float64, device=self.device)
+    def _log_training(self, log: MetricsLog | None, bar: tqdm, speed: dict[str, float]) -> None:
+        rows = torch.tensor(self._recent, dtype=torch.float64, device=self.device)
         means = mean_over_processes(rows).tolist()
         if log is None:
             return
@@ -310,7 +312,7 @@ class Trainer:
         self._saved = self.step
         pretrained = self._whole_pretrained()
         state = {'step': self.step, 'optimizer': whole_optimizer_state(self._optimizer),
-                 'data': self._experiment.data}
+                 'data': self._experiment.data, 'recent': rows_of_all(self._recent)}
         if self._head is not None:
             state['reach_head'] = whole_state(self._head)
         with others_wait():

@@ -26,12 +26,7 @@ from worldvla_ros.config import differences, flatten, from_mapping, load_yaml
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.model.image_tokenizer import round_to_half, save_image_tokenizer
 from worldvla_ros.training.failures import TrainingError, explain_os_error
-from worldvla_ros.training.frames import (
-    DIGEST_KIND,
-    LoadedFrames,
-    episodes_digest,
-    load_frames,
-)
+from worldvla_ros.training.frames import LoadedFrames, episodes_digest, load_frames
 from worldvla_ros.training.loading import made_by_threads
 from worldvla_ros.training.run_lock import alone_in
 from worldvla_ros.training.vqgan_quality import (
@@ -63,7 +58,8 @@ class VqganRun:
         self.path = self._output.with_name(self._output.name + '.run')
         if self._output.exists():
             raise TrainingError(f'{self._output} exists; give another output, or delete it first')
-        self._data = episodes_digest(Path(config.demonstrations), _only(config))
+        self._data = episodes_digest(Path(config.demonstrations), _only(config),
+                                     wrist=config.wrist)
 
     def load(self) -> dict[str, Any] | None:
         """Return the saved state, None in a new run; TrainingError if it is another run's."""
@@ -86,7 +82,7 @@ class VqganRun:
                                 f'({"; ".join(changed)}); give another output, or restore the '
                                 'values to resume it')
         data = state.pop('data', None) or ''
-        if not data.startswith(DIGEST_KIND):
+        if data.partition(':')[0] != self._data.partition(':')[0]:  # another kind of digest
             raise TrainingError(f'{path} is of an older version and does not say which '
                                 f'demonstrations it is of; delete {self.path} to begin again')
         if data != self._data:

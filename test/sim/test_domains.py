@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """ROS domains are claimed by one user of them at a time."""
 
+import itertools
 import os
 from pathlib import Path
 import stat
@@ -32,6 +33,20 @@ def test_a_process_does_not_take_the_domain_again_that_it_has_just_left():
             claims.append(domain)
     assert claims[0] != claims[1], 'its nodes may still be ending there'
     assert all(1 <= domain <= 100 for domain in claims)
+
+
+def test_a_domain_after_one_that_another_has_is_not_taken_twice_in_a_row(monkeypatch):
+    """Pins a bug: the next claim began at the one that the last had got in its second attempt."""
+    monkeypatch.setattr(domains, '_DOMAINS', (5006, 5007, 5008))
+    monkeypatch.setattr(domains, '_attempts', itertools.count())
+    with domains.claimed_domain() as another:
+        assert another == 5006
+        monkeypatch.setattr(domains, '_attempts', itertools.count())
+        claims = []
+        for _ in range(2):
+            with domains.claimed_domain() as domain:
+                claims.append(domain)
+    assert claims == [5007, 5008]
 
 
 def test_the_domain_of_the_shell_is_left_to_the_robot(monkeypatch):

@@ -126,6 +126,8 @@ def test_way_out_leads_from_under_an_open_drawer(tabletop):
 
 
 def test_an_object_with_an_edge_under_a_drawer_is_moved_by_little_and_not_lifted(tabletop):
+    tabletop.move_objects({name: np.array([-1.0, 0.3 * number]) for number, name in enumerate(
+        tabletop.loose_objects) if name != 'akita_black_bowl_1'})
     scene = Scene(tabletop)
     tabletop.data.joint('wooden_cabinet_1_top_level').qpos[0] = -0.16
     bowl = tabletop.data.joint('akita_black_bowl_1_joint0').qpos

@@ -12,8 +12,8 @@ from worldvla_ros.errors import WorldVLAError
 # In /tmp and not in $TMPDIR, which each worker has its own of.
 _LOCKS = '/tmp/worldvla_ros_domain'
 _DOMAINS = range(1, 101)  # above 101, Fast DDS needs ports that Linux gives to other programs
-# Each claim begins elsewhere: the nodes of a worker that died may still be ending in its domain.
-_first_attempt = itertools.count(os.getpid() * 7919)
+# Each claim begins behind the last: nodes of a worker that died may still be ending in its domain.
+_attempts = itertools.count(os.getpid() * 7919)
 
 
 @contextlib.contextmanager
@@ -24,10 +24,9 @@ def claimed_domain() -> Iterator[int]:
 
     :raises WorldVLAError: all are taken.
     """
-    first = next(_first_attempt)
     refusal: OSError | None = None
-    for attempt in range(len(_DOMAINS)):
-        domain = _DOMAINS[(first + attempt) % len(_DOMAINS)]
+    for _ in _DOMAINS:
+        domain = _DOMAINS[next(_attempts) % len(_DOMAINS)]
         if str(domain) == os.environ.get('ROS_DOMAIN_ID', '').strip():
             continue
         try:

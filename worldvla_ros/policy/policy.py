@@ -41,6 +41,7 @@ class WorldVLAPolicy:
         self.pretrained = pretrained
         self._weights = weights
         self._prompts = pretrained.prompts
+        self._text_room = len(self._prompts.text_prefix('?')) + MAX_TEXT_TOKENS
         self._action_tokenizer = pretrained.action_tokenizer
         self._state_tokenizer = pretrained.state_tokenizer
         self._recent_codes: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []
@@ -171,9 +172,9 @@ class WorldVLAPolicy:
 
     def _check_text(self, instruction: str) -> None:
         """Raise InstructionError for an instruction that no decoder has room for."""
-        room = len(self._prompts.text_prefix('?')) + MAX_TEXT_TOKENS
-        if (length := len(self._prompts.text_prefix(instruction))) > room:
-            raise InstructionError(f'the instruction makes the prompt {length - room} tokens too '
+        excess = len(self._prompts.text_prefix(instruction)) - self._text_room
+        if excess > 0:
+            raise InstructionError(f'the instruction makes the prompt {excess} tokens too '
                                    f'long, it may have about {MAX_TEXT_TOKENS}; use fewer words, '
                                    f'got {instruction[:60]!r}...')
 

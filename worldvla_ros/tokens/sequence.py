@@ -171,10 +171,10 @@ class PromptBuilder:
     def _text(self, text: str) -> TokenIds:
         """Return BOS and the ids of a text; InstructionError if one of them is no text."""
         ids = self.text_tokenizer.encode(text)
-        for token in ids:
-            if (meaning := self.vocabulary.meaning(token)) is not None:
-                raise InstructionError(
-                    f'the text tokenizer gives token {token} in {text!r}, which the model takes '
-                    f'for {meaning}; say it in other words, and check that tokenizer.json is of '
-                    'this checkpoint')
+        if (other := self.vocabulary.first_that_is_no_text(ids)) is not None:
+            token, meaning = other
+            raise InstructionError(
+                f'the text tokenizer gives token {token} in {text!r}, which the model takes for '
+                f'{meaning}; say it in other words, and check that tokenizer.json is of this '
+                'checkpoint')
         return np.array([self.vocabulary.bos, *ids], dtype=np.int64)

@@ -10,7 +10,7 @@ the decoder has to know which ids open a block and which are action bins, and a 
 the same numbers there would be a second home.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -66,9 +66,11 @@ class Vocabulary:
                                           f'{owner[token]} and {name}, expected disjoint ranges')
                 owner[token] = name
 
-    def meaning(self, token: int) -> str | None:
-        """Return what an id stands for, such as 'action bins'; None: for text or for nothing."""
-        return next((name for name, ids in self._named_ranges().items() if token in ids), None)
+    def first_that_is_no_text(self, ids: Iterable[int]) -> tuple[int, str] | None:
+        """Return the first id that stands for something else, and what: such as 'action bins'."""
+        ranges = self._named_ranges()
+        return next(((token, name) for token in ids for name, taken in ranges.items()
+                     if token in taken), None)
 
     def _named_ranges(self) -> dict[str, range]:
         singles = ('bos', 'separator', 'boi', 'eoi', 'new_line', 'boa', 'eoa')

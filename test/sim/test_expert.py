@@ -194,6 +194,13 @@ def test_a_plate_is_slid_by_fingers_that_come_down_centimetres_off(monkeypatch, 
     assert solve('libero_goal', 5, 1)[0]
 
 
+@pytest.mark.parametrize('offset', [-0.03, 0.03])
+def test_a_bottle_lies_on_the_rack_where_it_is_laid_centimetres_off(monkeypatch, offset):
+    monkeypatch.setattr(placing, '_UP_SLOPE', placing._UP_SLOPE + offset)
+    success, _ = solve('libero_goal', 9, 1)
+    assert success
+
+
 def test_the_arm_stays_off_its_limits_with_a_bottle_above_the_cabinet():
     """Pins a bug: it stretched until its elbow was straight, where a policy came no further."""
     with LiberoEnv('libero_goal', 2, render=False, assets='builtin') as env:

@@ -39,7 +39,7 @@ LOWERING = 0.7  # of the greatest speed, when what is held comes down
 # to do, a learner that is a centimetre wrong does almost the right thing; with a narrow shaft to
 # come down it learned to stay above its end.
 _COMING_DOWN = 0.05  # [m] beside the place, from where the cone is followed
-_BESIDE, STEEPNESS = 0.010, 3.0  # [m] at the place's height; height per distance beside that
+BESIDE, STEEPNESS = 0.010, 3.0  # [m] at the place's height; height per distance beside that
 _DROP = 0.015  # [m] that what is held may fall to its place
 _FAST = 0.05  # [m/s] of an object that falls, rolls or is dragged
 _AROUND = 0.09  # [m] from an object's origin to the grip site
@@ -179,7 +179,7 @@ class Placing:
                 self._turn_to_final()
             return go(self._robot, over(self._robot, place, height), CLOSED)
         self._turn_to_final()
-        on_cone = max(0.0, lateral - _BESIDE) * STEEPNESS
+        on_cone = max(0.0, lateral - BESIDE) * STEEPNESS
         if robot.turn_error() > FACING:
             on_cone = max(on_cone, above)
         return go(self._robot, place + on_cone * UP, CLOSED, LOWERING)

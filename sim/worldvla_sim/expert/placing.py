@@ -19,7 +19,7 @@ from worldvla_sim.expert.holding import (
     over,
     split,
 )
-from worldvla_sim.expert.picking import LIFT, STEEPNESS, Placing, place
+from worldvla_sim.expert.picking import BESIDE, LIFT, LOWERING, STEEPNESS, Placing, place
 from worldvla_sim.expert.robot import CLOSED, Robot
 from worldvla_sim.expert.scene import UP, Scene
 from worldvla_sim.expert.skills import HOVER, Motion, cruising_height, destination, react
@@ -34,7 +34,11 @@ _INSIDE_RIM, _ON_PLATE = 0.020, 0.055  # [m] beside its middle: straight down, a
 _BEHIND = 0.012  # [m] behind its middle, where the fingers come down: they end up before it
 _STRIDE, _RISE = 0.0155, 0.05  # [m] ahead of the hand: at full speed
 _SLID = 0.008  # [m] beside the region's middle
-_TILTING = 0.05  # [m] beside the rack's lip, from where a bottle is tilted
+_TILTING = 0.05  # [m] beside its place on the rack, from where a bottle is tilted
+# Far enough from the lip that a bottle which comes down centimetres off still lies above it.
+_UP_SLOPE = 0.036  # [m] of a bottle that is laid, from the region's middle
+_LAID, _ABOVE_RACK = 0.025, 0.046  # [m] beside its place, let go; above, until it is parallel
+_TILT_SPAN = 0.3  # [rad] over which it comes down from there
 _LEAN_TO_TAKE, _LEAN_TO_ENTER = 0.4, 0.85  # [rad] of the hand from straight down
 _MICROWAVE_FLOOR = 0.016  # [m] z of the cavity's floor in the microwave's frame
 _DOORSTEP = -0.22  # [m] of a mug before the cavity's middle, where it begins to go in
@@ -43,9 +47,10 @@ _CORRIDOR = 0.02  # [m] beside the way in
 
 
 class Laying(Placing):
-    """Lays a bottle on a sloping rack, its bottom against the lower lip.
+    """Lays a bottle on a sloping rack, its bottom above the lower lip.
 
-    The region's z axis points up the slope and its -y axis away from the shelf.
+    The region's z axis points up the slope and its -y axis away from the shelf. A bottle counts
+    from the lip to 10 cm up the slope; below, its bottom lies on the lip.
     """
 
     def __init__(self, robot: Robot, name: str, rack: str, region: str) -> None:
@@ -55,13 +60,10 @@ class Laying(Placing):
         uphill = self._up_slope * [1, 1, 0] / np.linalg.norm(self._up_slope[:2])
         self._taking = aligned(self._scene.axes(rack)[:, 0], uphill - UP)
 
-    def _over_lip(self, lift: float) -> np.ndarray:
-        lip = self._scene.position(self._target) + 0.012 * self._up_slope
-        return lip - lift * self._down
-
     @property
     def _goal(self) -> np.ndarray:
-        return self._over_lip(0.014)
+        shelf = self._scene.position(self._target) + _UP_SLOPE * self._up_slope
+        return shelf - 0.014 * self._down
 
     def _grasp(self) -> Grasp:
         bottle = self._scene.axes(self.name)[:, 2]
@@ -76,24 +78,26 @@ class Laying(Placing):
         return Rotation.from_rotvec(angle * axis / max(float(np.linalg.norm(axis)), 1e-9))
 
     def _is_at_place(self) -> bool:
-        return super()._is_at_place() and self._tilt().magnitude() < HALF_FACING
+        lateral, above = split(self._place() - self._robot.position, self._down)
+        return lateral < _LAID and above < 0.008 and self._tilt().magnitude() < HALF_FACING
 
     def _is_blocked(self) -> bool:
         return super()._is_blocked() and self._tilt().magnitude() < HALF_FACING
 
     def _carry(self) -> np.ndarray:
-        robot, position = self._robot, self._robot.position
-        before = destination(robot, self.name, self._over_lip(0.06))
+        robot, position, place = self._robot, self._robot.position, self._place()
         if self._beside() > _TILTING:
+            before = place - _ABOVE_RACK * self._down
             robot.rotation = self._kept_rotation()
             height = cruising_height(robot, before, held=[self.name], lowest=before[2] + 0.03)
             return go(robot, over(robot, before, height), CLOSED)
         tilt = self._tilt()
         robot.rotation = tilt.as_matrix() @ robot.axes
-        lateral, _ = split(before - position, self._down)
-        if lateral < 0.012 and tilt.magnitude() < FACING:
-            return go(robot, self._place(), CLOSED, 0.6)
-        return go(robot, before, CLOSED)
+        lateral, _ = split(place - position, self._down)
+        beside = max(0.0, lateral - BESIDE) * STEEPNESS / _ABOVE_RACK
+        above = max(beside, (tilt.magnitude() - FACING) / _TILT_SPAN)
+        on_cone = place - np.clip(above, 0.0, 1.0) * _ABOVE_RACK * self._down
+        return go(robot, on_cone, CLOSED, LOWERING)
 
 
 class Housing(Placing):

@@ -19,7 +19,7 @@ from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.settings import PolicySettings
 from worldvla_ros.policy.world_model import WorldModel
 from worldvla_ros.tokens.text_tokenizer import TextTokenizer
-from worldvla_ros.training.experiment import with_image_places
+from worldvla_ros.training.initial_weights import with_image_places
 
 ACTION = (0.1, 0, -0.2, 0, 0, 0, 1)
 IMAGES = ImageTokenizerConfig(embed_dim=4, n_embed=64, z_channels=4, ch=4,

@@ -2,114 +2,32 @@
 """The ablation: a plan per row, rows that resume and fail alone, tables beside the paper's."""
 
 import contextlib
-import csv
 from dataclasses import replace
 import json
 import os
 from pathlib import Path
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
+from ablation_rows import finish, plan_file, play
 import pytest
-from safetensors.numpy import save_file
 from training_runs import tiny_config
-import yaml
 
 from worldvla_ros.config import flatten
 from worldvla_ros.errors import ConfigError
-from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_ros.training.experiment import build_experiment
-from worldvla_ros.training.run_folder import COLUMNS
-from worldvla_ros.training.store import HEADER_FILE, TokenStore
-from worldvla_sim import runner
+from worldvla_ros.training.store import TokenStore
 from worldvla_sim.ablation import __main__ as command
 from worldvla_sim.ablation import run
 from worldvla_sim.ablation.paper import PAPER
 from worldvla_sim.ablation.plan import load_plan, tokens_per_step
 from worldvla_sim.ablation.report import lines_of, markdown_table, text_table
-from worldvla_sim.assets.pack import PACK_VERSION
-from worldvla_sim.episodes import EpisodeRecord
-from worldvla_sim.policies import checkpoint_name
-from worldvla_sim.results import Results, wilson_interval
+from worldvla_sim.results import wilson_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / 'config' / 'train' / 'ablation.yaml'
-
-
-def plan_file(folder, **changes):
-    """Write a plan of three small rows; the last has two stages."""
-    config = tiny_config(folder, steps=4)
-    store, tokenizer = config.data.store, config.data.tokenizer
-    content = {
-        'output': str(folder / 'ablation'), 'processes': 2,
-        'evaluation': {'suite': 'libero_object', 'tasks': [1], 'init_states': 2},
-        'base': {'data': {'store': store, 'tokenizer': tokenizer, 'batch_size': 4,
-                          'branches': ['action']},
-                 'model': {'hidden_size': 32, 'intermediate_size': 64, 'num_layers': 1,
-                           'num_heads': 2, 'text_tokens': 300},
-                 'run': {'steps': 4, 'dtype': 'float32', 'evaluation_batches': 1}},
-        'rows': {'plain': {'title': 'no mask', 'paper': 'chunk_unmasked',
-                           'set': {'data.chunk_mask': False}},
-                 'short': {'paper': 'history_1', 'set': {'data.history_length': 1}},
-                 'two': {'pretrain': {'data.branches': ['world'], 'run.steps': 2},
-                         'set': {'data.branches': ['action', 'world']}}}, **changes}
-    path = folder / 'plan.yaml'
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def finish(output, steps, weight=0):
-    """Leave what a stage leaves that was exported after these steps."""
-    Path(output).mkdir(parents=True, exist_ok=True)
-    with (Path(output) / 'metrics.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerow({'step': steps, 'split': 'train', 'tokens_per_s': 1000})
-    final = Path(output) / 'final'
-    final.mkdir(exist_ok=True)
-    PolicySettings('stub', True).save(final / POLICY_FILE)
-    save_file({'weight': np.full(3, weight, np.float32)}, final / 'model.safetensors')
-
-
-def play(plan, row, successes, state_of_error=None):
-    """Write the results that an evaluation of a trained row would write."""
-    stage = row.final
-    folder = plan.output / 'rows' / row.name
-    for one in row.stages:
-        finish(one.run.output, one.run.steps)
-    suite = plan.config.evaluation.suite
-    records = [EpisodeRecord(suite, 1, 'do it', state, state < successes, 100,
-                             'broken' if state == state_of_error else None, 'builtin', 8.0)
-               for state in range(plan.config.evaluation.init_states)]
-    policy = str(Path(stage.run.output) / 'final')
-    settings = {'policy': policy, 'suite': suite, 'seed': 0, 'assets': 'builtin',
-                'checkpoint': checkpoint_name(policy), 'pack_version': PACK_VERSION}
-    Results(settings, records, complete=True).save(folder / 'evaluation.json')
-
-
-@pytest.fixture
-def fake_processes(monkeypatch):
-    """Commands that only write what the real ones would; returns what was asked of them."""
-    asked, failing = [], set()
-
-    def run_one(self, module, arguments, log, *, threads=1):
-        asked.append((module, log.parent.name))
-        if (module, log.parent.name) in failing:
-            raise run.AblationError('out of memory')
-        if module.endswith('train'):
-            stage = yaml.safe_load(Path(arguments[1]).read_text())
-            finish(stage['run']['output'], stage['run']['steps'])
-        else:
-            plan = load_plan(log.parents[3] / 'plan.yaml')
-            play(plan, next(row for row in plan.rows if row.name == log.parent.name), 1)
-    monkeypatch.setattr(run.Processes, 'run', run_one)
-    monkeypatch.setattr(run, '_POLL', 0.01)
-    return asked, failing
 
 
 def test_the_shipped_plan_has_the_papers_rows():
@@ -256,95 +174,6 @@ def wait_for_stop(processes):
     while not processes.stopped and time.monotonic() < deadline:
         time.sleep(0.01)
     raise run.AblationError('ended with status -15')
-
-
-def test_a_row_that_was_made_with_another_plan_is_not_shown_as_this_one(
-        tmp_path, capsys, fake_processes):
-    arguments = ['--config', str(plan_file(tmp_path))]
-    assert command.main(arguments) == 0
-    assert '1/2' in capsys.readouterr().out
-    plan_file(tmp_path, scale={'steps': 2.0})
-    assert command.main([*arguments, '--report']) == 1
-    assert '1/2' not in capsys.readouterr().out
-    assert command.main([*arguments, '--rows', 'plain']) == 1
-    assert 'run.steps: 4 -> 8' in capsys.readouterr().out
-
-
-def finished(file):
-    """Names of the rows that count as finished."""
-    plan = load_plan(file)
-    return {row.name for row in plan.rows if run.outcome(row, plan).finished}
-
-
-def test_a_row_of_other_data_does_not_count(tmp_path, capsys, caplog, fake_processes):
-    """Pins a bug: a store that was made anew under its old name changed no row."""
-    file = plan_file(tmp_path)
-    assert command.main(['--config', str(file)]) == 0
-    assert finished(file) == {'plain', 'short', 'two'} and not caplog.text
-    header = Path(load_plan(file).rows[0].final.data.store) / HEADER_FILE
-    content = header.read_text()
-    said = json.loads(content)
-    header.write_text(json.dumps({**said, 'data': 'sha256:other'}))
-    assert finished(file) == set()
-    assert re.search(r'row plain: its episodes do not count \(stage 0, content of data.store: .*'
-                     r"-> 'sha256:other'\)", caplog.text)
-    assert command.main(['--config', str(file)]) == 1
-    assert 'other data' in capsys.readouterr().out
-    header.rename(header.with_name('moved'))  # a report needs no store
-    assert finished(file) == {'plain', 'short', 'two'}
-
-
-def test_a_row_of_other_weights_does_not_count(tmp_path, caplog, capsys, fake_processes):
-    """Pins a bug: the episodes of weights that were there before stood for those of today."""
-    file = plan_file(tmp_path)
-    assert command.main(['--config', str(file)]) == 0
-    plain, _, two = load_plan(file).rows
-    finish(plain.final.run.output, plain.final.run.steps, weight=1)
-    first = two.stages[0].run
-    finish(first.output, first.steps, weight=1)
-    assert finished(file) == {'short'}
-    assert 'row plain: its episodes do not count (checkpoint:' in caplog.text
-    assert 'row two: its episodes do not count (stage 1, content of model.init_from:' in (
-        caplog.text)
-    assert command.main(['--config', str(file)]) == 1
-    assert 'evaluation.json is of another checkpoint' in capsys.readouterr().out
-    (plain_results := tmp_path / 'ablation/rows/plain/evaluation.json').unlink()
-    assert command.main(['--config', str(file), '--rows', 'plain']) == 0 and plain_results.exists()
-
-
-@pytest.mark.parametrize('stage', [0, 1])
-def test_a_row_with_a_stage_that_is_not_trained_does_not_count(tmp_path, caplog, fake_processes,
-                                                               stage):
-    """Pins a bug: the results of a checkpoint that was gone counted on."""
-    file = plan_file(tmp_path)
-    assert command.main(['--config', str(file)]) == 0
-    shutil.rmtree(load_plan(file).rows[2].stages[stage].run.output)
-    assert finished(file) == {'plain', 'short'}
-    assert f'stage {stage} is not trained to its last step' in caplog.text
-
-
-def test_a_row_of_another_asset_pack_does_not_count(tmp_path, monkeypatch, fake_processes):
-    file = plan_file(tmp_path)
-    assert command.main(['--config', str(file)]) == 0
-    monkeypatch.setattr(runner, 'PACK_VERSION', 'other')
-    assert finished(file) == set()
-
-
-def test_a_row_with_the_fixtures_of_an_older_program_does_not_count(tmp_path, caplog,
-                                                                    fake_processes):
-    """Pins a bug: its episodes stood in one table with those that were played since."""
-    file = plan_file(tmp_path, evaluation={'suite': 'libero_goal', 'tasks': [1], 'init_states': 2})
-    assert command.main(['--config', str(file)]) == 1, 'the stand-ins say nothing of fixtures'
-    assert finished(file) == set()
-    assert "fixtures: 'of the seed alone' -> 'of seed and initial state'" in caplog.text
-
-
-def test_a_stage_that_is_older_than_the_note_of_its_data_still_counts(tmp_path, fake_processes):
-    file = plan_file(tmp_path)
-    assert command.main(['--config', str(file)]) == 0
-    for noted in (tmp_path / 'ablation').rglob('*.origin'):
-        noted.unlink()
-    assert finished(file) == {'plain', 'short', 'two'}
 
 
 def test_the_dry_run_counts_down(tmp_path, capsys, fake_processes):

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from worldvla_sim.expert.fixtures import handle_grasp
+from worldvla_sim.expert.fixtures import _push, handle_grasp
 from worldvla_sim.expert.grasps import Grasp, plan_grasp, rim_point
 from worldvla_sim.expert.holding import take_hold
 from worldvla_sim.expert.noise import ActionNoise
@@ -69,6 +69,22 @@ def test_a_millimetre_beside_a_handle_never_turns_on_into_back(tabletop, level):
         for beside in (0.0, 0.012, 0.02, 0.04):
             places = [grasp.before(0.001 * step) + beside * direction for step in range(120)]
             assert largest_step(places) < 0.6, f'{beside} m beside'
+
+
+@pytest.mark.parametrize('along', [-0.01, 0.02, 0.05, 0.08])
+def test_a_millimetre_beside_the_way_of_a_push_never_turns_on_into_back(tabletop, along):
+    """Pins a bug: 3 cm beside it, pushing on became going back; learners took the mean."""
+    scene = Scene(tabletop)
+    grasp = handle_grasp(Robot(scene), 'wooden_cabinet_1', 'top')
+    across, _, ahead = grasp.rotation.T
+    start, end = grasp.before(0.08), grasp.position
+    onwards = []
+    for beside in np.arange(0, 0.055, 0.001):
+        robot = _HandAt(scene, grasp, start + along * ahead + beside * across)
+        robot.turn_to(grasp.rotation)
+        onwards.append(_push(robot, (start, end), end + 0.03 * ahead, False)[:3] @ ahead)
+    assert np.abs(np.diff(onwards)).max() < 0.3
+    assert onwards[0] > 0.3 and onwards[-1] < 0
 
 
 @pytest.mark.parametrize(('task', 'axes', 'least'), [

@@ -14,6 +14,7 @@ from worldvla_sim.expert.holding import (
     EMPTY,
     HALF_FACING,
     NEAR,
+    along_way,
     go,
     leave,
     over,
@@ -156,8 +157,9 @@ def _push(robot: Robot, way: tuple[np.ndarray, np.ndarray], target: np.ndarray, 
         robot.rotation = robot.axes
         return go(robot, position - _PULL * direction, CLOSED)
     turned = robot.turn_error() < HALF_FACING
-    if turned and beside < NEAR and -NEAR < along < float(np.linalg.norm(end - start)) + NEAR:
-        return go(robot, target, CLOSED, 0.8)
+    if turned and beside < 2 * NEAR and -NEAR < along < float(np.linalg.norm(end - start)) + NEAR:
+        on_way = start + along * direction
+        return go(robot, along_way(on_way, target, direction, beside / NEAR), CLOSED, 0.8)
     sideways = float(np.linalg.norm((start - position)[:2]))
     if sideways < NEAR:
         return go(robot, start, CLOSED)

@@ -62,6 +62,20 @@ def over(robot: Robot, target: np.ndarray, height: float, clear: float | None = 
     return np.append(position[:2] + share * (target - position)[:2], height)
 
 
+def along_way(on_way: np.ndarray, end: np.ndarray, direction: np.ndarray, missed: float
+              ) -> np.ndarray:
+    """Return the place to go to beside a way that is straight and narrow, (3,) [m].
+
+    To its end on the way, sideways onto it beside it, and back a little farther off: one becomes
+    the other by degrees, for a learner that cannot see where it would be the opposite.
+
+    :param on_way: the nearest place on the way, (3,) [m].
+    :param missed: how far beside the way the hand is, in parts of what is near enough.
+    """
+    on = float(np.clip(1.5 - missed, -1.0, 1.0))
+    return on_way + max(0.0, on) * (end - on_way) + min(0.0, on) * _AHEAD * direction
+
+
 def approach_height(robot: Robot, target: np.ndarray, outside: float,
                     without: Sequence[str] = ()) -> float:
     """Height [m] to come to a target at: obstacles count the less, the nearer the hand is to it.

@@ -14,6 +14,7 @@ from worldvla_sim.expert.holding import (
     BELOW,
     FACING,
     HALF_FACING,
+    along_way,
     approach_height,
     go,
     over,
@@ -143,9 +144,11 @@ class Housing(Placing):
         robot, position = self._robot, self._robot.position
         robot.turn_to(self._leaning(_LEAN_TO_ENTER))
         lateral, before = split(self._place() - position, self._down)
-        if (lateral < _CORRIDOR and before < _INSIDE - _DOORSTEP + 0.02
+        if (lateral < 2 * _CORRIDOR and before < _INSIDE - _DOORSTEP + 0.02
                 and robot.turn_error() < HALF_FACING):
-            return go(robot, self._place(), CLOSED, 0.6)
+            place = self._place()
+            return go(robot, along_way(place - before * self._down, place, self._down,
+                                       lateral / _CORRIDOR), CLOSED, 0.6)
         doorstep = destination(robot, self.name, self._at(_DOORSTEP, 0.037))
         beside = float(np.linalg.norm((doorstep - position)[:2]))
         height = cruising_height(robot, doorstep, held=[self.name],

@@ -195,6 +195,8 @@ def test_the_estop_stays_locked_while_its_topic_has_two_publishers(running):
     assert not response.success and '2 publishers' in response.message
     running.take_away(other)
     running.wait_for(lambda: '2 publishers' not in running.trigger('estop_reset').message)
+    response = running.trigger('estop_reset')
+    assert not response.success and 'says true' in response.message, 'the other released nothing'
     running.estop(False)
     running.wait_for(lambda: running.trigger('estop_reset').success)
 

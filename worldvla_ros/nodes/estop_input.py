@@ -31,7 +31,8 @@ class EStopInput:
 
     The topic belongs to one publisher. A second one locks the latch, which stays locked while it
     is there: what one of them releases, another may still press, and a message does not say whose
-    it is. Several buttons need a node that joins them, as twist_mux has a topic for each.
+    it is. So no `false` releases it meanwhile, and once one is left, it must say so again. Several
+    buttons need a node that joins them, as twist_mux has a topic for each.
 
     A publisher whose messages cannot arrive, because it is best effort, locks the latch, too:
     nobody would hear its button. What a transient_local publisher said last is heard although
@@ -49,6 +50,7 @@ class EStopInput:
             Bool, _TOPIC, self._on_message, _KEPT, event_callbacks=SubscriptionEventCallbacks(
                 incompatible_qos=self._on_unheard, matched=self._on_matched))
         self._latched: Subscription | None = None
+        self._matched = 0  # publishers
 
     def reset(self) -> str:
         """Unlock if the input is one, released, alive and can be heard; say why not, or ''."""
@@ -60,7 +62,8 @@ class EStopInput:
             return (f'the e-stop topic has {len(publishers)} publishers, and one may be pressed '
                     f'while another is released; leave it to one of them')
         if not self.latch.reset(time.monotonic_ns()):
-            return 'the e-stop topic says true, or is silent'
+            return ('the e-stop topic says true, or is silent; a false that came while it had two '
+                    'publishers does not count')
         return ''
 
     def _publishers(self) -> list[TopicEndpointInfo]:
@@ -76,6 +79,7 @@ class EStopInput:
         which would be told, and tell its user, that its messages do not arrive; they do, by the
         other subscription.
         """
+        self._matched = matched.current_count
         if matched.current_count > 1:
             self._lock(f'its topic has {matched.current_count} publishers; leave it to one of '
                        f'them')
@@ -97,6 +101,9 @@ class EStopInput:
         self._on_lock()
 
     def _on_message(self, message: Bool) -> None:
+        if not message.data and max(self._matched, len(self._publishers())) > 1:
+            self.latch.hear(time.monotonic_ns())
+            return
         self.latch.set(message.data, time.monotonic_ns())
         if message.data:
             self._on_lock()

@@ -102,11 +102,15 @@ class EStop:
 
         :param now_ns: time of the message [ns]; needed with a heartbeat timeout
         """
-        if self._heartbeat is not None and now_ns is not None:
-            self._heartbeat.feed(now_ns)
+        self.hear(now_ns)
         self._pressed = pressed
         if pressed:
             self._cause = 'pressed'
+
+    def hear(self, now_ns: int | None) -> None:
+        """Note that the input is alive, and nothing else."""
+        if self._heartbeat is not None and now_ns is not None:
+            self._heartbeat.feed(now_ns)
 
     def lock(self, cause: str) -> None:
         """Lock for another cause than the input."""

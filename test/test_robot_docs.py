@@ -46,8 +46,14 @@ def test_the_example_of_a_robots_parameters_is_read_without_a_mistake():
 
     from worldvla_ros.config import from_mapping
     from worldvla_ros.nodes.parameters import PolicyParameters
-    content, = yaml.safe_load((ROOT / 'config' / 'robot.yaml').read_text()).values()
-    parameters = from_mapping(PolicyParameters, content['ros__parameters'])
+    from worldvla_ros.nodes.recorder import RecorderParameters
+    content = yaml.safe_load((ROOT / 'config' / 'robot.yaml').read_text())
+    parameters = from_mapping(PolicyParameters,
+                              content['/**/worldvla_policy']['ros__parameters'])
+    recorded = from_mapping(RecorderParameters,
+                            content['/**/worldvla_recorder']['ros__parameters'])
+    assert (recorded.base_frame, recorded.gripper_joints) == (
+        parameters.base_frame, parameters.gripper_joints)
     usual = PolicyParameters()
     assert parameters.limits.max_translation == pytest.approx(usual.limits.max_translation / 5)
     assert np.isfinite(parameters.limits.workspace_max).all()

@@ -16,7 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
 
 from worldvla_ros.datatypes import Frame
-from worldvla_ros.errors import RecordingError
+from worldvla_ros.errors import RecordingError, StateError
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.nodes.conversions import command_to_action, frame_to_image, to_time
@@ -168,6 +168,12 @@ def test_one_node_commands_while_it_is_recorded(record, context, spin, wait_for)
     with pytest.raises(RecordingError, match='found 2; stop the others: the policy node'):
         recorder.begin()
     robot.destroy_publisher(second)
+
+
+def test_a_command_in_the_frame_of_the_tool_is_refused(record):
+    """Pins a bug: it was kept as if its axes were those of the base."""
+    with pytest.raises(StateError, match=r"frame 'panda_hand' and must be .* base, 'panda_link0'"):
+        record()._on_command(DeltaAction(header=Header(frame_id='panda_hand')))
 
 
 def test_what_is_no_picture_pose_or_command_is_refused_and_recording_goes_on(

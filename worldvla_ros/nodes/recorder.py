@@ -68,7 +68,8 @@ class RecorderParameters:
     wrist: bool = bounded(
         False, read_only=True, doc='Record wrist_image, too, for a policy that shall read it')
     base_frame: str = bounded(
-        'panda_link0', read_only=True, doc='frame_id of ee_pose and of the commands')
+        'panda_link0', read_only=True,
+        doc='frame_id of ee_pose and of the commands, which may leave it empty')
     gripper_joints: tuple[str, ...] = bounded(
         ('panda_finger_joint1', 'panda_finger_joint2'), read_only=True,
         doc='Joints of the gripper in joint_states')
@@ -202,6 +203,10 @@ class Recorder(Node):
         command = conversions.action_to_command(message)
         if not command.is_finite:
             raise StateError('a command with a value that is no number')
+        if message.header.frame_id not in ('', self.config.base_frame):
+            raise StateError(f'a command is in frame {message.header.frame_id!r} and must be in '
+                             f'that of the base, {self.config.base_frame!r}; turn its vectors, '
+                             'or set base_frame')
         action = command.to_controller_input(self.config.scale)
         stamp = conversions.checked_stamp('a command', message.header)
         self._keep('commands', lambda timeline: timeline.push_command(stamp, action))

@@ -39,6 +39,13 @@ def test_the_image_tokenizer_of_another_checkpoint_is_refused_where_the_right_on
         Pretrained.load(folder)
 
 
+@pytest.mark.parametrize('device', ['cuda0', 'cuda:99'])
+def test_a_device_that_is_misspelt_or_not_there_is_named(folder, device):
+    """Pins a bug: torch's own error came, from the middle of the weights."""
+    with pytest.raises(CheckpointError, match=f"device is '{device}', .*; take cpu, or install"):
+        Pretrained.load(folder, device=device)
+
+
 def test_a_text_tokenizer_whose_words_are_other_tokens_is_refused(folder):
     """Pins a bug: grid sizes, action bins and image codes were put into the instruction."""
     code = Pretrained.load(folder).model.config.vocabulary.code_start

@@ -20,6 +20,17 @@ from torch import Tensor, nn
 from worldvla_ros.errors import CheckpointError
 
 
+def require_device(device: str) -> None:
+    """Raise CheckpointError for a torch device that is misspelt or not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first, *_ = str(error).splitlines() or ['']
+        raise CheckpointError(f'device is {device!r}, and torch {torch.__version__} cannot use it '
+                              f'({first}); take cpu, or install a torch that was built for it'
+                              ) from None
+
+
 def fill_from_tensors(module: nn.Module, tensors: Iterable[tuple[str, Tensor]], source: Path,
                       device: str, dtype: torch.dtype, may_lack: Collection[str] = ()) -> None:
     """Fill a module that lies on the meta device, one tensor at a time; every key must match."""

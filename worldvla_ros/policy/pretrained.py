@@ -26,6 +26,7 @@ from worldvla_ros.model.image_tokenizer import (
     tokenizer_fingerprint,
 )
 from worldvla_ros.model.transformer import Transformer
+from worldvla_ros.model.weight_files import require_device
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings, settings_file
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import PromptBuilder
@@ -123,14 +124,15 @@ class Pretrained:
              settings: str | Path | None = None) -> 'Pretrained':
         """Load a checkpoint folder or Hub id: ours, or the released repository's layout.
 
-        Raises CheckpointError; for settings and tokenizers that are missing or wrong before the
-        weights are fetched.
+        Raises CheckpointError; for a device, settings and tokenizers that are missing or wrong
+        before the weights are fetched.
 
         :param dtype: 'auto' is bfloat16 where the device multiplies it fast, else float32.
         :param num_actions: horizon, where it shall differ from the checkpoint's.
         :param settings: in place of the checkpoint's policy.json: another file, or a name of
             `settings.RELEASED` for released checkpoints, which have none.
         """
+        require_device(device)
         described = resolve_folder(path, subfolder, with_weights=False)
         used = PolicySettings.load(described / POLICY_FILE if settings is None
                                    else settings_file(settings))

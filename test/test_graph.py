@@ -67,13 +67,30 @@ def test_the_demo_wires_camera_commands_time_and_mode():
 
 def test_a_still_picture_of_a_simulator_is_no_frozen_camera_unless_a_file_says_so(tmp_path):
     path = tmp_path / 'robot.yaml'
-    path.touch()
+    path.write_text('obs.frozen_after: 0')
     assert demo_graph({})[0].parameters['obs.frozen_after'] == -1
     simulated, = policy_graph({'use_sim_time': 'true'})
     assert simulated.parameters['obs.frozen_after'] == -1
     for given in ({}, {'use_sim_time': 'false'},
                   {'use_sim_time': 'true', 'params_file': str(path)}):
         assert 'obs.frozen_after' not in policy_graph(given)[0].parameters
+
+
+def test_a_parameter_file_says_what_a_frozen_camera_is_only_where_it_names_it(tmp_path):
+    path = tmp_path / 'robot.yaml'
+    for text, named in (('obs.frozen_after: 5', True), ('obs:\n  frozen_after: 5', True),
+                        ('device: cpu  # obs.frozen_after: 5', False),
+                        ('# obs.frozen_after: 5', False)):
+        path.write_text(text)
+        policy, = policy_graph({'use_sim_time': 'true', 'params_file': str(path)})
+        assert ('obs.frozen_after' not in policy.parameters) is named, text
+
+
+def test_a_second_arm_has_a_namespace_of_its_own():
+    for given in ('left', '/left'):
+        spec, = policy_graph({'namespace': given})
+        assert '__ns:=/left' in spec.ros_arguments()
+    assert not any('__ns' in one for one in policy_graph({})[0].ros_arguments())
 
 
 def test_the_demo_shows_a_checkpoint_pictures_of_the_size_that_it_sees(tmp_path):

@@ -126,7 +126,8 @@ def test_what_is_given_reaches_the_node(make_context, tmp_path):
     limits.touch()
     started, = nodes_of('policy', make_context(
         f'params_file:={limits}', 'subfolder:=512', 'dtype:=bfloat16', 'weights:=fp8',
-        'settings:=worldvla_512_libero'))
+        'settings:=worldvla_512_libero', 'namespace:=left'))
+    assert started.namespace == 'left'
     assert started.parameters == [
         str(limits), {'subfolder': '512', 'settings': 'worldvla_512_libero', 'dtype': 'bfloat16',
                       'weights': 'fp8'}]

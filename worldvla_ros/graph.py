@@ -7,6 +7,7 @@ No ROS is imported: a NodeSpec is plain data, which launch_ros or a subprocess c
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+import re
 from typing import Any
 
 from worldvla_ros.errors import ConfigError
@@ -53,7 +54,9 @@ POLICY_ARGUMENTS = {
     'joint_states': Argument('Topic of the joints, among them the gripper\'s', 'joint_states'),
     'mode': Argument('realtime for robots, lockstep for a simulator that waits', '',
                      ('', 'realtime', 'lockstep')),
-    'use_sim_time': Argument('Take the time from /clock', '', _FLAG),
+    'use_sim_time': Argument('Take the time from /clock; a still picture is no frozen camera '
+                             'then, unless params_file sets obs.frozen_after', '', _FLAG),
+    'namespace': Argument('Namespace of the node and its topics, such as left, for two arms'),
     'params_file': Argument('YAML file of parameters, as config/policy.yaml; arguments go first'),
 }
 """Arguments of policy.launch.py."""
@@ -92,10 +95,13 @@ class NodeSpec:
     parameters: dict[str, Any] = field(default_factory=dict)
     parameter_files: tuple[str, ...] = ()  # read first: `parameters` override them
     remappings: dict[str, str] = field(default_factory=dict)
+    namespace: str = ''
 
     def ros_arguments(self) -> list[str]:
         """Return the command line arguments that a ROS node understands."""
         arguments = ['--ros-args', '-r', f'__node:={self.name}']
+        if self.namespace:
+            arguments += ['-r', f'__ns:=/{self.namespace.lstrip("/")}']
         for source, target in self.remappings.items():
             arguments += ['-r', f'{source}:={target}']
         for path in self.parameter_files:
@@ -113,12 +119,13 @@ def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
             'checkpoint', 'subfolder', 'settings', 'device', 'dtype', 'weights')},
         'mode': ('control.mode', str), 'use_sim_time': ('use_sim_time', _flag),
         'world_model': ('world_model', _flag)})
-    if parameters.get('use_sim_time') and not arguments['params_file']:
+    files = _files(arguments)
+    if parameters.get('use_sim_time') and not any(map(_names_frozen_after, files)):
         # A simulated camera has no noise, so a still picture does not mean a frozen camera.
         parameters['obs.frozen_after'] = -1
     return [NodeSpec(
         POLICY_NODE, POLICY_NODE, parameters=parameters,
-        parameter_files=_files(arguments),
+        parameter_files=files, namespace=arguments['namespace'],
         remappings={**{camera + transport: arguments[camera] + transport
                        for camera in ('image', 'wrist_image')
                        for transport in ('', '/compressed')},
@@ -183,6 +190,10 @@ def _files(arguments: Mapping[str, str]) -> tuple[str, ...]:
         raise ConfigError(f'params_file: there is no file {path!r}; give the path of a YAML file '
                           f'of parameters, or leave it out')
     return (path,) if path else ()
+
+
+def _names_frozen_after(path: str) -> bool:
+    return re.search(r'^\s*(obs\.)?frozen_after\s*:', Path(path).read_text(), re.M) is not None
 
 
 def _flag(text: str) -> bool:

@@ -23,7 +23,8 @@ def describe_launch(arguments: Mapping[str, Argument],
     def start(context: LaunchContext) -> list[Node]:
         check_names(context.argv, arguments)
         given = {name: LaunchConfiguration(name).perform(context) for name in arguments}
-        return [Node(package=PACKAGE, executable=spec.executable, name=spec.name, output='screen',
+        return [Node(package=PACKAGE, executable=spec.executable, name=spec.name,
+                     namespace=spec.namespace or None, output='screen',
                      parameters=[*spec.parameter_files, spec.parameters],
                      remappings=list(spec.remappings.items()))
                 for spec in graph(given)]

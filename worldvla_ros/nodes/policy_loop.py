@@ -58,6 +58,7 @@ class PolicyLoop:
                  info: BackendInfo, estop: EStop, topic: InstructionTopic,
                  tasks: TaskServer) -> None:
         self._node = node
+        self._name = node.get_fully_qualified_name().lstrip('/')  # two arms share /diagnostics
         self._config = config
         self._tasks = tasks
         self.controller = PolicyController(
@@ -290,14 +291,12 @@ class PolicyLoop:
             self.controller.poll(self.now_ns(), time.monotonic_ns())
             status = self._reporter.inactive_status(self.header(), Reason.INACTIVE)
             self._status.publish(status)
-            self._diagnostics.publish(
-                self._reporter.inactive_diagnostics(status, self._node.get_name()))
+            self._diagnostics.publish(self._reporter.inactive_diagnostics(status, self._name))
             return
         now_ns = self.now_ns()
         status = self._reporter.status(self.header(), now_ns, time.monotonic_ns())
         self._status.publish(status)
-        self._diagnostics.publish(
-            self._reporter.diagnostics(now_ns, status, self._node.get_name()))
+        self._diagnostics.publish(self._reporter.diagnostics(now_ns, status, self._name))
         self._tasks.publish_feedback(now_ns)
         if status.halt_text == self._reported:
             return

@@ -157,7 +157,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
     parser.add_argument('--robot', choices=ROBOTS, default='light')
     parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=0)
-    parser.add_argument('--image-size', type=positive_int, default=256, help='[px] (default: 256)')
+    parser.add_argument('--image-size', type=positive_int, default=256,
+                        help='[px] of what the expert, hold and drift see (default: 256); a '
+                             'checkpoint sees pictures of its own size')
     parser.add_argument('--seed', type=seed, default=0,
                         help='with the initial state: of where the fixtures stand, and of '
                              '--scatter (default: 0)')

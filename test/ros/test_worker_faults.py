@@ -164,7 +164,7 @@ def test_a_hung_worker_without_a_budget_ends_in_a_state_of_error(
     wait_for(lambda: client.status.state == PolicyStatus.STATE_ERROR)
     wait_for(lambda: worker_of(policy) is None)
     fault = wait_for(client.worker_faults)[-1]  # they come just after the status
-    assert 'restart budget is spent' in fault and 'configure the node again' in fault
+    assert 'restart budget is spent' in fault and 'deactivate the node, clean it up' in fault
     number = len(client.actions)
     wait_for(lambda: len(client.actions) > number + 10)
     assert not client.moves_since(number)

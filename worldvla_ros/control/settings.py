@@ -31,7 +31,7 @@ class ControlSettings:
             'with async half of it, so that the other half runs during the inference')
     prepare: bool = bounded(
         True, read_only=True,
-        doc='Let the worker compute the last-but-one frame while the robot still moves')
+        doc='Let the worker compute the older frames of the history while the robot still moves')
     max_instruction_length: int = bounded(
         500, unit='characters', minimum=1, maximum=5000, read_only=True,
         doc='A longer instruction is refused')

@@ -294,7 +294,8 @@ class WorkerBackend:
         if self.health is Health.LOADING and now > self._deadline:
             self._fail(f'the inference worker did not load, or hung in its warm-up, for '
                        f'{self._load_timeout:g} s; raise worker.load_timeout or use a smaller '
-                       f'checkpoint, and get one of the Hub before: hf download REPOSITORY')
+                       f'checkpoint, and get one of the Hub before: hf download REPOSITORY '
+                       '(--include FOLDER/* for one folder of several)')
         elif self.health is Health.READY and self._computing and now > self._deadline:
             self._fail(self._overrun)
         elif (self.health is Health.READY and not self._computing
@@ -309,7 +310,9 @@ class WorkerBackend:
     def _restart(self) -> None:
         if not self._budget.allow(time.monotonic_ns()):
             self.health = Health.FAILED
-            self.fault += '; its restart budget is spent: configure the node again'
+            self.fault += ('; its restart budget is spent: deactivate the node, clean it up, '
+                           'configure and activate it (ros2 lifecycle set), then give the '
+                           'instruction again')
             return
         self.restarts += 1
         try:

@@ -20,7 +20,7 @@ def chunk(horizon=5, label=''):
 
 def loaded(mode='sync', replan_steps=5, horizon=5):
     schedule = ChunkSchedule(mode, replan_steps)
-    outcome = schedule.arrived(schedule.submitted(schedule.epoch), chunk(horizon))
+    outcome = schedule.arrived(schedule.submitted(), chunk(horizon))
     assert outcome.accepted
     return schedule
 
@@ -46,14 +46,13 @@ class AnyInterleaving(RuleBasedStateMachine):
         self.started = False
 
     @precondition(lambda self: not self.schedule.in_flight)
-    @rule(outdated=st.booleans())
-    def submit(self, outdated):
-        epoch = self.schedule.epoch - outdated
-        ticket = self.schedule.submitted(epoch)
-        label = f'epoch {epoch} ticket {ticket.number}'
+    @rule()
+    def submit(self):
+        ticket = self.schedule.submitted()
+        label = f'epoch {self.schedule.epoch} ticket {ticket.number}'
         self.consumed_at_submission[label] = self.consumed
         self.tickets.append((ticket, label))
-        assert self.schedule.in_flight != outdated
+        assert self.schedule.in_flight
 
     @precondition(lambda self: self.tickets)
     @rule(data=st.data(), horizon=st.integers(1, 6), again=st.booleans())
@@ -80,7 +79,7 @@ class AnyInterleaving(RuleBasedStateMachine):
     @rule()
     def new_epoch(self):
         before = self.schedule.epoch
-        assert self.schedule.new_epoch('new instruction') == before + 1
+        assert self.schedule.new_epoch() == before + 1
         assert self.schedule.queue_depth == 0
         assert self.schedule.wants_chunk()
         self.started = False
@@ -132,7 +131,7 @@ def test_async_with_a_constant_delay_never_stops_and_repeats_every_replan_steps(
             schedule.arrived(ticket, chunk(replan + delay))
             ticket = None
         if schedule.wants_chunk():
-            ticket, due_at = schedule.submitted(schedule.epoch), now + delay
+            ticket, due_at = schedule.submitted(), now + delay
             submissions.append(now)
             if delay == 0:
                 schedule.arrived(ticket, chunk(replan + delay))
@@ -148,7 +147,7 @@ def test_sync_runs_replan_steps_and_then_waits_for_a_chunk():
     assert not schedule.wants_chunk()
     assert steps(schedule, 4) == [0, 1, 2, None]
     assert schedule.wants_chunk()
-    ticket = schedule.submitted(schedule.epoch)
+    ticket = schedule.submitted()
     assert not schedule.wants_chunk()
     assert steps(schedule, 2) == [None, None]
     assert schedule.underruns == 0 and not schedule.starved
@@ -163,7 +162,7 @@ def test_async_asks_after_replan_steps_and_skips_what_elapsed():
     assert not schedule.wants_chunk()
     assert steps(schedule, 1) == [1]
     assert schedule.wants_chunk()
-    ticket = schedule.submitted(schedule.epoch)
+    ticket = schedule.submitted()
     assert steps(schedule, 3) == [2, 3, 4]
     outcome = schedule.arrived(ticket, chunk(6))
     assert outcome.skipped == 3
@@ -175,7 +174,7 @@ def test_async_asks_after_replan_steps_and_skips_what_elapsed():
 def test_steps_without_an_action_do_not_count_as_elapsed():
     schedule = loaded('async', replan_steps=2, horizon=3)
     steps(schedule, 2)
-    ticket = schedule.submitted(schedule.epoch)
+    ticket = schedule.submitted()
     assert steps(schedule, 4) == [2, None, None, None]
     assert schedule.underruns == 3 and schedule.starved
     assert schedule.arrived(ticket, chunk(3)).skipped == 1
@@ -186,7 +185,7 @@ def test_steps_without_an_action_do_not_count_as_elapsed():
 def test_a_chunk_whose_steps_all_elapsed_is_dropped_and_counts_as_underrun():
     schedule = loaded('async', replan_steps=1, horizon=5)
     steps(schedule, 1)
-    ticket = schedule.submitted(schedule.epoch)
+    ticket = schedule.submitted()
     steps(schedule, 2)
     outcome = schedule.arrived(ticket, chunk(2))
     assert outcome.arrival is Arrival.ELAPSED and outcome.chunk_sequence == 0
@@ -198,8 +197,8 @@ def test_a_chunk_whose_steps_all_elapsed_is_dropped_and_counts_as_underrun():
 def test_waiting_for_the_first_chunk_of_an_epoch_is_no_underrun():
     schedule = ChunkSchedule('async', 5)
     assert schedule.next() is None
-    schedule.arrived(schedule.submitted(0), chunk())
-    schedule.new_epoch('reset')
+    schedule.arrived(schedule.submitted(), chunk())
+    schedule.new_epoch()
     assert schedule.next() is None
     assert schedule.underruns == 0 and not schedule.starved
 
@@ -207,26 +206,17 @@ def test_waiting_for_the_first_chunk_of_an_epoch_is_no_underrun():
 def test_a_new_epoch_discards_the_queue_and_the_chunk_in_flight():
     schedule = loaded('async', replan_steps=1)
     steps(schedule, 1)
-    ticket = schedule.submitted(schedule.epoch)
-    schedule.new_epoch('e-stop')
-    assert schedule.epoch_reason == 'e-stop'
+    ticket = schedule.submitted()
+    schedule.new_epoch()
     assert schedule.next() is None
     assert schedule.arrived(ticket, chunk()).arrival is Arrival.STALE_EPOCH
     assert schedule.next() is None
     assert schedule.dropped_chunks == 1
 
 
-def test_an_observation_of_an_older_epoch_gives_a_void_ticket():
-    schedule = ChunkSchedule('sync', 5)
-    schedule.new_epoch('new instruction')
-    ticket = schedule.submitted(schedule.epoch - 1)
-    assert schedule.wants_chunk()
-    assert not schedule.arrived(ticket, chunk()).accepted
-
-
 def test_a_failed_inference_can_be_asked_for_again():
     schedule = ChunkSchedule('sync', 5)
-    ticket = schedule.submitted(0)
+    ticket = schedule.submitted()
     schedule.failed(ticket)
     assert schedule.wants_chunk()
     assert schedule.arrived(ticket, chunk()).arrival is Arrival.UNKNOWN_TICKET
@@ -234,14 +224,14 @@ def test_a_failed_inference_can_be_asked_for_again():
 
 def test_a_second_submission_while_one_is_in_flight_is_refused():
     schedule = ChunkSchedule('sync', 5)
-    schedule.submitted(0)
+    schedule.submitted()
     with pytest.raises(InferenceError, match='in flight'):
-        schedule.submitted(0)
+        schedule.submitted()
 
 
 def test_a_chunk_shorter_than_replan_steps_runs_whole_and_says_so():
     schedule = ChunkSchedule('sync', 8)
-    outcome = schedule.arrived(schedule.submitted(0), chunk(5))
+    outcome = schedule.arrived(schedule.submitted(), chunk(5))
     assert outcome.accepted and 'set replan_steps <= 5' in outcome.error
     assert steps(schedule, 6) == [0, 1, 2, 3, 4, None]
     assert schedule.wants_chunk()
@@ -250,8 +240,8 @@ def test_a_chunk_shorter_than_replan_steps_runs_whole_and_says_so():
 def test_chunks_are_numbered_from_one_over_all_epochs():
     schedule = loaded()
     assert schedule.next().chunk_sequence == 1
-    schedule.new_epoch('reset')
-    assert schedule.arrived(schedule.submitted(1), chunk()).chunk_sequence == 2
+    schedule.new_epoch()
+    assert schedule.arrived(schedule.submitted(), chunk()).chunk_sequence == 2
 
 
 @pytest.mark.parametrize('mode, replan_steps', [('turbo', 5), ('sync', 0)])

@@ -71,12 +71,9 @@ def test_forgetting_never_changes_the_choice(length, gaps_ms):
     assert stamps_ms(observation) == expected
 
 
-@given(st.integers(1, 4), st.lists(st.integers(1, 120), max_size=60))
-def test_only_the_span_that_can_be_needed_is_kept(length, gaps_ms):
-    frames = pushed(*np.cumsum(gaps_ms).tolist(), length=length)
-    assert len(frames) <= 1 + (length - 1) * 50 + 10
-    if length == 1:
-        assert len(frames) <= 1
+@pytest.mark.parametrize(('length', 'kept'), [(1, 1), (2, 61), (3, 111), (4, 161)])
+def test_only_the_span_that_can_be_needed_is_kept(length, kept):
+    assert len(pushed(*range(1000), length=length)) == kept  # one each millisecond
 
 
 def test_the_previous_frame_is_the_one_closest_to_one_period_before():
@@ -121,8 +118,6 @@ def test_late_and_repeated_frames_are_dropped_with_a_reason():
     assert frames.push(frame(100)) is PushResult.DUPLICATE
     assert frames.push(frame(60)) is PushResult.OUT_OF_ORDER
     assert frames.push(frame(150)) is PushResult.ACCEPTED
-    assert frames.counts == {PushResult.ACCEPTED: 2, PushResult.DUPLICATE: 1,
-                             PushResult.OUT_OF_ORDER: 1}
     assert frames.newest.stamp_ns == 150 * MS
 
 

@@ -8,6 +8,7 @@ It has no clock, no thread and no ROS: every call says what time it is. One thre
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+import logging
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ from worldvla_ros.safety.limits import (
     apply_limits,
 )
 from worldvla_ros.safety.watchdog import EStop
+
+_logger = logging.getLogger(__name__)
 
 _ON_THEIR_WAY = (Reason.NO_STATE, Reason.NO_WRIST_FRAME, Reason.WORKSPACE)
 """What a message ends that comes beside the frame, in lockstep while time stands still."""
@@ -376,5 +379,6 @@ class PolicyController:
 
     def _void(self, why: str) -> None:
         """Start a new epoch: chunks in the queue and in flight are void."""
-        self._planner.void(why)
+        _logger.debug('all chunks are void: %s', why)
+        self._planner.void()
         self._answered = None

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+import logging
 
 from worldvla_ros.control.sensing import Sensing
 from worldvla_ros.control.settings import ControllerSettings
@@ -14,6 +15,7 @@ from worldvla_ros.policy.chunk_schedule import ArrivalOutcome, ChunkSchedule, Ti
 from worldvla_ros.policy.frame_history import Stale
 from worldvla_ros.safety.latency import LatencyWindow
 
+_logger = logging.getLogger(__name__)
 _LATENCY_WINDOW = 500  # chunks behind the percentiles
 _RETRY_NS = 1_000_000_000  # pause after a failed inference: the same input fails again
 
@@ -78,7 +80,7 @@ class Planner:
         if self._backend.busy or not self.wants_chunk(steady_ns):
             return
         self.requests.loop_had_its_turn()
-        ticket = self._schedule.submitted(self._schedule.epoch)
+        ticket = self._schedule.submitted()
         self._submit(self.chunk_for(instruction), _Request(ticket, steady_ns), now_ns)
 
     def serve_request(self, loop_waits: bool, now_ns: int, steady_ns: int) -> None:
@@ -106,9 +108,9 @@ class Planner:
         """Return what the third-person camera shows now. Raises FrameError."""
         return _fresh(self._sensing.frames.observation(now_ns, ''))
 
-    def void(self, why: str) -> None:
+    def void(self) -> None:
         """Start a new epoch: chunks in the queue and in flight are void."""
-        self._schedule.new_epoch(why)
+        self._schedule.new_epoch()
         self._retry_ns = 0
 
     def forget_failures(self) -> None:
@@ -148,6 +150,8 @@ class Planner:
         outcome = self._schedule.arrived(ticket, chunk, too_old=too_old)
         if outcome.accepted:
             self._on_chunk(ChunkArrival(chunk, outcome, latency))
+        else:
+            _logger.debug('a chunk was %s', outcome.arrival.value)
 
 
 def _fresh(observation: Observation | Stale) -> Observation:

@@ -150,7 +150,6 @@ class Sensing:
 
     def _push(self, history: FrameHistory, frame: Frame, moving: bool) -> PushResult:
         if self._is_of_old_clock(frame.stamp_ns):
-            history.counts[PushResult.OLD_CLOCK] += 1
             return PushResult.OLD_CLOCK
         return history.push(frame, moving=moving)
 
@@ -196,7 +195,7 @@ def _history(settings: ControllerSettings, length: int) -> FrameHistory:
     obs = settings.obs
     return FrameHistory(
         length, period_ns=settings.period_ns, tolerance_ns=round(obs.tolerance * 1e9),
-        max_age_ns=round(obs.max_age * 1e9),
+        max_age_ns=round(obs.max_age * 1e9), reset_jump_ns=RESET_JUMP_NS,
         frozen_after=sys.maxsize if obs.frozen_after < 0 else obs.frozen_after or None)
 
 

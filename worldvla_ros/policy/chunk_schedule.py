@@ -93,7 +93,6 @@ class ChunkSchedule:
         self._consumed = 0
         self._chunk_sequence = 0
         self.epoch = 0
-        self.epoch_reason = 'start'
         self.replans = 0  # chunks accepted
         self.underruns = 0  # steps at which an action was due and none was there
         self.dropped_actions = 0  # steps skipped at the head of chunks because they had elapsed
@@ -114,10 +113,9 @@ class ChunkSchedule:
         """Whether what is due came late, or not at all; False where it waits as it should."""
         return self._starved or self._late
 
-    def new_epoch(self, reason: str) -> int:
+    def new_epoch(self) -> int:
         """Discard the queue and the chunk in flight; return the number of the new epoch."""
         self.epoch += 1
-        self.epoch_reason = reason
         self._chunk = None
         self._step = self._stop = 0
         self._started = self._starved = self._late = False
@@ -132,20 +130,14 @@ class ChunkSchedule:
             return True
         return self.queue_depth == 0
 
-    def submitted(self, epoch: int) -> Ticket:
-        """
-        Record that an inference was submitted; InferenceError while one is in flight.
-
-        :param epoch: the epoch when its observation was taken; an older one makes a void ticket
-        """
+    def submitted(self) -> Ticket:
+        """Record that an inference was submitted; InferenceError while one is in flight."""
         if self.in_flight:
             raise InferenceError('a chunk was submitted while another is in flight; '
                                  'ask wants_chunk() first, or give up the other with failed()')
         self._tickets += 1
-        ticket = Ticket(self._tickets, epoch, self._consumed)
-        if epoch == self.epoch:
-            self._in_flight = ticket
-        return ticket
+        self._in_flight = Ticket(self._tickets, self.epoch, self._consumed)
+        return self._in_flight
 
     def arrived(self, ticket: Ticket, chunk: ActionChunk, *,
                 too_old: bool = False) -> ArrivalOutcome:

@@ -7,7 +7,7 @@ the start of an episode, after a gap) the history is shorter, as it was in train
 never shown twice. Not thread-safe: one thread pushes and asks.
 """
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
@@ -86,7 +86,6 @@ class FrameHistory:
         self._frozen_after = frozen_after
         self._frames: deque[Frame] = deque()  # strictly increasing stamps
         self._identical = 0
-        self.counts: Counter[PushResult] = Counter()
 
     def __len__(self) -> int:
         """Return the number of frames kept."""
@@ -99,11 +98,6 @@ class FrameHistory:
         :param moving: whether the robot is commanded to move. A still robot in a simulator gives
             identical pictures from a healthy camera, so only frames during motion can freeze it.
         """
-        result = self._push(frame, moving)
-        self.counts[result] += 1
-        return result
-
-    def _push(self, frame: Frame, moving: bool) -> PushResult:
         if _is_zero_filled(frame.image):
             return PushResult.ZERO_FILLED
         result = PushResult.ACCEPTED
@@ -138,7 +132,7 @@ class FrameHistory:
         return best if best and abs(best.stamp_ns - stamp_ns) <= tolerance_ns else None
 
     def clear(self) -> None:
-        """Forget all frames and a frozen camera; the counts stay."""
+        """Forget all frames and a frozen camera."""
         self._frames.clear()
         self._identical = 0
 

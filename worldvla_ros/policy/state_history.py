@@ -20,7 +20,7 @@ T = TypeVar('T')
 _LENGTH = 1000
 """Entries that are kept: an arm at 1 kHz has one second, more than a frame's usual max_age."""
 
-RESET_JUMP_NS = 1_000_000_000  # as FrameHistory's
+RESET_JUMP_NS = 1_000_000_000  # of the cameras' histories, too: `Sensing` gives it to them
 
 
 class StateHistory(Generic[T]):

@@ -71,7 +71,7 @@ def test_an_idle_worker_that_falls_silent_fails_for_good_without_a_budget(starte
     wait_for(lambda: backend.poll() or backend.health is not Health.READY)
     assert backend.health is Health.FAILED
     wait_for(lambda: not is_alive(pid))
-    assert 'fell silent' in backend.fault and 'configure the node again' in backend.fault
+    assert 'fell silent' in backend.fault and 'clean it up' in backend.fault
     assert backend.poll() == [] and backend.health is Health.FAILED
     with pytest.raises(InferenceError, match='failed'):
         backend.submit(1, observation())

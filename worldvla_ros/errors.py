@@ -19,7 +19,7 @@ class StateError(WorldVLAError):
 
 
 class InstructionError(WorldVLAError):
-    """An instruction is empty where one is needed, too long, or not plain text."""
+    """An instruction is empty where one is needed, too long, no plain text, or not taken now."""
 
 
 class TokenError(WorldVLAError):

@@ -2,6 +2,7 @@
 """The policy node over DDS: lifecycle, commands at a fixed rate, instructions, services."""
 
 from diagnostic_msgs.msg import DiagnosticStatus
+import numpy as np
 from policy_client import LATCHED, NODE, RATE, TASK, is_zero, noise, picture
 import pytest
 from rcl_interfaces.srv import SetParametersAtomically
@@ -43,8 +44,8 @@ def test_commands_go_out_at_the_control_rate_although_nothing_moves(start_policy
     begin = client.next(client.actions)
     wait_for(lambda: client.actions[-1].header.stamp.sec > begin.header.stamp.sec + 1)
     sent = client.actions[client.actions.index(begin):]
-    seconds = (stamp_ns(sent[-1].header.stamp) - stamp_ns(sent[0].header.stamp)) * 1e-9
-    assert len(sent) - 1 == pytest.approx(RATE * seconds, rel=0.2)
+    apart = np.diff([stamp_ns(action.header.stamp) for action in sent]) * 1e-9
+    assert np.median(apart) == pytest.approx(1 / RATE, rel=0.2)
 
 
 def test_unconfigured_and_inactive_nodes_publish_nothing_and_refuse_everything(start_policy,
@@ -308,6 +309,26 @@ def test_limits_change_while_the_node_runs_and_nothing_else_does(running):
         refused = set_parameters(**bad)
         assert not refused.successful and complaint in refused.reason
     running.next_motion()
+
+
+@pytest.mark.parametrize('how', ['active_shutdown', 'deactivate'])
+def test_the_last_command_of_a_node_that_shuts_down_or_fails_is_zero_motion(
+        start_policy, client, how, monkeypatch):
+    node = start_policy()
+    client.camera_on()
+    client.instruct()
+    client.next_motion()
+
+    def fail_once(reason):
+        monkeypatch.undo()
+        raise RuntimeError(f'a bug in the node, {reason}')
+    fails = how == 'deactivate'
+    if fails:
+        monkeypatch.setattr(node._loop, 'halt', fail_once)
+    assert client.transition(how) is not fails
+    client.wait_for(lambda: client.actions[-1].reason == DeltaAction.REASON_SHUTDOWN)
+    assert is_zero(client.actions[-1])
+    assert client.state() == ('unconfigured' if fails else 'finalized')
 
 
 def test_what_a_transition_raises_is_logged(start_policy, client, monkeypatch, capfd):

@@ -219,6 +219,6 @@ def test_the_time_of_a_goal_goes_on_where_the_clock_jumps_back(start, client, si
     status, result = client.result_of(goal)
     assert status == GoalStatus.STATUS_SUCCEEDED
     assert result.termination == RunTask.Result.TERMINATION_MAX_DURATION
-    assert 2.0 <= result.duration < 2.5
+    assert 2.0 <= result.duration < 6.0  # on the old clock ten seconds and more
     elapsed = [feedback.elapsed for feedback in client.feedback]
     assert elapsed == sorted(elapsed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inference worker: the only process that loads torch.
+"""The inference worker: the process that loads torch, so that the node need not.
 
 It is started by the node with two inherited descriptors, a pipe and a block of shared memory. It
 answers one request at a time on one thread and sends a heartbeat while it is idle; while it is

@@ -27,7 +27,7 @@ from worldvla_ros.msg import DeltaAction
 from worldvla_ros.nodes.parameters import PolicyParameters
 from worldvla_ros.safety.command import Command
 
-# Where red, green and blue lie in a pixel of each encoding (sensor_msgs/image_encodings.hpp).
+# Channels of a pixel of each encoding (sensor_msgs/image_encodings.hpp).
 _CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
 _BLUE_FIRST = ('bgr8', 'bgra8')
 SUPPORTED_ENCODINGS = tuple(_CHANNELS)

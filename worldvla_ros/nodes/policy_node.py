@@ -3,7 +3,7 @@
 
 This module is the lifecycle: parameters, loading, the clock. `policy_loop` holds the topics of a
 configured policy, `policy_services` and `task_server` what clients may ask of it. The node never
-loads torch, and all its callbacks run on one thread.
+loads torch (but with backend `inproc`, for debugging), and all its callbacks run on one thread.
 """
 
 from collections.abc import Callable

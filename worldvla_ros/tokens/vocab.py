@@ -5,8 +5,8 @@ The defaults are Chameleon's own layout, as the public WorldVLA code and its rel
 use it (`<reservedN>` of Chameleon's text_tokenizer.json has id N + 4 for N >= 8706). A small
 checkpoint stores a compact layout in its config.json, so that it need not carry 65,536 rows.
 
-This module imports nothing but the errors, and is the only one of ours that `model/` imports:
-the decoder has to know which ids open a block and which are action bins, and a second table of
+This module imports nothing but the errors, and of `tokens/` it alone is imported by `model/`: the
+decoder has to know which ids open a block and which are action bins, and a second table of
 the same numbers there would be a second home.
 """
 

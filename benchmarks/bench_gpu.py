@@ -11,7 +11,7 @@ an H200. What fails is a row of the table, and the rest goes on.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 import sys
@@ -24,9 +24,9 @@ from measuring import Bench, Clocks
 from report import Row, exit_status, recorded, save, table_of
 import torch
 
-OF_CHUNKS: dict[str, Callable[[Bench, int, int], list[Row]]] = {
+OF_CHUNKS: dict[str, Callable[[Bench, int, int], Iterable[Row]]] = {
     part.__name__: part for part in (chunk, exactness, reference, policy, fp8, profile)}
-OF_FRAMES: dict[str, Callable[[Bench, int], list[Row]]] = {
+OF_FRAMES: dict[str, Callable[[Bench, int], Iterable[Row]]] = {
     part.__name__: part for part in (frame, encode)}
 PARTS = (*OF_CHUNKS, *OF_FRAMES)
 SMALL_SIZES, SMALL_HORIZONS = [64], [5]
@@ -42,8 +42,8 @@ class Job(NamedTuple):
     def __str__(self) -> str:
         return f'{self.part}, {self.size} px' + ('' if self.K is None else f', K={self.K}')
 
-    def rows(self, bench: Bench) -> list[Row]:
-        """Measure."""
+    def rows(self, bench: Bench) -> Iterable[Row]:
+        """Measure; what takes long gives its rows as they come."""
         if self.K is None:
             return OF_FRAMES[self.part](bench, self.size)
         return OF_CHUNKS[self.part](bench, self.size, self.K)
@@ -91,22 +91,27 @@ def main() -> int:
 
 
 def run(todo: list[Job], bench: Bench, path: Path) -> list[Row]:
-    """Return the rows of all jobs; the file has those so far, and names what was asked for."""
+    """Return the rows of all jobs; the file has those so far, and names what was asked for.
+
+    Also where it is interrupted: `done` names the jobs that came to their end.
+    """
     rows: list[Row] = []
     notes: dict[str, object] = {}
     for job in todo:
         print(f'--- {job}', flush=True)
         started = time.perf_counter()
         new: list[Row] = []
-        with Clocks(bench.device) as clocks, recorded(new, str(job)):
-            new += job.rows(bench)
-        new = [line | {'part': job.part, 'size': job.size, 'K': job.K} for line in new]
-        rows += new
-        notes[str(job)] = {'seconds': round(time.perf_counter() - started, 1),
-                           'clocks': clocks.summary()}
-        print('\n'.join(table_of(new)), flush=True)
-        save(path, rows, asked=[str(one) for one in todo], done=notes,
-             ceilings={weights: asdict(card) for weights, card in bench.ceilings.items()})
+        try:
+            with Clocks(bench.device) as clocks, recorded(new, str(job)):
+                for line in job.rows(bench):
+                    new.append(line)
+            notes[str(job)] = {'seconds': round(time.perf_counter() - started, 1),
+                               'clocks': clocks.summary()}
+        finally:
+            rows += [line | {'part': job.part, 'size': job.size, 'K': job.K} for line in new]
+            print('\n'.join(table_of(new)), flush=True)
+            save(path, rows, asked=[str(one) for one in todo], done=notes,
+                 ceilings={weights: asdict(card) for weights, card in bench.ceilings.items()})
     return rows
 
 

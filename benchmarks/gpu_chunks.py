@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of bench_gpu.py that decode chunks of K actions from the tokens of two frames."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 
 from measuring import FLIP_MARGIN, Bench, flips, image_length, kernels, quantiles
@@ -45,6 +46,7 @@ def _timed(bench: Bench, engine: StaticChunkDecoder, size: int, K: int,
     ahead, newest = bench.stage_times([lambda i: engine.prefill(prompts[i][:older]),
                                        lambda i: engine.decode(prompts[i])], bench.chunks)
     prefill = bench.times(lambda i: engine.prefill(prompts[i]), bench.chunks)
+    syncs, grown = bench.waits_and_growth(lambda i: engine.decode(prompts[i]))
     step = roofline.step_ms(card, config, length + K)
     steps = float(np.median(whole) - np.median(prefill))
     return [
@@ -59,7 +61,9 @@ def _timed(bench: Bench, engine: StaticChunkDecoder, size: int, K: int,
             target='<= 1.25'),
         row(f'{name}: actions per second, whole chunks', 1e3 * K / float(np.median(whole)), '/s'),
         row(f'{name}: graphs captured after warm-up', engine.captures - captures, '',
-            target='= 0')]
+            target='= 0'),
+        row(f'{name}: chunks in which the host waited for the GPU', syncs, '', target='= 0'),
+        row(f'{name}: memory that chunks keep', grown, 'bytes', target='= 0')]
 
 
 def exactness(bench: Bench, size: int, K: int) -> list[Row]:
@@ -76,7 +80,7 @@ def exactness(bench: Bench, size: int, K: int) -> list[Row]:
             *flips(f'{size} px, fp8 engine against float32', exact, coarse, None)]
 
 
-def reference(bench: Bench, size: int, K: int) -> list[Row]:
+def reference(bench: Bench, size: int, K: int) -> Iterator[Row]:
     """Time the public way of decoding on the same weights: our loop, and transformers' own."""
     from transformers_reference import reference_chunk, reference_of
     theirs = reference_of(bench.model)
@@ -84,16 +88,17 @@ def reference(bench: Bench, size: int, K: int) -> list[Row]:
     new = ACTION_BLOCK_LENGTH * K + 1
     engine.warm_up()
     fast = bench.times(lambda i: engine.decode(prompts[i % 8]), min(bench.chunks, 50))
-    rows = quantiles(f'{size} px: engine, whole chunk', fast)
+    yield from quantiles(f'{size} px: engine, whole chunk', fast)
     for name, run in (
             ('transformers generate()', lambda i: reference_chunk(theirs, prompts[i % 8], new)),
+            ('transformers generate() without the mask', lambda i: reference_chunk(
+                theirs, prompts[i % 8], new, masked=False)),
             ('generate_free', lambda i: generate_free(bench.model, prompts[i % 8], new)),
             ('plain decode_chunk', lambda i: decode_chunk(bench.model, prompts[i % 8], K))):
         slow = bench.slow_times(run, bench.slow_runs)
-        rows += [*quantiles(f'{size} px: {name}', slow),
-                 row(f'{size} px: {name} / engine', float(np.median(slow) / np.median(fast)), 'x',
-                     target=SPEED_UPS.get((size, K)) if name.startswith('transformers') else None)]
-    return rows
+        yield from quantiles(f'{size} px: {name}', slow)
+        yield row(f'{size} px: {name} / engine', float(np.median(slow) / np.median(fast)), 'x',
+                  target=SPEED_UPS.get((size, K)) if name == 'transformers generate()' else None)
 
 
 def profile(bench: Bench, size: int, K: int) -> list[Row]:

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # One command per call of a lent GPU machine: bash benchmarks/on_device.sh STAGE [OPTIONS]
 # README.md says what travels and which stages make a lease. Results go to $OUT (default out/gpu).
-# `first` and `second` end within nine minutes, the others within ten. Options go to the benchmark:
-# `reference --sizes 512`, `chunks --small`. `train`, of the recipe $RECIPE, is interrupted before
+# `once` is what one lease can hold of the 7B model. Every stage ends within ten minutes. Options go
+# to the benchmark: `reference --sizes 512`, `chunks --small`. `train`, of the recipe $RECIPE, is interrupted before
 # ten minutes and goes on when it is called again while the machine is warm. Its data are $STORE
 # (default scratch/store.tar.xz), which is unpacked where the recipe expects them. `tokenizer`
 # trains config/train/mini_gpu_vqgan.yaml on the frames of scratch/frames.mp4. `store` only unpacks,
@@ -18,7 +18,7 @@ status=0
 
 # limited SECONDS COMMAND...: a failure, or no end in time, is told and does not end the stage
 limited() {
-    timeout --kill-after=10 "$1" "${@:2}" && return
+    timeout --signal=INT --kill-after=20 "$1" "${@:2}" && return
     local code=$?
     echo "on_device: ${*:2}: ended with $code after at most $1 s (124: cut off)"
     status=1
@@ -36,17 +36,25 @@ unpack() {
     store=$(sed -n 's/^  store: *//p' "$1")
     [ ! -d "$store" ] || return 0
     rm -rf "$store.draft"
-    python3 -m tarfile -e "${STORE:-scratch/store.tar.xz}" "$store.draft" && mv "$store.draft" "$store"
+    python3 -m tarfile -e "${STORE:-scratch/store.tar.xz}" "$store.draft" || return 1
+    local header  # it may lie in the folders that it was packed with
+    header=$(find "$store.draft" -name store.json | head -n 1)
+    [ -n "$header" ] || { echo "on_device: no store.json in ${STORE:-scratch/store.tar.xz}"; return 1; }
+    mv "$(dirname "$header")" "$store" && rm -rf "$store.draft"
 }
 
 {
     nvidia-smi || true
     case "$stage" in
+        once) bench once 560 --slow-seconds 20 --chunks 200 --parts chunk:256:10 profile:256:10 \
+                  policy:256:10 reference:256:10 frame:256 chunk:256:5 reference:256:5 \
+                  chunk:512:10 encode:256 exactness:256:10 policy:512:10 reference:512:10 \
+                  fp8:256:10 ;;
         first) bench first 425 --slow-seconds 30 --horizons 10 5 \
-                   --parts chunk:256 reference:256 fp8:256:10 chunk:512
+                   --parts chunk:256 reference:256 chunk:512 fp8:256:10
                training 105 ;;
         second) bench second 530 --slow-seconds 30 --horizons 10 5 \
-                    --parts frame:256 policy exactness encode profile ;;
+                    --parts frame:256 policy encode profile exactness ;;
         tests) limited 300 python3 -m pytest -q -p no:cacheprovider -n 5 test/gpu
                bench tests 240 --parts chunk exactness profile --sizes 256 --horizons 10 --chunks 20 ;;
         chunks) bench chunks 590 --parts chunk ;;
@@ -77,7 +85,7 @@ unpack() {
                if [ "${#made[@]}" -gt 0 ]; then  # few files of less than 16 MB may come back
                    tar -C "$run" -cf - "${made[@]}" | split -b 15000000 - "$OUT/trained.tar." || status=1
                fi ;;
-        *) echo "expected a stage: first, second, tests, chunks, reference, frames, rest, profile," \
+        *) echo "expected a stage: once, first, second, tests, chunks, reference, frames, rest, profile," \
                 'tokenizer, store or train'
            status=2 ;;
     esac

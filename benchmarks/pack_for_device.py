@@ -30,7 +30,7 @@ RECIPES = {'train': 'config/train/mini_gpu.yaml', 'profile': 'config/train/mini_
            'first': 'config/train/mini_gpu.yaml', 'tokenizer': 'config/train/mini_gpu_vqgan.yaml'}
 STORE = 'scratch/store.tar.xz'
 VIDEO = ['scratch/frames.mp4', 'scratch/frames.json']
-STAGES = ('first', 'second', 'tests', 'chunks', 'reference', 'frames', 'rest', 'profile',
+STAGES = ('once', 'first', 'second', 'tests', 'chunks', 'reference', 'frames', 'rest', 'profile',
           'tokenizer', 'store', 'train')
 
 

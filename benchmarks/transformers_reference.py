@@ -21,11 +21,15 @@ class MaskedChameleon(ChameleonForConditionalGeneration):
     """transformers' Chameleon under the action-chunk mask."""
 
     vocabulary: Vocabulary  # of the model whose weights these are
+    masked = True  # else as any causal model, without what the mask costs
     _seen: Tensor  # int64 [S], all tokens of the sequence so far
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None,
                 past_key_values: Cache | None = None, **options: Any) -> Any:
         """Run one pass under the last row of the published mask."""
+        if not self.masked:
+            return super().forward(input_ids=input_ids, attention_mask=attention_mask,
+                                   past_key_values=past_key_values, **options)
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
         self._seen = input_ids[0] if cached == 0 else torch.cat((self._seen, input_ids[0]))
         rows = input_ids.shape[1]
@@ -60,9 +64,13 @@ def reference_of(model: Transformer) -> MaskedChameleon:
 
 
 @torch.inference_mode()
-def reference_chunk(reference: MaskedChameleon, prompt_ids: list[int], max_new_tokens: int
-                    ) -> Tensor:
-    """Return the greedy tokens after a prompt, the stop token included."""
+def reference_chunk(reference: MaskedChameleon, prompt_ids: list[int], max_new_tokens: int, *,
+                    masked: bool = True) -> Tensor:
+    """Return the greedy tokens after a prompt, the stop token included.
+
+    :param masked: under the action-chunk mask; else the tokens are others, and only time counts.
+    """
+    reference.masked = masked
     ids = torch.tensor([prompt_ids], device=reference.lm_head.weight.device)
     separator = reference.vocabulary.separator
     out = reference.generate(  # type: ignore[misc]  # its self is annotated as another class

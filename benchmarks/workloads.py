@@ -9,6 +9,7 @@ from worldvla_ros.tokens.sequence import action_block, image_block
 from worldvla_ros.tokens.vocab import VALUES_PER_ACTION, Vocabulary
 
 NUM_TEXT = 32  # tokens of the instruction, BOS among them
+NUM_WORDS = 300  # ids that its text is made of: all bytes, and some pairs of them
 
 
 def random_model(config: TransformerConfig, dtype: torch.dtype, device: str = 'cpu'
@@ -30,13 +31,20 @@ def random_model(config: TransformerConfig, dtype: torch.dtype, device: str = 'c
     return model
 
 
+def text_ids(vocabulary: Vocabulary, count: int) -> range:
+    """Return the first `count` ids in a row that stand for text and nothing else."""
+    return next(ids for ids in (range(first, first + count) for first in range(vocabulary.size))
+                if vocabulary.first_that_is_no_text(ids) is None)
+
+
 def prompt_of(vocabulary: Vocabulary, size_px: int, num_images: int, seed: int = 0
               ) -> list[int]:
     """Return BOS, text, images of random codes, separator."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, vocabulary.num_codes, (num_images, size_px // 16, size_px // 16))
     images = [token for image in codes for token in image_block(image, vocabulary).tolist()]
-    text = [vocabulary.bos, *rng.integers(5, 200, NUM_TEXT - 1).tolist()]
+    words = text_ids(vocabulary, NUM_WORDS)
+    text = [vocabulary.bos, *rng.integers(words.start, words.stop, NUM_TEXT - 1).tolist()]
     return [*text, *images, vocabulary.separator]
 
 

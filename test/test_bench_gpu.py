@@ -2,6 +2,7 @@
 """The GPU benchmark runs from end to end on a CPU, and its reference is the public decoding."""
 
 from argparse import Namespace
+from dataclasses import replace
 import json
 import os
 from pathlib import Path
@@ -17,6 +18,7 @@ from worldvla_ros.model.decoded import DecodedChunk
 from worldvla_ros.model.generate import generate_free
 from worldvla_ros.model.transformer import TransformerConfig
 from worldvla_ros.model.vqgan import ImageTokenizerConfig
+from worldvla_ros.tokens.vocab import Vocabulary
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
 PARTS = ('chunk', 'exactness', 'frame', 'encode', 'policy', 'fp8', 'profile')
@@ -41,6 +43,8 @@ def test_all_parts_but_the_reference_run_small(tmp_path):
     assert {part for part, _ in rows} == set(PARTS)
     assert report['asked'] == list(report['done']) and len(report['asked']) == len(PARTS)
     assert rows['chunk', '64 px: graphs captured after warm-up'] == 0
+    assert rows['chunk', '64 px: chunks in which the host waited for the GPU'] == 0
+    assert rows['frame', '64 px: frames per second with 14.2 codes per pass, to pixels and back']
     assert rows['exactness', 'actions with a flip, 64 px, engine against plain passes'] == 0
     assert rows['frame', '64 px: 5% of codes new, anywhere, frames that differ from those without '
                 'draft'] == 0
@@ -78,6 +82,30 @@ def test_a_part_that_fails_is_a_row_and_the_next_one_runs(bench, monkeypatch, tm
     saved = json.loads((tmp_path / 'bench.json').read_text())['rows']
     assert 'Traceback' in saved[0]['failed'] and 'More about it' in saved[0]['failed']
     assert 'K=10: failed' in (tmp_path / 'bench.txt').read_text()
+
+
+def test_the_policy_is_timed_with_the_published_vocabulary(benchmarks):
+    """Pins a bug: the ids of its text were image codes there, and every such job failed."""
+    from gpu_pixels import policy
+    from measuring import TINY, TINY_IMAGES, Bench
+    bench = Bench(Namespace(small=True, slow_seconds=1.0))
+    bench.config = replace(TINY, vocabulary=Vocabulary())
+    bench.image_config = replace(TINY_IMAGES, n_embed=Vocabulary().num_codes)
+    assert all(line['value'] > 0 for line in policy(bench, 64, 5))
+
+
+def test_rows_of_a_part_that_is_interrupted_are_in_the_file(bench, monkeypatch, tmp_path):
+    import bench_gpu
+    from report import row
+
+    def measure(bench, size):
+        yield row('first', 1, 'ms')
+        raise KeyboardInterrupt
+    monkeypatch.setitem(bench_gpu.OF_FRAMES, 'frame', measure)
+    with pytest.raises(KeyboardInterrupt):
+        bench_gpu.run(bench_gpu.jobs(['frame'], [64], []), bench, tmp_path / 'bench.json')
+    saved = json.loads((tmp_path / 'bench.json').read_text())
+    assert [line['name'] for line in saved['rows']] == ['first'] and saved['done'] == {}
 
 
 def test_what_was_measured_before_a_kill_is_in_the_file(bench, monkeypatch, tmp_path):

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tree that is too large for a lent machine leaves weights here, and gets all of them back."""
 
+import os
 from pathlib import Path
 import re
+import shutil
 import subprocess
 import sys
+import tarfile
 
 import pytest
 import yaml
@@ -153,3 +156,20 @@ def test_stages_and_recipes_are_those_of_the_script(packing):
     script = (BENCHMARKS / 'on_device.sh').read_text()
     assert set(packing.STAGES) == set(re.findall(r'^ {8}([a-z]+)\) ', script, re.MULTILINE))
     assert all(recipe in script for recipe in packing.RECIPES.values())
+
+
+@pytest.mark.parametrize('inside', ['.', 'scratch/mix'])
+def test_a_store_is_found_in_the_folders_that_it_was_packed_with(tmp_path, inside):
+    """Pins a bug: the training found no store.json, and the machine's time was gone."""
+    write(tmp_path / 'packed' / inside / 'store.json', b'{}')
+    write(tmp_path / 'recipe.yaml', b'data:\n  store: out/store\n')
+    with tarfile.open(tmp_path / 'store.tar.xz', 'w:xz') as archive:
+        archive.add(tmp_path / 'packed', '.')
+    (tmp_path / 'benchmarks').mkdir()
+    shutil.copy(BENCHMARKS / 'on_device.sh', tmp_path / 'benchmarks')
+    done = subprocess.run(
+        ['bash', 'benchmarks/on_device.sh', 'store'], cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {'RECIPE': 'recipe.yaml', 'STORE': 'store.tar.xz'}, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in (tmp_path / 'out/store').iterdir()] == ['store.json']
+    assert not (tmp_path / 'out/store.draft').exists()

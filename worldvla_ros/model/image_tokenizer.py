@@ -71,7 +71,8 @@ class ImageTokenizer(nn.Module):
             raise FrameError(f'expected RGB frames uint8 [N, H, W, 3] with sides that are '
                              f'multiples of {side}, got {tuple(pixels.shape)} {pixels.dtype}')
         device = self.quant_conv.weight.device
-        scaled = self._scaled.to(device)[pixels.to(device).int()]
+        self._scaled = self._scaled.to(device)  # once: a copy would wait for the GPU
+        scaled = self._scaled[pixels.to(device).int()]
         return self.quant_conv(self.encoder(scaled.permute(0, 3, 1, 2).contiguous()))
 
     @torch.inference_mode()

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -38,7 +39,7 @@ class TextTokenizer:
             raise CheckpointError(f'{path} is not a tokenizers file: {error}') from error
 
     @classmethod
-    def train(cls, sentences: Iterable[str], max_tokens: int) -> 'TextTokenizer':
+    def train(cls, sentences: Iterable[str], max_tokens: int) -> Self:
         """Train a byte-level BPE, so that any text can be encoded. Id 0 is BOS."""
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

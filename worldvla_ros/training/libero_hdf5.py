@@ -92,17 +92,6 @@ def read_episode(path: Path, name: str) -> Episode:
             return _read_episode(data[name], name, task_name(path), wrist=False)
 
 
-def episode_lengths(path: Path) -> dict[str, int]:
-    """Return the control steps of each demonstration of a file, without reading its frames."""
-    lengths = {}
-    with _opened(path) as data:
-        for name in _names(data, path):
-            with _named(path, name):
-                stored = _dataset(data[name], 'actions', (None, ACTION_DIM)).shape[0]
-                lengths[name] = stored - observation_lag(data[name])
-    return lengths
-
-
 def episode_actions(path: Path, *, failed: bool = True
                     ) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Return `recorded_actions` of each demonstration of a file, without reading its frames.

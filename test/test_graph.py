@@ -49,10 +49,8 @@ def test_a_parameter_file_that_does_not_exist_is_refused(graph):
 def test_the_topics_of_camera_and_arm_are_remapped():
     spec, = policy_graph({'image': '/camera/image_raw', 'ee_pose': '/arm/pose'})
     assert spec.remappings == {'image': '/camera/image_raw',
-                               'image/compressed': '/camera/image_raw/compressed',
-                               'wrist_image': 'wrist_image',
-                               'wrist_image/compressed': 'wrist_image/compressed',
-                               'ee_pose': '/arm/pose', 'joint_states': 'joint_states'}
+                               'wrist_image': 'wrist_image', 'ee_pose': '/arm/pose',
+                               'joint_states': 'joint_states'}
 
 
 def test_the_demo_wires_camera_commands_time_and_mode():
@@ -63,27 +61,6 @@ def test_the_demo_wires_camera_commands_time_and_mode():
     assert bridge.remappings['action'] == f'{policy.name}/action', 'in whatever namespace'
     assert policy.parameters['use_sim_time'] is True
     assert policy.parameters['control.mode'] == bridge.parameters['mode'] == 'realtime'
-
-
-def test_a_still_picture_of_a_simulator_is_no_frozen_camera_unless_a_file_says_so(tmp_path):
-    path = tmp_path / 'robot.yaml'
-    path.write_text('obs.frozen_after: 0')
-    assert demo_graph({})[0].parameters['obs.frozen_after'] == -1
-    simulated, = policy_graph({'use_sim_time': 'true'})
-    assert simulated.parameters['obs.frozen_after'] == -1
-    for given in ({}, {'use_sim_time': 'false'},
-                  {'use_sim_time': 'true', 'params_file': str(path)}):
-        assert 'obs.frozen_after' not in policy_graph(given)[0].parameters
-
-
-def test_a_parameter_file_says_what_a_frozen_camera_is_only_where_it_names_it(tmp_path):
-    path = tmp_path / 'robot.yaml'
-    for text, named in (('obs.frozen_after: 5', True), ('obs:\n  frozen_after: 5', True),
-                        ('device: cpu  # obs.frozen_after: 5', False),
-                        ('# obs.frozen_after: 5', False)):
-        path.write_text(text)
-        policy, = policy_graph({'use_sim_time': 'true', 'params_file': str(path)})
-        assert ('obs.frozen_after' not in policy.parameters) is named, text
 
 
 def test_a_second_arm_has_a_namespace_of_its_own():

@@ -83,6 +83,10 @@ SIM_ROS_EXTRA = ('worldvla_ros.nodes.conversions', 'worldvla_ros.nodes.parameter
 MESSAGES = ('worldvla_ros.msg', 'worldvla_ros.srv', 'worldvla_ros.action')
 
 TORCH = {'torch', 'torchvision', 'transformers'}
+# What no package of the system brings: ros2 launch and the nodes may run on its own Python.
+WHEELS = TORCH | {'tokenizers', 'safetensors', 'huggingface_hub', 'imageio_ffmpeg', 'mujoco'}
+ON_SYSTEM_PYTHON = ('worldvla_ros.graph', 'worldvla_ros.nodes', 'worldvla_ros.control',
+                    'worldvla_ros.inference', 'worldvla_ros.recording')
 MAY_LOAD_TORCH = (
     'worldvla_ros.model', 'worldvla_ros.training', 'worldvla_ros.policy.policy',
     'worldvla_ros.policy.world_model', 'worldvla_ros.policy.random_checkpoint')
@@ -182,23 +186,26 @@ def test_every_module_belongs_to_a_layer():
             if name != 'worldvla_ros' and not within(name, LAYERS)] == []
 
 
-def test_no_eager_import_path_leads_from_the_robot_side_to_torch():
+def test_no_eager_import_path_leads_from_the_robot_side_to_torch_or_wheels():
     sources = modules()
     eager = {
         name: {one.name for one in imports(source) if not one.lazy}
         for name, source in sources.items()}
     for start in (name for name in sources if within(name, TORCH_FREE) or is_ros_module(name)):
-        path = path_to_torch(start, eager)
+        path = path_to(TORCH, start, eager)
+        assert path is None, ' -> '.join(path)
+    for start in (name for name in sources if within(name, ON_SYSTEM_PYTHON)):
+        path = path_to(WHEELS, start, eager)
         assert path is None, ' -> '.join(path)
 
 
-def path_to_torch(start, eager):
-    """Find the shortest chain of eager imports from a module to torch; None without one."""
+def path_to(packages, start, eager):
+    """Find the shortest chain of eager imports from a module to packages; None without one."""
     paths, seen = [(start,)], {start}
     while paths:
         path = paths.pop(0)
         for name in sorted(eager[path[-1]]):
-            if name.partition('.')[0] in TORCH:
+            if name.partition('.')[0] in packages:
                 return (*path, name)
             loaded = {candidate for candidate in eager if within(name, [candidate])} - seen
             seen |= loaded
@@ -208,8 +215,8 @@ def path_to_torch(start, eager):
 
 def test_the_search_for_torch_follows_packages_and_attributes():
     eager = {'a': {'b.c.Name'}, 'b': set(), 'b.c': {'d'}, 'd': {'torch.nn'}, 'e': {'b.x'}}
-    assert path_to_torch('a', eager) == ('a', 'b.c', 'd', 'torch.nn')
-    assert path_to_torch('e', eager) is None
+    assert path_to(TORCH, 'a', eager) == ('a', 'b.c', 'd', 'torch.nn')
+    assert path_to(TORCH, 'e', eager) is None
 
 
 @pytest.mark.parametrize('module, source', [

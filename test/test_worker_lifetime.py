@@ -117,6 +117,29 @@ def test_a_checkpoint_that_does_not_exist_fails_the_start_with_the_reason():
     assert descriptors() == before and threading.active_count() == threads
 
 
+def python_with(tmp_path, torch_is_there):
+    """Return an interpreter of another name, with torch or without."""
+    (tmp_path / 'torch.py').write_text('raise ModuleNotFoundError("No module named \'torch\'")')
+    hidden = '' if torch_is_there else f'PYTHONPATH={tmp_path}:$PYTHONPATH'
+    path = tmp_path / 'python'
+    path.write_text(f'#!/bin/sh\n{hidden} exec {sys.executable} "$@"\n')
+    path.chmod(0o700)
+    return str(path)
+
+
+def test_a_worker_runs_on_the_python_that_has_torch_though_the_node_does_not(tmp_path):
+    backend = new_backend(python=python_with(tmp_path, True))
+    try:
+        assert backend.start().horizon == 5
+    finally:
+        backend.stop()
+
+
+def test_a_python_without_torch_is_told_with_what_to_set(tmp_path):
+    with pytest.raises(InferenceError, match=r"No module named 'torch' for /.*set worker\.python"):
+        new_backend(python=python_with(tmp_path, False)).start()
+
+
 def test_weights_that_the_device_cannot_take_fail_the_start_with_the_reason():
     backend = new_backend(replace(SETTINGS, weights='fp8'))
     with pytest.raises(InferenceError, match=r"'fp8' need a CUDA device.*'dense'") as caught:

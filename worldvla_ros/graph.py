@@ -7,7 +7,6 @@ No ROS is imported: a NodeSpec is plain data, which launch_ros or a subprocess c
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-import re
 from typing import Any
 
 from worldvla_ros.errors import ConfigError
@@ -54,8 +53,7 @@ POLICY_ARGUMENTS = {
     'joint_states': Argument('Topic of the joints, among them the gripper\'s', 'joint_states'),
     'mode': Argument('realtime for robots, lockstep for a simulator that waits', '',
                      ('', 'realtime', 'lockstep')),
-    'use_sim_time': Argument('Take the time from /clock; a still picture is no frozen camera '
-                             'then, unless params_file sets obs.frozen_after', '', _FLAG),
+    'use_sim_time': Argument('Take the time from /clock', '', _FLAG),
     'namespace': Argument('Namespace of the node and its topics, such as left, for two arms'),
     'params_file': Argument('YAML file of parameters, as config/policy.yaml; arguments go first'),
 }
@@ -119,18 +117,11 @@ def policy_graph(given: Mapping[str, str]) -> list[NodeSpec]:
             'checkpoint', 'subfolder', 'settings', 'device', 'dtype', 'weights')},
         'mode': ('control.mode', str), 'use_sim_time': ('use_sim_time', _flag),
         'world_model': ('world_model', _flag)})
-    files = _files(arguments)
-    if parameters.get('use_sim_time') and not any(map(_names_frozen_after, files)):
-        # A simulated camera has no noise, so a still picture does not mean a frozen camera.
-        parameters['obs.frozen_after'] = -1
     return [NodeSpec(
         POLICY_NODE, POLICY_NODE, parameters=parameters,
-        parameter_files=files, namespace=arguments['namespace'],
-        remappings={**{camera + transport: arguments[camera] + transport
-                       for camera in ('image', 'wrist_image')
-                       for transport in ('', '/compressed')},
-                    'ee_pose': arguments['ee_pose'],
-                    'joint_states': arguments['joint_states']})]
+        parameter_files=_files(arguments), namespace=arguments['namespace'],
+        remappings={topic: arguments[topic] for topic in (
+            'image', 'wrist_image', 'ee_pose', 'joint_states')})]
 
 
 def sim_graph(given: Mapping[str, str]) -> list[NodeSpec]:
@@ -190,10 +181,6 @@ def _files(arguments: Mapping[str, str]) -> tuple[str, ...]:
         raise ConfigError(f'params_file: there is no file {path!r}; give the path of a YAML file '
                           f'of parameters, or leave it out')
     return (path,) if path else ()
-
-
-def _names_frozen_after(path: str) -> bool:
-    return re.search(r'^\s*(obs\.)?frozen_after\s*:', Path(path).read_text(), re.M) is not None
 
 
 def _flag(text: str) -> bool:

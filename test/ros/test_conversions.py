@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+import rclpy
 from rclpy.serialization import deserialize_message, serialize_message
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -132,6 +133,16 @@ def test_another_encoding_is_converted_by_cv_bridge():
     message = Image(header=HEADER, height=2, width=2, encoding='8UC3', step=6,
                     data=array('B', bytes(range(12))))
     assert conversions.image_to_frame(message).image.shape == (2, 2, 3)
+
+
+def test_compressed_pictures_come_beside_the_raw_ones_wherever_those_are(context):
+    """Pins a bug: a camera that was remapped was heard on a topic that nobody published."""
+    node = rclpy.create_node('node', context=context, start_parameter_services=False, cli_args=[
+        '--ros-args', '-r', 'image:=/camera/color/image_raw'])
+    names = [conversions.camera_topic(node, 'image', transport)[1]
+             for transport in ('raw', 'compressed')]
+    assert names == ['image', '/camera/color/image_raw/compressed']
+    node.destroy_node()
 
 
 @pytest.mark.parametrize('suffix, tolerance', [('.png', 0), ('.jpg', 12)])

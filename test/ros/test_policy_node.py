@@ -344,13 +344,16 @@ def test_what_a_transition_raises_is_logged(start_policy, client, monkeypatch, c
     assert client.transition('configure') and client.transition('activate')
 
 
-def test_an_inactive_node_diagnoses_its_worker(start_policy, client):
+def test_an_inactive_node_diagnoses_its_worker_and_the_rest_is_at_rest(start_policy, client):
     """Pins a bug: nothing was published, so a worker that had died was no fault."""
     node = start_policy(autostart=False)
     assert client.transition('configure')
     report = client.next(client.diagnostics)
-    part, = report.status
-    assert (part.name, part.level) == ('worldvla_policy: worker', DiagnosticStatus.OK)
+    found = [(part.name.removeprefix('worldvla_policy: '), part.level, part.message)
+             for part in report.status]
+    assert found == [('worker', DiagnosticStatus.OK, 'ok'),
+                     ('camera', DiagnosticStatus.OK, 'the node is not active'),
+                     ('control', DiagnosticStatus.OK, 'the node is not active')]
     backend = node._loop.controller.backend
     backend.health, backend.fault = Health.FAILED, 'the worker died'
     client.next(client.diagnostics, lambda report: report.status[0].level == DiagnosticStatus.ERROR

@@ -43,10 +43,13 @@ from worldvla_ros.nodes.runtime import run_node
 class Talking(Node):
     def __init__(self, executor):
         super().__init__('talking')
+        self.create_timer(0.01, self.talk)
+
+    def talk(self):
         logger = logging.getLogger('worldvla_ros.somewhere')
         logger.debug('a step of %s', 'the warm-up')
         logger.error('a fault')
-        self.create_timer(0.01, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        os.kill(os.getpid(), signal.SIGTERM)
 
 run_node(Talking)
 """
@@ -66,7 +69,7 @@ def test_what_the_parts_without_ros_log_is_in_the_log_of_ros(domain_id, level, t
     done = subprocess.run([sys.executable, '-c', LOGGING, '--ros-args', '--log-level', level],
                           cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
                           env={**os.environ, 'ROS_DOMAIN_ID': str(domain_id)})
-    assert '[worldvla_ros.somewhere]: a fault' in done.stderr
+    assert '[talking.somewhere]: a fault' in done.stderr
     assert ('a step of the warm-up' in done.stderr) == told
 
 

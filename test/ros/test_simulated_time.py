@@ -89,6 +89,15 @@ def test_without_a_clock_activate_fails_with_the_reason_and_later_succeeds(
     client.next_halt(DeltaAction.REASON_NO_INSTRUCTION)
 
 
+@pytest.mark.parametrize('given, counts', [({}, -1), ({'obs__frozen_after': 5}, 5)])
+def test_a_still_picture_of_a_simulator_is_no_frozen_camera_unless_it_is_said(
+        start_policy, simulator, given, counts):
+    """Pins a bug: it hung on how the node was started, and halted it after a second."""
+    simulator.running = True
+    node = start_policy(use_sim_time=True, **given)
+    assert node._loop.controller.settings.obs.frozen_after == counts
+
+
 def test_a_clock_that_only_was_there_is_none(start, client, simulator, capfd):
     """Pins a bug: any time that the node had ever heard was enough to activate."""
     start(clock_timeout=0.5)

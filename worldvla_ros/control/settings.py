@@ -73,7 +73,8 @@ class ObservationSettings:
     frozen_after: int = bounded(
         0, unit='frames', minimum=-1, maximum=10000, read_only=True,
         doc='Identical frames in succession, while moving, that mean a frozen camera; '
-            '0: one second of control periods; -1: never (a simulator has no sensor noise)')
+            '0: one second of control periods, and never with use_sim_time, since a simulator has '
+            'no sensor noise; -1: never')
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,9 @@ def progress_sent(connection: Connection) -> Iterator[None]:
 
 def explain(error: BaseException) -> str:
     """Return the message of our own errors as it is, and name the type of any other."""
+    if isinstance(error, ModuleNotFoundError):
+        return (f'{error} for {sys.executable}; set worker.python to the interpreter of a virtual '
+                'environment that has it, as `make setup` makes one')
     return str(error) if isinstance(error, WorldVLAError) else f'{type(error).__name__}: {error}'
 
 

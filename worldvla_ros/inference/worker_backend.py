@@ -7,6 +7,7 @@ import logging
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 import os
+from pathlib import Path
 import signal
 import subprocess
 import sys
@@ -60,18 +61,21 @@ class WorkerBackend:
     :param heartbeat_timeout: longest silence of an idle worker [s]
     :param max_restarts: restarts within `restart_window`
     :param restart_window: [s]
+    :param python: interpreter of the worker; '': that of this process
     :param on_result: called from the reader thread when there is something to poll
     """
 
     def __init__(self, settings: WorkerSettings, *, load_timeout: float, answer_timeout: float,
                  imagine_timeout: float, heartbeat_timeout: float, max_restarts: int,
-                 restart_window: float, on_result: Callable[[], None] = lambda: None) -> None:
+                 restart_window: float, python: str = '',
+                 on_result: Callable[[], None] = lambda: None) -> None:
         self._settings = settings
         self._load_timeout = load_timeout
         self._answer_timeout = answer_timeout
         self._imagine_timeout = imagine_timeout
         self._heartbeat = Watchdog('worker heartbeat', int(heartbeat_timeout * _SECOND_NS))
         self._budget = RestartBudget(max_restarts, int(restart_window * _SECOND_NS))
+        self._python = python or sys.executable
         self._on_result = on_result
         self._frames = SharedFrames(settings.frame_memory)
         self._process: subprocess.Popen[bytes] | None = None
@@ -204,10 +208,10 @@ class WorkerBackend:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, TERMINAL_SIGNALS)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, '-P', '-m', 'worldvla_ros.inference.worker', str(theirs.fileno()),
+                [self._python, '-P', '-m', 'worldvla_ros.inference.worker', str(theirs.fileno()),
                  str(self._frames.descriptor)],
                 pass_fds=(theirs.fileno(), self._frames.descriptor), stdin=subprocess.DEVNULL,
-                env=self._environment())
+                env=_environment(self._python))
         except OSError:
             ours.close()
             raise
@@ -225,12 +229,6 @@ class WorkerBackend:
             target=self._listen, args=(ours, self._process, self._inbox), daemon=True,
             name='worker reader')
         self._reader.start()
-
-    @staticmethod
-    def _environment() -> dict[str, str]:
-        """Environment of the worker: this interpreter's own search path, whatever set it up."""
-        return {**os.environ, 'PYTHONPATH': os.pathsep.join(path for path in sys.path if path),
-                'TOKENIZERS_PARALLELISM': 'false'}
 
     def _listen(self, connection: Connection, process: subprocess.Popen[bytes],
                 inbox: list[object]) -> None:
@@ -364,3 +362,13 @@ def _reap(process: subprocess.Popen[bytes], reader: threading.Thread,
     process.wait()
     reader.join()  # before: closed under it, the descriptor could become another file's
     connection.close()
+
+
+def _environment(python: str) -> dict[str, str]:
+    """Environment of a worker: this interpreter's own search path, whatever set it up.
+
+    Another interpreter finds its own packages, and needs to be shown this one alone.
+    """
+    shown = sys.path if python == sys.executable else [str(Path(__file__).parents[2])]
+    return {**os.environ, 'PYTHONPATH': os.pathsep.join(path for path in shown if path),
+            'TOKENIZERS_PARALLELISM': 'false'}

@@ -27,7 +27,7 @@ def make_backend(parameters: PolicyParameters, on_result: Callable[[], None]) ->
         settings, load_timeout=worker.load_timeout, answer_timeout=worker.answer_timeout,
         imagine_timeout=worker.imagine_timeout, heartbeat_timeout=worker.heartbeat_timeout,
         max_restarts=worker.max_restarts, restart_window=worker.restart_window,
-        on_result=on_result)
+        python=worker.python, on_result=on_result)
 
 
 def describe_backend(parameters: PolicyParameters) -> str:

@@ -14,6 +14,7 @@ from builtin_interfaces.msg import Time
 import cv2
 from geometry_msgs.msg import PoseStamped, TwistStamped, Vector3
 import numpy as np
+from rclpy.node import Node
 from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Header
@@ -87,15 +88,18 @@ def compressed_to_frame(message: CompressedImage, crop: str = 'center') -> Frame
     return _crop(decoded[..., ::-1], message.header, crop)
 
 
-def camera_topic(topic: str, transport: str) -> tuple[type, str, Callable[[Any, str], Frame]]:
+def camera_topic(node: Node, topic: str, transport: str
+                 ) -> tuple[type, str, Callable[[Any, str], Frame]]:
     """
     Return message type, name and conversion to a frame of a camera's topic.
+
+    Compressed pictures come beside the raw ones, so a topic that is remapped takes them along.
 
     :param transport: raw or compressed, see CameraParameters
     """
     if transport == 'raw':
         return Image, topic, image_to_frame
-    return CompressedImage, f'{topic}/compressed', compressed_to_frame
+    return CompressedImage, f'{node.resolve_topic_name(topic)}/compressed', compressed_to_frame
 
 
 def frame_to_image(frame: Frame, frame_id: str) -> Image:

@@ -104,6 +104,7 @@ class EStopInput:
         if not message.data and max(self._matched, len(self._publishers())) > 1:
             self.latch.hear(time.monotonic_ns())
             return
+        was_locked = self.latch.locked
         self.latch.set(message.data, time.monotonic_ns())
-        if message.data:
+        if message.data and not was_locked:
             self._on_lock()

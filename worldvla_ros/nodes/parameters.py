@@ -22,14 +22,16 @@ from worldvla_ros.policy.named_checkpoints import SHIPPED
 from worldvla_ros.policy.settings import RELEASED
 
 T = TypeVar('T')
-_MISSPELT = 0.75  # likeness from which a name is one of ours
-_QOS_OVERRIDES = 'qos_overrides.'  # rclpy declares them as publishers and subscriptions come
+_MISSPELT = 0.9  # likeness from which a name is one of ours; `robot_base_frame` is others'
 
 
 @dataclass(frozen=True)
 class WorkerParameters:
     """The process that runs the model."""
 
+    python: str = bounded(
+        '', read_only=True,
+        doc='Python that has torch, such as /path/to/venv/bin/python; empty: the one of the node')
     threads: int = bounded(
         0, minimum=0, maximum=1024, read_only=True,
         doc='Torch threads of the worker; 0: all cores but one, which is left for the node')
@@ -171,31 +173,37 @@ def declare(node: Node, cls: type) -> None:
     for info in infos.values():
         node.declare_parameter(info.name, _to_parameter(info.default), _descriptor(info))
     for name in node._parameter_overrides:  # rclpy has no other way to ask
-        if node.has_parameter(name) or name.startswith(_QOS_OVERRIDES):
+        if node.has_parameter(name):
             continue
         unknown = f'{_where(node)}: unknown parameter {name!r}'
-        if meant := nearest(name, [*infos, 'use_sim_time'], _MISSPELT):
+        ends = [full for full in infos if full.endswith(f'.{name}')]  # its group is missing
+        if meant := next(iter(ends), None) or nearest(name, [*infos, 'use_sim_time'], _MISSPELT):
             raise ConfigError(f'{unknown}; did you mean {meant!r}?')
         node.get_logger().warning(f'{unknown}; it changes nothing')
 
 
 def check_files(node: Node, arguments: Sequence[str]) -> None:
     """
-    Raise ConfigError for a parameter file on the command line without a section for the node.
+    Raise ConfigError if no parameter file on the command line has a section for the node.
 
-    ROS would pass over it, and the limits in it would limit nothing.
+    ROS would pass over them, and the limits in them would limit nothing. Beside one that has,
+    others are logged: a launch file gives those of `SetParametersFromFile` to each of its nodes.
 
     :param arguments: of the program; files are given as `--params-file PATH`
     """
     name = node.get_fully_qualified_name()
-    for option, path in pairwise(arguments):
-        if option != '--params-file':
-            continue
+    paths = [path for option, path in pairwise(arguments) if option == '--params-file']
+    without = {}
+    for path in paths:
         sections = list(_sections(yaml.safe_load(Path(path).read_text(encoding='utf-8'))))
         if not any(_matches(section, name) for section in sections):
-            raise ConfigError(
-                f'{path} has no section for {name}, so nothing in it would count; its sections: '
-                f'{", ".join(sections) or "none"}. Name the section /**{name[name.rindex("/"):]}')
+            without[path] = (f'{path} has no section for {name}, so nothing in it counts; its '
+                             f'sections: {", ".join(sections) or "none"}')
+    if without and len(without) == len(set(paths)):
+        raise ConfigError(f'{"; ".join(without.values())}. Name the section '
+                          f'/**{name[name.rindex("/"):]}')
+    for complaint in without.values():
+        node.get_logger().warning(complaint)
 
 
 def _sections(content: Any, name: str = '') -> Iterator[str]:

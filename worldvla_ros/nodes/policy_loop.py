@@ -38,6 +38,7 @@ from worldvla_ros.safety.watchdog import EStop
 
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 _COMMANDS = QoSProfile(depth=10)  # reliable; deep enough that a busy simulator misses none
+_LOG_PERIOD = 5.0  # [s] between two log lines of the same complaint
 _RIVAL_PERIOD = 0.1  # [s] between two looks for a second commander
 # Simulated time that is the same for so long, and for so many control periods, stands still.
 _CLOCK_SILENCE_NS, _CLOCK_SILENCE_PERIODS = 500_000_000, 3  # of steady time
@@ -205,7 +206,8 @@ class PolicyLoop:
     def _on_instruction(self, message: String) -> None:
         heard = self.controller.hear(message.data, time.monotonic_ns())
         if not self.active:
-            self._node.get_logger().warning('instruction ignored: the node is not active')
+            self._node.get_logger().warning('instruction ignored: the node is not active',
+                                            throttle_duration_sec=_LOG_PERIOD)
             return
         self._judge_instruction(heard)
         if heard is not Heard.NEW:
@@ -215,8 +217,8 @@ class PolicyLoop:
         try:
             self.follow(message.data)
         except InstructionError as error:
-            self._node.get_logger().error(f'instruction refused: {error}; the robot '
-                                          f'holds still')
+            self._node.get_logger().error(f'instruction refused: {error}; the robot holds still',
+                                          throttle_duration_sec=_LOG_PERIOD)
 
     def _judge_instruction(self, heard: Heard) -> None:
         """Remember why an instruction was ignored, for reports; log it once for each cause."""

@@ -7,6 +7,7 @@ loads torch (but with backend `inproc`, for debugging), and all its callbacks ru
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 import functools
 import traceback
 from typing import Any
@@ -119,7 +120,7 @@ class PolicyNode(LifecycleNode):
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Load and warm up the policy, then offer its topics."""
         try:
-            parameters = read(self, PolicyParameters)
+            parameters = self._read()
             self.get_logger().info(describe_backend(parameters))
             self._backend = make_backend(parameters, self._wake)
             info = self._backend.start(should_abort=lambda: self._interrupted)
@@ -135,6 +136,12 @@ class PolicyNode(LifecycleNode):
                                f'{", each with the wrist camera" if info.reads_wrist else ""}'
                                f'{", and the state of the arm" if info.reads_state else ""}')
         return _SUCCESS
+
+    def _read(self) -> PolicyParameters:
+        parameters = read(self, PolicyParameters)
+        if self.get_parameter(_SIM_TIME).value and parameters.obs.frozen_after == 0:
+            return replace(parameters, obs=replace(parameters.obs, frozen_after=-1))
+        return parameters
 
     @_logged
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:

@@ -155,7 +155,7 @@ class Recorder(Node):
 
     def _name(self, topic: str) -> str:
         if 'image' in topic:
-            _, topic, _ = conversions.camera_topic(topic, self.config.camera.transport)
+            _, topic, _ = conversions.camera_topic(self, topic, self.config.camera.transport)
         name: str = self.resolve_topic_name(topic)
         return name
 
@@ -170,7 +170,7 @@ class Recorder(Node):
         self.create_subscription(kind, topic, on_message, qos)
 
     def _listen_to_camera(self, topic: str, push: Callable[[Timeline, Frame], None]) -> None:
-        kind, name, convert = conversions.camera_topic(topic, self.config.camera.transport)
+        kind, name, convert = conversions.camera_topic(self, topic, self.config.camera.transport)
         size = self.config.image_size
 
         def take(message: Any) -> None:

@@ -178,8 +178,17 @@ class Reporter:
         ])
 
     def inactive_diagnostics(self, status: PolicyStatus, name: str) -> DiagnosticArray:
-        """Describe the worker: the rest has nothing to do while the node is not active."""
-        return DiagnosticArray(header=status.header, status=[self._worker(status, name)])
+        """Describe the worker; the rest has nothing to do while the node is not active.
+
+        It is there all the same: an aggregator takes what it no longer hears of for a fault.
+        """
+        info = self._controller.info
+        resting = ['camera', *['wrist camera'] * info.reads_wrist, 'control',
+                   *['arm'] * info.reads_state]
+        return DiagnosticArray(header=status.header, status=[
+            self._worker(status, name),
+            *(_diagnostic(f'{name}: {part}', DiagnosticStatus.OK, 'the node is not active')
+              for part in resting)])
 
     def _is_silent(self, steady_ns: int) -> bool:
         """Whether a simulator in lockstep has sent nothing for long, while it should."""

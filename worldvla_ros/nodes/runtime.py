@@ -79,7 +79,7 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
     except RuntimeError as error:  # rclpy's errors about arguments have no public name
         get_logger('worldvla_ros').error(f'cannot start: {str(error).splitlines()[0]}')
         return 1
-    log_to_ros()
+    log = log_to_ros()
     executor = SingleThreadedExecutor()
     stop = threading.Event()
 
@@ -91,6 +91,7 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
         executor.create_task(lambda: None)  # ends the wait for the next callback
     try:
         node = make_node(executor)
+        log.node = node.get_logger()
         check_files(node, sys.argv if args is None else args)
     except (WorldVLAError, ParameterException) as error:
         get_logger('worldvla_ros').error(f'cannot start: {error}')

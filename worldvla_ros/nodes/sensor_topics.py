@@ -63,7 +63,7 @@ class SensorTopics:
     def _listen_to_camera(self, topic: str, push: Callable[[Frame], PushResult],
                           report: CameraReport) -> Subscription:
         message_type, name, convert = conversions.camera_topic(
-            topic, self._config.camera.transport)
+            self._node, topic, self._config.camera.transport)
         return self._node.create_subscription(
             message_type, name,
             functools.partial(self._on_image, topic, convert, push, report), _CAMERA)

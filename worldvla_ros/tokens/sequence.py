@@ -16,14 +16,17 @@ TokenError.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from worldvla_ros.datatypes import STATE_DIM
 from worldvla_ros.errors import InstructionError, TokenError
-from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH, VALUES_PER_ACTION, Vocabulary
+
+if TYPE_CHECKING:  # ROS programs read settings on the system's Python, which has no tokenizers
+    from worldvla_ros.tokens.text_tokenizer import TextTokenizer
 
 ACTION_PROMPT = 'What action should the robot take to {instruction}?'
 WORLD_PROMPT = ('Generate the next image based on the provided sequence of historical images '
@@ -124,7 +127,7 @@ def parse_action_chunk(token_ids: ArrayLike, vocabulary: Vocabulary,
 class PromptBuilder:
     """Builds the prompts of both branches from text, image codes and action tokens."""
 
-    text_tokenizer: TextTokenizer
+    text_tokenizer: 'TextTokenizer'
     vocabulary: Vocabulary
     action_prompt: str = ACTION_PROMPT  # with one {instruction}
     world_prompt: str = WORLD_PROMPT

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quantizing and de-quantizing are an inverse pair with the published edge cases."""
 
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 import numpy as np
@@ -20,6 +22,16 @@ def test_an_action_comes_back_within_half_a_bin(fraction):
     action = MINIMUM + fraction * (MAXIMUM - MINIMUM)
     error = np.abs(TOKENIZER.decode(TOKENIZER.encode(action)) - action)
     assert (error <= TOKENIZER.bin_width / 2 + 1e-7).all()
+
+
+@pytest.mark.parametrize('num_bins', [2, 9, 255])
+def test_so_does_it_with_any_number_of_bins(num_bins):
+    """Pins a bug: of an odd number one edge was missing, and the bins beside it were wider."""
+    tokenizer = ActionTokenizer(LIBERO_MINIMUM, LIBERO_MAXIMUM,
+                                replace(Vocabulary(), num_bins=num_bins))
+    for action in np.linspace(MINIMUM, MAXIMUM, 500):
+        error = np.abs(tokenizer.decode(tokenizer.encode(action)) - action)
+        assert (error <= (MAXIMUM - MINIMUM) / (num_bins - 1) / 2 + 1e-7).all()
 
 
 @given(st.lists(st.integers(10006, 10260), min_size=7, max_size=7))

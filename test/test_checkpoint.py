@@ -87,6 +87,23 @@ def test_a_model_that_cannot_be_saved_leaves_the_old_one(saved, monkeypatch, siz
     assert sorted(file.name for file in saved.iterdir()) == ['config.json', 'model.safetensors']
 
 
+def test_while_new_weights_take_their_place_none_load_rather_than_some_of_both(
+        tmp_path, monkeypatch):
+    save_model(tiny_model(), tmp_path, max_shard_bytes=30_000)
+    moved, replace = [], Path.replace
+
+    def fail_at_the_third(self, target):
+        if len(moved) == 2:
+            raise OSError('no space left on device')
+        moved.append(target)
+        return replace(self, target)
+    monkeypatch.setattr(Path, 'replace', fail_at_the_third)
+    with pytest.raises(OSError, match='no space'):
+        save_model(tiny_model(1), tmp_path, max_shard_bytes=30_000)
+    with pytest.raises(CheckpointError):
+        load_model(tmp_path)
+
+
 def test_a_missing_shard_is_named(tmp_path):
     save_model(tiny_model(), tmp_path, max_shard_bytes=30_000)
     lost = sorted(tmp_path.glob('model-*'))[1]

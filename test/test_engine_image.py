@@ -57,6 +57,8 @@ def test_a_pass_is_as_wide_as_the_shape_allows():
 
 def test_requests_beyond_the_shapes_are_refused():
     rows = rows_of(tiny_model(), 16)
+    with pytest.raises(InferenceError, match=f'prompts of {PROMPT + 3} tokens.*of {PROMPT + 4} t'):
+        rows.start([0] * (PROMPT + 4), [])
     with pytest.raises(InferenceError, match='prompt of 999'):
         rows.start([0] * 999, [])
     with pytest.raises(InferenceError, match='16 drafted'):

@@ -50,10 +50,18 @@ def test_a_sequence_may_begin_within_an_image(start):
     assert (image_places(block[start:], VOCABULARY, CODES) == NO_PLACE).all()
 
 
+def test_a_code_in_the_place_of_a_row_end_has_none():
+    """Pins a bug: it had the next row's first place, and in the last row one past the table."""
+    block = image_block(np.zeros((2, 2)), VOCABULARY)
+    block[[5, 8]] = VOCABULARY.code_start
+    places = image_places(torch.from_numpy(block), VOCABULARY, (2, 2))
+    assert places.tolist() == [0, 0, 0, 1, 2, 0, 3, 4, 0, 0]
+
+
 def test_a_code_far_behind_its_image_has_no_place():
     ids = torch.tensor([VOCABULARY.boi, 5, 5, *[VOCABULARY.code_start] * 20])
     assert image_places(ids, VOCABULARY, CODES).tolist() == [
-        0, 0, 0, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, *[0] * 10]
+        0, 0, 0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 0, *[0] * 10]
 
 
 def test_the_same_code_is_another_input_elsewhere():

@@ -380,6 +380,7 @@ def test_settings_that_are_no_object_are_refused(tmp_path, content, got):
     ({'action_prompt': '{instruction} in {place}'}, 'nothing else in braces'),
     ({'action_prompt': '{instruction} {'}, 'braces'),
     ({'action_prompt': '{0} {instruction}'}, 'braces'),
+    ({'action_prompt': 'do {{instruction}}'}, 'braces'),
     ({'colour': 'red'}, "with the keys.*'colour'")])
 def test_unusable_settings_are_refused(tmp_path, checkpoint, entry, message):
     entries = json.loads((checkpoint / 'policy.json').read_text()) | entry

@@ -2,6 +2,7 @@
 """Tokenizers that a model was not trained with are refused when a checkpoint is loaded."""
 
 from dataclasses import replace
+from functools import partial
 import shutil
 
 import numpy as np
@@ -42,8 +43,17 @@ def test_the_image_tokenizer_of_another_checkpoint_is_refused_where_the_right_on
 @pytest.mark.parametrize('device', ['cuda0', 'cuda:99'])
 def test_a_device_that_is_misspelt_or_not_there_is_named(folder, device):
     """Pins a bug: torch's own error came, from the middle of the weights."""
-    with pytest.raises(CheckpointError, match=f"device is '{device}', .*; take cpu, or install"):
-        Pretrained.load(folder, device=device)
+    for load in (Pretrained.load, partial(WorldVLAPolicy.from_pretrained, weights='fp8')):
+        with pytest.raises(CheckpointError, match=f"device is '{device}', .*; take cpu, or ins"):
+            load(folder, device=device)
+
+
+def test_an_image_size_that_the_vocabulary_cannot_say_is_refused(folder):
+    """Pins a bug: it was found by the first chunk."""
+    settings = PolicySettings.load(folder / POLICY_FILE)
+    replace(settings, image_size=4096).save(folder / POLICY_FILE)
+    with pytest.raises(CheckpointError, match=r'image_size of policy\.json .* side of 128 blocks'):
+        Pretrained.load(folder)
 
 
 def test_a_text_tokenizer_whose_words_are_other_tokens_is_refused(folder):

@@ -57,6 +57,13 @@ def test_overlapping_ranges_are_refused():
         replace(Vocabulary(), eoa=10006)
 
 
+@pytest.mark.parametrize('change', [{'num_codes': 0}, {'num_bins': 1}, {'num_grid_sizes': -1}])
+def test_ranges_of_nothing_are_refused(change):
+    (name, value), = change.items()
+    with pytest.raises(CheckpointError, match=f'{name} is {value}, expected'):
+        Vocabulary(**change)
+
+
 def test_ids_outside_the_table_are_refused():
     with pytest.raises(CheckpointError, match=r'eoa has id 15004.*\[0, 12000\)'):
         Vocabulary(size=12000)

@@ -209,3 +209,5 @@ def test_misuse_is_refused(pretrained):
         world.step([np.nan] * 7)
     with pytest.raises(TokenError, match='7 values'):
         world.step([0.0] * 6)
+    with pytest.raises(TokenError, match=r'expected one action \(7,\), got .* \(2, 7\)'):
+        world.step(np.zeros((2, 7)))

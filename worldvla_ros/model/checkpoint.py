@@ -68,8 +68,9 @@ def load_model(path: str | Path, subfolder: str | None = None, device: str = 'cp
 def save_model(model: Transformer, folder: Path, max_shard_bytes: int = 5_000_000_000) -> None:
     """Write config.json and the weights, in shards when they are larger than one may be.
 
-    Weights that the folder holds already are whole until the new ones are, and then go: an old
-    model.safetensors would be loaded in place of new shards.
+    Weights that the folder holds already are whole until the new ones are written, and then go: an
+    old model.safetensors would be loaded in place of new shards. Until all have taken their place
+    nothing loads, rather than some of both.
     """
     folder.mkdir(parents=True, exist_ok=True)
     draft = draft_folder(folder, '.model-')
@@ -77,11 +78,13 @@ def save_model(model: Transformer, folder: Path, max_shard_bytes: int = 5_000_00
         _write_model(model, draft, max_shard_bytes)
         old = {file.name for pattern in (WEIGHTS_FILE, INDEX_FILE, SHARD_FILES)
                for file in folder.glob(pattern)}
+        for name in (WEIGHTS_FILE, INDEX_FILE):
+            (folder / name).unlink(missing_ok=True)
         for file in sorted(draft.iterdir()):  # the index behind the shards that it names
             file.replace(folder / file.name)
             old.discard(file.name)
         for name in old:
-            (folder / name).unlink()
+            (folder / name).unlink(missing_ok=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

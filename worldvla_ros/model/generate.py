@@ -124,12 +124,12 @@ def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int,
             hidden = model.rows(torch.tensor(written[start:], device=model.device)[None],
                                 places=model.places(written, start=start), cache=cache,
                                 keep_last=1)
+            prefill_s = prefill_s or time.perf_counter() - started
             rows += waiting
             logits.append(model.logits(hidden[0, -1], vocabulary.bins))
             bins.append(choose_bins(logits[-1], value, choice))
             written.append(int(bins[-1]) + vocabulary.bin_start)
             waiting = 1
-            prefill_s = prefill_s or time.perf_counter() - started
         written += [vocabulary.eoa, vocabulary.boa]
         waiting += 2
     cache.keep_prefix(prompt)
@@ -219,4 +219,4 @@ def generate_free(model: Transformer, prompt_ids: Ids, max_new_tokens: int,
         ids.append(int(model.logits(hidden[0, -1]).argmax()))
         if ids[-1] == vocabulary.separator:
             break
-    return torch.tensor(ids[start:])
+    return torch.tensor(ids[start:], dtype=torch.int64)

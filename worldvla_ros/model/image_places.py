@@ -31,6 +31,6 @@ def image_places(ids: Tensor, vocabulary: Vocabulary, grid: tuple[int, int],
     row_length = columns + 1  # a row end is behind each
     index = position - begin - IMAGE_HEAD_LENGTH
     is_code = ((ids >= vocabulary.codes.start) & (ids < vocabulary.codes.stop)
-               & (index >= 0) & (index < rows * row_length))
+               & (index >= 0) & (index < rows * row_length) & (index % row_length < columns))
     place = 1 + index // row_length * columns + index % row_length
     return torch.where(is_code, place, NO_PLACE)

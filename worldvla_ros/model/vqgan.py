@@ -253,7 +253,11 @@ class Codebook(nn.Module):
         self.embedding = nn.Embedding(num_codes, size)
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """Return the index int64 [N, h, w] of the nearest code of latents [N, C, h, w]."""
+        """Return the index int64 [N, h, w] of the nearest code of latents [N, C, h, w].
+
+        The public code adds |p|^2, which is the same for all codes and rounds away differences of
+        near ties; they may fall otherwise here.
+        """
         points = latents.permute(0, 2, 3, 1).flatten(0, 2)
         codes = self.embedding.weight
         # |p - c|^2 = |p|^2 - 2 (p c - |c|^2 / 2): one pass over the largest table

@@ -21,6 +21,7 @@ from worldvla_ros.datatypes import STATE_DIM, ActionChunk, Frame, LatencySplit, 
 from worldvla_ros.errors import FrameError, InstructionError, StateError
 from worldvla_ros.model.chunk_decoder import ChunkDecoder, checked_weights, chunk_decoder
 from worldvla_ros.model.decoded import finite_entropy
+from worldvla_ros.model.weight_files import require_device
 from worldvla_ros.policy.pretrained import Pretrained
 
 MAX_TEXT_TOKENS = 192  # room for the instruction in the KV cache; longer ones are refused
@@ -59,6 +60,7 @@ class WorldVLAPolicy:
 
         :param weights: 'dense', or 'fp8' for products in 8 bits; see `chunk_decoder`.
         """
+        require_device(device)
         checked_weights(weights, device)  # before 14 GB are read in vain
         return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype,
                                    num_actions=num_actions, settings=settings),

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from worldvla_ros.errors import CheckpointError, InstructionError
+from worldvla_ros.errors import CheckpointError, InstructionError, TokenError
 from worldvla_ros.model.checkpoint import (
     CONFIG_FILE,
     load_model,
@@ -103,6 +103,10 @@ class Pretrained:
         if self.settings.reads_state and not self.model.config.vocabulary.has_state:
             raise CheckpointError('policy.json has ranges of the state of the arm, and the '
                                   'vocabulary of the model has no tokens for it')
+        step = 2 * self.image_tokenizer.factor
+        if self.settings.image_size % step:
+            raise CheckpointError(f'image_size of policy.json is {self.settings.image_size}, and '
+                                  f'the image tokenizer takes multiples of {step} px')
         known, made = self.model.config.vocabulary.num_codes, self.image_tokenizer.config.n_embed
         if known != made:
             raise CheckpointError(f'the image tokenizer has {made} codes, the vocabulary of the '
@@ -110,8 +114,12 @@ class Pretrained:
         try:
             self.prompts.text_prefix('go')
             self.prompts.world_prefix()
+            self.model.config.vocabulary.grid_token(self.grid_hw[0])
         except InstructionError as error:
             raise CheckpointError(f'the text tokenizer does not fit the model: {error}') from None
+        except TokenError as error:
+            raise CheckpointError(f'image_size of policy.json does not fit the model: {error}'
+                                  ) from None
         grid, expected = self.model.config.image_grid, tuple(2 * side for side in self.grid_hw)
         if grid not in (None, expected):
             raise CheckpointError(f'the model knows places in images of {grid} codes, and '

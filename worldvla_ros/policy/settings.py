@@ -112,6 +112,7 @@ def settings_file(name: str | Path) -> Path:
 
 def _takes_the_instruction(prompt: str) -> bool:
     try:
-        return prompt.count('{instruction}') == 1 and bool(prompt.format(instruction='go'))
+        return (prompt.count('{instruction}') == 1
+                and prompt.format(instruction='go') == prompt.replace('{instruction}', 'go'))
     except (LookupError, ValueError, AttributeError):  # other fields, or braces left open
         return False

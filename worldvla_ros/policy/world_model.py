@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from worldvla_ros.datatypes import ACTION_DIM, Frame, ImaginedFrame
-from worldvla_ros.errors import InferenceError
+from worldvla_ros.errors import InferenceError, TokenError
 from worldvla_ros.model.decoded import finite_entropy
 from worldvla_ros.model.image_decoding import decode_image_rows, image_rows
 from worldvla_ros.model.image_preprocessing import square_frame
@@ -81,7 +81,11 @@ class WorldModel:
         if self._start is None:
             raise InferenceError('the world model has no frame yet; call reset(frame) first')
         started = time.perf_counter()
-        since = (*self._since, self._action_tokenizer.encode(action))
+        ids = self._action_tokenizer.encode(action)
+        if ids.shape != (ACTION_DIM,):
+            raise TokenError(f'expected one action ({ACTION_DIM},), got an array of shape '
+                             f'{ids.shape}')
+        since = (*self._since, ids)
         prompt_ids = self._prompts.world(self._start, np.stack(since))
         decoded = decode_image_rows(self._rows, prompt_ids.tolist(), self._pretrained.grid_hw,
                                     draft=self._newest if self._drafts else None)

@@ -102,6 +102,6 @@ def _bin_centres(num_bins: int) -> NDArray[np.float32]:
     once after multiplying and adding; float64 holds the exact product.
     """
     step = np.float64(np.float32(2) / np.float32(num_bins - 1))
-    half = np.arange(num_bins // 2) * step
-    edges = np.concatenate((half - 1, 1 - half[::-1])).astype(np.float32)
+    lower, upper = (np.arange(count) * step for count in (num_bins // 2, (num_bins + 1) // 2))
+    edges = np.concatenate((lower - 1, 1 - upper[::-1])).astype(np.float32)
     return ((edges[:-1] + edges[1:]) / np.float32(2)).astype(np.float32)

@@ -59,9 +59,9 @@ def parse_image_block(token_ids: ArrayLike, vocabulary: Vocabulary) -> TokenIds:
     Raises TokenError for missing delimiters, a wrong length, row ends or code.
     """
     ids = np.asarray(token_ids, dtype=np.int64)
-    if len(ids) < 4 or ids[0] != vocabulary.boi or ids[-1] != vocabulary.eoi:
+    if ids.ndim != 1 or len(ids) < 4 or ids[0] != vocabulary.boi or ids[-1] != vocabulary.eoi:
         raise TokenError(f'an image block starts with {vocabulary.boi} and ends with '
-                         f'{vocabulary.eoi}, got {len(ids)} tokens {ids[:3].tolist()}...')
+                         f'{vocabulary.eoi}, got {ids.size} tokens {ids.ravel()[:3].tolist()}...')
     height, width = (vocabulary.grid_blocks(int(token)) for token in ids[1:3])
     if height is None or width is None:
         raise TokenError(f'tokens 1 and 2 of an image block are grid sizes, got '

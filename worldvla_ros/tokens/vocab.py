@@ -54,6 +54,10 @@ class Vocabulary:
         """Refuse ids outside the table, ranges that overlap, and half of the state's tokens."""
         if len({getattr(self, name) is None for name in _STATE_FIELDS}) > 1:
             raise CheckpointError(f'vocabulary: give all of {", ".join(_STATE_FIELDS)} or none')
+        for name in ('num_codes', 'num_bins', 'num_grid_sizes'):
+            if getattr(self, name) < (least := 2 if name == 'num_bins' else 1):
+                raise CheckpointError(f'vocabulary: {name} is {getattr(self, name)}, expected '
+                                      f'{least} or more')
         owner: dict[int, str] = {}
         for name, ids in self._named_ranges().items():
             for token in (ids[0], ids[-1]):

@@ -6,7 +6,8 @@
 The paper writes the first two terms; the public implementation realises them with weights per
 class (0.04 for image codes) inside one mean, which divides by the sum of the weights and so
 balances the branches only by what a batch happens to hold. Here that is one option, and a mean
-per branch is the default.
+per branch is the default. Means are over the batch of all processes, however it is split; the
+public one is over the share of each GPU.
 """
 
 from dataclasses import dataclass

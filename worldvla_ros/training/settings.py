@@ -59,7 +59,8 @@ class DataConfig:
                    'horizon; episodes of one step are glances (`rerender --scatter`)')
     asked_repeats: int = bounded(
         1, minimum=1, doc='times that an epoch has each chunk that the expert was asked for while '
-                          'a policy had the arm (`collect --chunk`); any other it has once')
+                          'a policy had the arm (`collect --chunk`); any other it has once. Those '
+                          'of the last steps of an episode only with short_chunks')
     length: int | None = bounded(None, minimum=1, unit='token',
                                  doc='pad every batch to it; null: to its longest sample')
     length_multiple: int = bounded(1, minimum=1, unit='token',

@@ -30,6 +30,7 @@ class StaticImageRows:
         """
         self.vocabulary = model.config.vocabulary
         self.free_rows = self._window = round_up(window)
+        self._longest_prompt = longest_prompt
         self._prompt_rows = round_up(longest_prompt + self._window, COLUMN_MULTIPLE)
         self._columns = round_up(longest_prompt + image_tokens + self._window, COLUMN_MULTIPLE)
         self._network = StaticNetwork(model, self._columns, weights=weights, compiled=compiled,
@@ -48,10 +49,10 @@ class StaticImageRows:
     def start(self, prompt: list[int], tokens: list[int]) -> Tensor:
         """Return logits float32 [1 + n, codes] of the prompt's last row and of n tokens."""
         ids = prompt + tokens
-        if len(ids) > self._prompt_rows or len(tokens) >= self._window:
-            raise InferenceError(f'the engine was built for {self._prompt_rows} rows and a window '
-                                 f'of {self._window}, got a prompt of {len(prompt)} tokens and '
-                                 f'{len(tokens)} drafted ones')
+        if len(prompt) > self._longest_prompt or len(tokens) >= self._window:
+            raise InferenceError(f'the engine was built for prompts of {self._longest_prompt} '
+                                 f'tokens and a window of {self._window}, got a prompt of '
+                                 f'{len(prompt)} tokens and {len(tokens)} drafted ones')
         self._prompt_length = len(prompt)
         self._inputs.load(ids, 0, self._prompt_rows, self._places(ids))
         logits, = self._graphs.run('prompt', self._prompt_pass)

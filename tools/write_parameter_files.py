@@ -12,7 +12,7 @@ from typing import Any
 
 from worldvla_ros.config import FieldInfo, describe
 from worldvla_ros.graph import BRIDGE_NODE, POLICY_NODE
-from worldvla_ros.nodes.parameters import PolicyParameters
+from worldvla_ros.nodes.parameters import AT_START, PolicyParameters
 from worldvla_ros.nodes.recorder import RECORDER_NODE, RecorderParameters
 from worldvla_sim.ros.bridge_settings import BridgeSettings
 
@@ -40,7 +40,9 @@ def parameter_file(node: str, cls: type, passed: str) -> str:
              '# Written by tools/write_parameter_files.py.',
              f'{section_of(node)}:', '  ros__parameters:']
     for info in describe(cls):
-        meaning = f'{info.doc} ({info.allowed()}{"; at start" if info.read_only else ""})'
+        when = ('' if not info.read_only else '; at configure'
+                if node == POLICY_NODE and info.name not in AT_START else '; at start')
+        meaning = f'{info.doc} ({info.allowed()}{when})'
         lines += textwrap.wrap(meaning, 99, initial_indent=f'{_INDENT}# ',
                                subsequent_indent=f'{_INDENT}#   ')
         lines.append(f'{_INDENT}{info.name}: {_yaml(info)}')

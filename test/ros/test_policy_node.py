@@ -290,6 +290,20 @@ def test_an_open_request_is_answered_when_the_node_stops(start_policy, client):
     assert all('deactivated' in future.result().message for future in futures)
 
 
+def test_what_a_policy_rests_on_changes_between_two_configurations(start_policy, client):
+    """Pins a bug: another checkpoint needed another process, and the e-stop's latch was lost."""
+    node = start_policy(backend='mock', autostart=False)
+    rate, start = Parameter('control.rate', value=50.0), Parameter('autostart', value=True)
+    assert client.transition('configure')
+    refused, = node.set_parameters([rate])
+    assert not refused.successful and 'clean it up, set it' in refused.reason
+    assert client.transition('cleanup')
+    done, fixed = node.set_parameters([rate, start])
+    assert done.successful and not fixed.successful and 'read-only' in fixed.reason
+    assert client.transition('configure')
+    assert node._loop.controller.settings.control.rate == 50.0
+
+
 def test_limits_change_while_the_node_runs_and_nothing_else_does(running):
     def set_parameters(**values):
         parameters = [Parameter(name.replace('__', '.'), value=value).to_parameter_msg()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of the policy node: declared, checked and read once into a frozen dataclass."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 import math
@@ -161,17 +161,25 @@ class PolicyParameters(ControllerSettings):
                               'take the backend worker, or inproc')
 
 
-def declare(node: Node, cls: type) -> None:
+AT_START = ('autostart', 'control.heartbeat_estop')
+"""What the policy node reads when it is made; the rest of what is read-only by `configure`."""
+
+
+def declare(node: Node, cls: type, read_only: Container[str] | None = None) -> None:
     """
     Declare every value of a configuration dataclass with type, range, unit and meaning.
 
     Raises ConfigError for a parameter from outside that is nearly one of the node's: ROS would
     pass over it, and a misspelt limit would limit nothing. Others are logged, since a `/**`
     section of a parameter file may name what other nodes have, `update_rate` or `frame_id`.
+
+    :param read_only: of the values that are so marked, those that may never change; None: all.
+        Of the others the node itself says when.
     """
     infos = {info.name: info for info in describe(cls)}
     for info in infos.values():
-        node.declare_parameter(info.name, _to_parameter(info.default), _descriptor(info))
+        fixed = info.read_only and (read_only is None or info.name in read_only)
+        node.declare_parameter(info.name, _to_parameter(info.default), _descriptor(info, fixed))
     for name in node._parameter_overrides:  # rclpy has no other way to ask
         if node.has_parameter(name):
             continue
@@ -246,10 +254,10 @@ def _where(node: Node) -> str:
     return f'parameters of {node.get_fully_qualified_name()}'
 
 
-def _descriptor(info: FieldInfo) -> ParameterDescriptor:
+def _descriptor(info: FieldInfo, fixed: bool) -> ParameterDescriptor:
     # Dynamic typing, because `rate:=20` is an integer to ROS; `read` converts and checks.
     descriptor = ParameterDescriptor(
-        name=info.name, description=f'{info.doc} ({info.allowed()})', read_only=info.read_only,
+        name=info.name, description=f'{info.doc} ({info.allowed()})', read_only=fixed,
         dynamic_typing=True)
     low, high = info.minimum, info.maximum
     if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):

@@ -22,12 +22,13 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
+from worldvla_ros.config import describe
 from worldvla_ros.control.instruction import InstructionTopic
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.inference.backend import Backend, Health
 from worldvla_ros.nodes.backends import describe_backend, make_backend
 from worldvla_ros.nodes.estop_input import EStopInput
-from worldvla_ros.nodes.parameters import PolicyParameters, declare, read
+from worldvla_ros.nodes.parameters import AT_START, PolicyParameters, declare, read
 from worldvla_ros.nodes.policy_loop import PolicyLoop
 from worldvla_ros.nodes.policy_services import PolicyServices
 from worldvla_ros.nodes.runtime import run_node, wait_for_clock
@@ -35,6 +36,7 @@ from worldvla_ros.nodes.task_server import TaskServer
 from worldvla_ros.safety.limits import Reason
 
 _SIM_TIME = 'use_sim_time'  # declared by rclpy
+_FIXED = {info.name for info in describe(PolicyParameters) if info.read_only}  # by `configure`
 _ACTIVATION_POLL = 0.2  # [s] from configured to active, and between two looks for /clock
 _ChangeState = Callable[[ChangeState.Request, ChangeState.Response], ChangeState.Response]
 _Transition = Callable[['PolicyNode', LifecycleState], TransitionCallbackReturn]
@@ -76,7 +78,7 @@ class PolicyNode(LifecycleNode):
 
     def __init__(self, executor: SingleThreadedExecutor, **kwargs: Any) -> None:
         super().__init__('worldvla_policy', **kwargs)
-        declare(self, PolicyParameters)
+        declare(self, PolicyParameters, AT_START)
         self.add_on_set_parameters_callback(self._check_parameters)
         self.add_post_set_parameters_callback(self._apply_parameters)
         self._executor = executor
@@ -226,8 +228,12 @@ class PolicyNode(LifecycleNode):
             self._loop.collect()
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        """Refuse limits that do not fit each other, and another clock under a running loop."""
+        """Refuse what a policy rests on, wrong limits, and another clock under a running loop."""
         values = {change.name: change.value for change in changes}
+        if self._loop is not None and (fixed := sorted(_FIXED & set(values))):
+            return SetParametersResult(successful=False, reason=(
+                f'{", ".join(fixed)}: read-only while the node is configured; deactivate it, '
+                f'clean it up, set it, and configure and activate it again'))
         simulated = self.get_parameter(_SIM_TIME).value
         if self._loop is not None and self._loop.active and (
                 values.get(_SIM_TIME, simulated) != simulated):
@@ -242,7 +248,7 @@ class PolicyNode(LifecycleNode):
         return SetParametersResult(successful=True)
 
     def _apply_parameters(self, changes: list[Parameter]) -> None:
-        """Let changed limits hold from the next command on; all else is read-only."""
+        """Let changed limits hold from the next command on; the rest waits for `configure`."""
         if self._loop is not None:
             controller = self._loop.controller
             limits = read(self, PolicyParameters).limits

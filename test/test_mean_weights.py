@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mean of checkpoints is one of them with other weights, and only what fits has one."""
+
+from dataclasses import replace
+import shutil
+
+import pytest
+import torch
+
+from worldvla_ros.policy.pretrained import Pretrained
+from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
+from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
+from worldvla_ros.training.mean_weights import main
+from worldvla_ros.training.run_folder import save_pretrained
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Two checkpoints that differ in their weights and notes alone."""
+    first = shutil.copytree(ensure_random_checkpoint(tmp_path / 'cache'), tmp_path / 'first')
+    trained = Pretrained.load(first, dtype='float32')
+    for parameter in trained.model.parameters():
+        parameter.data += 0.25
+    save_pretrained(replace(trained, settings=replace(trained.settings, notes='later')),
+                    tmp_path / 'second')
+    (tmp_path / 'second' / 'train.yaml').write_text('run: {}\n')
+    return first, tmp_path / 'second'
+
+
+def test_the_mean_lies_between_and_is_the_last_in_all_else(two, tmp_path, capsys):
+    assert main([*map(str, two), '--out', str(tmp_path / 'mean')]) == 0
+    first, second, mean = (Pretrained.load(folder, dtype='float32')
+                           for folder in (*two, tmp_path / 'mean'))
+    for name, value in mean.model.state_dict().items():
+        expected = (first.model.state_dict()[name] + second.model.state_dict()[name]) / 2
+        torch.testing.assert_close(value, expected.to(torch.bfloat16).float(), rtol=0, atol=0)
+    assert replace(mean.settings, notes='later') == second.settings
+    assert 'mean of the weights of 2' in mean.settings.notes
+    assert (tmp_path / 'mean' / 'train.yaml').read_text() == 'run: {}\n'
+    assert main([*map(str, two), '--out', str(tmp_path / 'mean')]) == 2
+    assert 'exists; give a folder' in capsys.readouterr().err
+
+
+def test_checkpoints_whose_weights_mean_something_else_have_none(two, tmp_path, capsys):
+    settings = PolicySettings.load(two[1] / POLICY_FILE)
+    replace(settings, action_maximum=(2.0,) * 7).save(two[1] / POLICY_FILE)
+    assert main([*map(str, two), '--out', str(tmp_path / 'mean')]) == 2
+    assert 'differ in action_maximum of policy.json' in capsys.readouterr().err
+    assert not (tmp_path / 'mean').exists()
+
+
+def test_one_checkpoint_has_no_mean(two, tmp_path):
+    with pytest.raises(SystemExit):
+        main([str(two[0]), '--out', str(tmp_path / 'mean')])

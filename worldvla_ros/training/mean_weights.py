@@ -2,8 +2,8 @@
 """`python -m worldvla_ros.training.mean_weights A B --out C`: the mean of several checkpoints.
 
 Of one that was trained on from another on other data, the mean may keep what the further training
-forgets (model soups, Wortsman et al. 2022, arXiv 2203.05482). Of worldvla-mini-libero, 100 episodes
-of libero_goal: 89 before, 86 after 1,650 steps of which a third were of libero_10, 89 the mean.
+forgets (model soups, Wortsman et al. 2022, arXiv 2203.05482). Of worldvla-mini-libero, episodes of
+libero_goal of 100: 89 before, 86 after 1,650 steps (a third of them of libero_10), 89 the mean.
 """
 
 import argparse

@@ -150,10 +150,9 @@ class SampleBuilder:
         return _joined(branch, turns)
 
     def _opening(self, branch: str, image: NDArray[np.integer]) -> TokenIds:
-        text = self.prompts.world_prompt if branch == 'world' else VIDEO_PROMPT
-        vocabulary = self.prompts.vocabulary
-        return _concatenate([[vocabulary.bos], self.prompts.text_tokenizer.encode(text),
-                             image_block(image, vocabulary)])
+        prompts = (self.prompts if branch == 'world'
+                   else replace(self.prompts, world_prompt=VIDEO_PROMPT))
+        return _concatenate([prompts.world_prefix(), image_block(image, prompts.vocabulary)])
 
 
 def _joined(branch: str, turns: Sequence[tuple[TokenIds, TokenIds]]) -> Sample:

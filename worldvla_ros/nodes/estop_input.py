@@ -101,7 +101,8 @@ class EStopInput:
         self._on_lock()
 
     def _on_message(self, message: Bool) -> None:
-        if not message.data and max(self._matched, len(self._publishers())) > 1:
+        if not message.data and self.latch.pressed and (
+                max(self._matched, len(self._publishers())) > 1):
             self.latch.hear(time.monotonic_ns())
             return
         was_locked = self.latch.locked

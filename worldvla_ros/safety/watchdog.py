@@ -96,6 +96,11 @@ class EStop:
         """What locked it; empty if it is not locked."""
         return self._cause
 
+    @property
+    def pressed(self) -> bool:
+        """Whether the input said so last."""
+        return self._pressed
+
     def set(self, pressed: bool, now_ns: int | None = None) -> None:
         """
         Take the state of the input; True locks, False alone never unlocks.

@@ -18,9 +18,8 @@ import torch
 from worldvla_ros.errors import CheckpointError, WorldVLAError
 from worldvla_ros.model.image_tokenizer import tokenizer_fingerprint
 from worldvla_ros.policy.pretrained import Pretrained
-from worldvla_ros.training.run_folder import CONFIG_FILE, save_pretrained
+from worldvla_ros.training.run_folder import CONFIG_FILE, MAX_SHARD_BYTES, save_pretrained
 
-_MAX_SHARD_BYTES = 15_000_000  # as of a run's result
 _MAY_DIFFER = ('name', 'notes', 'image_tokenizer')  # of policy.json; the tokenizer is compared
 
 
@@ -68,7 +67,7 @@ def write_mean(folders: Sequence[Path], out: Path) -> None:
     mean.model.to(torch.bfloat16)
     settings = replace(mean.settings, notes=f'mean of the weights of {len(folders)} checkpoints; '
                                             f'the last: {mean.settings.notes}')
-    save_pretrained(replace(mean, settings=settings), out, max_shard_bytes=_MAX_SHARD_BYTES)
+    save_pretrained(replace(mean, settings=settings), out, max_shard_bytes=MAX_SHARD_BYTES)
     if (recipe := folders[-1] / CONFIG_FILE).is_file():
         shutil.copyfile(recipe, out / CONFIG_FILE)
 

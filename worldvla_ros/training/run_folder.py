@@ -37,6 +37,7 @@ from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.steps import learning_rate
 from worldvla_ros.whole_files import draft_folder, rename_whole, write_whole_csv
 
+MAX_SHARD_BYTES = 15_000_000  # of a result's files
 KEPT_CHECKPOINTS = 2  # so that one is whole while the next is written
 CONFIG_FILE, STATE_FILE, METRICS_FILE = 'train.yaml', 'trainer.pt', 'metrics.csv'
 COLUMNS = ('step', 'split', 'total', 'cross_entropy', 'z_loss', 'action', 'world',
@@ -125,7 +126,7 @@ class RunFolder:
             shutil.rmtree(old)
         return target
 
-    def export(self, pretrained: Pretrained, max_shard_bytes: int = 15_000_000) -> Path:
+    def export(self, pretrained: Pretrained, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
         """Write the result to `final`: bfloat16, in files of less than 16 MB."""
         half = replace(pretrained, model=_copied(pretrained.model, torch.bfloat16))
 

@@ -88,6 +88,7 @@ class Placing:
 
     _down = -UP  # direction in which what is held comes to its place, (3,)
     _retreat = 0.1 * UP  # [m] from what was let go, (3,)
+    _placed_within = 0.014  # [m] beside its place, where the gripper may let go
     _let_go_within = 0.03  # [m] beside its place, where an object counts as let go
 
     def __init__(self, robot: Robot, name: str, target: str, offset: Sequence[float],
@@ -143,7 +144,7 @@ class Placing:
 
     def _is_at_place(self) -> bool:
         lateral, above = split(self._place() - self._robot.position, self._down)
-        return lateral < 0.014 and above < 0.008
+        return lateral < self._placed_within and above < 0.008
 
     def _is_blocked(self) -> bool:
         """Whether something below stops the hand or what it holds right above its place.

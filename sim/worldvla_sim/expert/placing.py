@@ -38,7 +38,7 @@ _SLID = 0.008  # [m] beside the region's middle
 _TILTING = 0.05  # [m] beside its place on the rack, from where a bottle is tilted
 # Far enough from the lip that a bottle which comes down centimetres off still lies above it.
 _UP_SLOPE = 0.036  # [m] of a bottle that is laid, from the region's middle
-_LAID, _ABOVE_RACK = 0.025, 0.046  # [m] beside its place, let go; above, until it is parallel
+_ABOVE_RACK = 0.046  # [m] above its place, until a bottle is parallel to the slope
 _TILT_SPAN = 0.3  # [rad] over which it comes down from there
 _LEAN_TO_TAKE, _LEAN_TO_ENTER = 0.4, 0.85  # [rad] of the hand from straight down
 _MICROWAVE_FLOOR = 0.016  # [m] z of the cavity's floor in the microwave's frame
@@ -53,6 +53,8 @@ class Laying(Placing):
     The region's z axis points up the slope and its -y axis away from the shelf. A bottle counts
     from the lip to 10 cm up the slope; below, its bottom lies on the lip.
     """
+
+    _placed_within = 0.025
 
     def __init__(self, robot: Robot, name: str, rack: str, region: str) -> None:
         super().__init__(robot, name, region, (0.0, 0.0, 0.0))
@@ -79,8 +81,7 @@ class Laying(Placing):
         return Rotation.from_rotvec(angle * axis / max(float(np.linalg.norm(axis)), 1e-9))
 
     def _is_at_place(self) -> bool:
-        lateral, above = split(self._place() - self._robot.position, self._down)
-        return lateral < _LAID and above < 0.008 and self._tilt().magnitude() < HALF_FACING
+        return super()._is_at_place() and self._tilt().magnitude() < HALF_FACING
 
     def _is_blocked(self) -> bool:
         return super()._is_blocked() and self._tilt().magnitude() < HALF_FACING

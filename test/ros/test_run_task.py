@@ -11,8 +11,10 @@ import pytest
 
 from worldvla_ros.action import RunTask
 from worldvla_ros.errors import InstructionError
+from worldvla_ros.inference.backend import Health
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.nodes.task_server import TaskServer
+from worldvla_ros.safety.limits import Reason
 
 Result = RunTask.Result
 
@@ -43,6 +45,19 @@ def test_a_goal_that_is_cancelled_before_it_runs_leaves_the_running_one_alone():
     with pytest.raises(StopIteration) as returned:
         server._execute(goal).send(None)
     assert returned.value.value.termination == Result.TERMINATION_CANCELED and not ended
+
+
+def test_a_goal_whose_client_has_gone_says_so(monkeypatch):
+    """It was called canceled, as if someone had asked for that."""
+    ended, server = [], TaskServer.__new__(TaskServer)
+    server._run = SimpleNamespace(
+        goal=SimpleNamespace(request=RunTask.Goal()), has_limit=False, elapsed=lambda now_ns: 9.0,
+        controller=SimpleNamespace(failures=(0, ''), halt=Reason.NONE,
+                                   backend=SimpleNamespace(health=Health.READY)))
+    server.end = lambda termination, message: ended.append(termination)
+    monkeypatch.setattr(server, '_is_alone', lambda run: True)
+    server.check(now_ns=0)
+    assert ended == [Result.TERMINATION_CLIENT_GONE]
 
 
 @pytest.fixture

@@ -110,7 +110,7 @@ class TaskServer:
         elif request.max_duration and run.elapsed(now_ns) >= request.max_duration:
             self.end(_Result.TERMINATION_MAX_DURATION, f'{request.max_duration:g} s are over')
         elif not run.has_limit and self._is_alone(run):
-            self.end(_Result.TERMINATION_CANCELED,
+            self.end(_Result.TERMINATION_CLIENT_GONE,
                      'its client has gone, and nobody else could end it')
 
     def publish_feedback(self, now_ns: int) -> None:

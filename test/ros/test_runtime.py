@@ -82,3 +82,13 @@ def test_wrong_ros_arguments_are_an_error_and_no_traceback(domain_id, arguments)
                           env={**os.environ, 'ROS_DOMAIN_ID': str(domain_id)})
     assert done.returncode == 1 and 'Traceback' not in done.stderr
     assert 'cannot start: ' in done.stderr and arguments[-1] in done.stderr
+
+
+def test_arguments_that_are_none_of_ros_are_refused(domain_id):
+    """Pins a bug: `-p limits.max_translation:=0.001` without --ros-args was lost in silence."""
+    done = subprocess.run([sys.executable, '-c', 'from worldvla_ros.nodes.runtime import run_node'
+                           '\nrun_node(None)', '-p', 'limits.max_translation:=0.001'],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+                          env={**os.environ, 'ROS_DOMAIN_ID': str(domain_id)})
+    assert done.returncode == 2
+    assert 'limits.max_translation' in done.stderr and '--ros-args -p NAME' in done.stderr

@@ -259,4 +259,5 @@ class PolicyNode(LifecycleNode):
 
 def main() -> int:
     """Run the node."""
-    return run_node(PolicyNode)
+    return run_node(PolicyNode, about='Commands a robot by a WorldVLA policy: lifecycle node '
+                    'worldvla_policy. Its parameters are in config/policy.yaml.')

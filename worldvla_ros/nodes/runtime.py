@@ -52,10 +52,13 @@ def start_program(parser: argparse.ArgumentParser, arguments: list[str], *,
     return options
 
 
-def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
+def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *, about: str = '',
              args: list[str] | None = None) -> int:
     """
     Spin one node until one of STOP_SIGNALS, then call its `close`, if it has one.
+
+    The program has ROS arguments alone. It exits with usage on others: rcl would drop them, and
+    a limit of the arm would be lost without a word.
 
     A callback that takes long can be told to give up: the node's `interrupt`, if it has one, is
     called as soon as a signal comes, from another thread.
@@ -66,7 +69,9 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
     EventsExecutor of rclpy 7.1 locks up with simulated time.
 
     :param make_node: gets the executor; the node may give it tasks from other threads
+    :param about: what the program is, for its --help
     """
+    _parse_arguments(about, sys.argv if args is None else args)
     arrived, wake_up = os.pipe()
     os.set_blocking(wake_up, False)
     signal.set_wakeup_fd(wake_up)
@@ -115,6 +120,17 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *,
         node.destroy_node()
         rclpy.utilities.try_shutdown()
     return 0
+
+
+def _parse_arguments(about: str, arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog=os.path.basename(arguments[0]), description=about,
+        usage='%(prog)s [-h] [--ros-args -p NAME:=VALUE -r FROM:=TO --params-file FILE ...]')
+    try:
+        parser.parse_args(rclpy.utilities.remove_ros_args(arguments)[1:])
+    except RuntimeError as error:  # as at rclpy.init
+        get_logger('worldvla_ros').error(f'cannot start: {str(error).splitlines()[0]}')
+        sys.exit(1)
 
 
 def wait_for_clock(node: Node, timeout: float,

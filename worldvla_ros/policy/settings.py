@@ -80,8 +80,8 @@ class PolicySettings:
         if not path.is_file():
             raise CheckpointError(
                 f'no {path}: it says image size, history, horizon and action range. For a '
-                f'released WorldVLA checkpoint name its settings, one of {", ".join(RELEASED)}; '
-                f'or copy its file from {RELEASED_FOLDER}')
+                f'released WorldVLA checkpoint copy its file from {RELEASED_FOLDER} there, or '
+                f'let the node read it: settings:=NAME, one of {", ".join(RELEASED)}')
         try:
             entries = json.loads(path.read_text())
         except (OSError, ValueError) as error:

@@ -250,4 +250,5 @@ def _is_sign_of_life(message: DeltaAction) -> bool:
 def main() -> int:
     """Run the node, with room in shared memory for what its listeners have not read yet."""
     os.environ.setdefault('FASTRTPS_DEFAULT_PROFILES_FILE', str(_TRANSPORT))
-    return run_node(LiberoBridge)
+    return run_node(LiberoBridge, about='LIBERO as a robot with cameras on ROS 2 topics: node '
+                    'libero_bridge. Its parameters are in config/bridge.yaml.')

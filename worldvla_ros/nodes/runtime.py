@@ -6,6 +6,7 @@ from collections.abc import Callable
 import gc
 import io
 import os
+from pathlib import Path
 import signal
 import sys
 import threading
@@ -124,7 +125,7 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *, about: str 
 
 def _parse_arguments(about: str, arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog=os.path.basename(arguments[0]), description=about,
+        prog=Path(arguments[0]).name, description=about,
         usage='%(prog)s [-h] [--ros-args -p NAME:=VALUE -r FROM:=TO --params-file FILE ...]')
     try:
         parser.parse_args(rclpy.utilities.remove_ros_args(arguments)[1:])

@@ -156,7 +156,8 @@ def import_libero() -> Any:
                 module = importlib.import_module('libero.libero')
                 importlib.import_module('libero.libero.envs')
         _log_mujoco_warnings()
-    except (ImportError, RuntimeError, OSError) as error:
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        # PyOpenGL's own word for a library that is missing is an AttributeError of None.
         raise SimulationError(f'LIBERO or robosuite cannot be imported: {error}; if this is about '
                               f'EGL or OpenGL: {NO_EGL_ADVICE}') from error
     return module
@@ -180,12 +181,28 @@ def check_renderer() -> None:
     import_libero()
     from robosuite.utils.binding_utils import GLContext
     try:
+        _choose_a_device_that_is_there()
         with signals_held():
             GLContext(max_width=16, max_height=16, device_id=-1).free()
-    except (ImportError, RuntimeError, AttributeError, AssertionError, OSError) as error:
+    except (ImportError, RuntimeError, AttributeError, AssertionError, OSError,
+            ValueError) as error:
+        chosen = ', '.join(f'{name}={os.environ[name]}' for name in (
+            'MUJOCO_GL', 'MUJOCO_EGL_DEVICE_ID', 'CUDA_VISIBLE_DEVICES') if name in os.environ)
         raise SimulationError(
-            f'no off-screen rendering with MUJOCO_GL={os.environ.get("MUJOCO_GL")}: {error}; '
+            f'no off-screen rendering with {chosen}: {error}; '
             f'{NO_EGL_ADVICE}') from error
+
+
+def _choose_a_device_that_is_there() -> None:
+    """Take the first EGL device where CUDA_VISIBLE_DEVICES names one that EGL has not.
+
+    A container may show one of several GPUs to EGL, and its number to CUDA.
+    """
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')[0]
+    if visible and os.environ['MUJOCO_GL'].lower() == 'egl':
+        from mujoco.egl import egl_ext
+        if int(visible) >= len(egl_ext.eglQueryDevicesEXT()):
+            os.environ.setdefault('MUJOCO_EGL_DEVICE_ID', '0')
 
 
 def has_diverged(data: Any) -> bool:

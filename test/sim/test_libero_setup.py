@@ -109,6 +109,43 @@ def test_environment_changes_are_undone(monkeypatch):
     assert 'WORLDVLA_B' not in os.environ
 
 
+def run(program, **environment):
+    return subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True,
+                          text=True, timeout=120, check=False,
+                          env={**os.environ, **environment})
+
+
+def test_a_library_that_is_missing_at_import_is_named_with_packages_and_osmesa():
+    """Pins a bug: PyOpenGL's AttributeError of None was all that one was told."""
+    done = run("""
+import ctypes
+load = ctypes.CDLL.__init__
+def refuse(self, name, *arguments, **options):
+    if 'EGL' in str(name):
+        raise OSError(f'{name}: cannot open shared object file')
+    load(self, name, *arguments, **options)
+ctypes.CDLL.__init__ = refuse
+from worldvla_sim.libero_setup import import_libero
+import_libero()
+""", MUJOCO_GL='egl')
+    last = done.stderr.splitlines()[-1]
+    assert 'SimulationError' in last and 'libegl1' in last and 'MUJOCO_GL=osmesa' in last
+
+
+def test_a_gpu_that_egl_does_not_have_leaves_its_first_device():
+    """Pins a bug: CUDA_VISIBLE_DEVICES=3 in a container with one GPU ended every rendering."""
+    done = run('from worldvla_sim.libero_setup import check_renderer\ncheck_renderer()',
+               CUDA_VISIBLE_DEVICES='97')
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_chose_a_renderer_that_fails_is_named():
+    done = run('from worldvla_sim.libero_setup import check_renderer\ncheck_renderer()',
+               MUJOCO_EGL_DEVICE_ID='abc')
+    assert 'SimulationError: no off-screen rendering' in done.stderr
+    assert 'MUJOCO_EGL_DEVICE_ID=abc' in done.stderr
+
+
 def test_a_missing_renderer_is_named_with_packages_and_osmesa(monkeypatch):
     libero_setup.import_libero()
     from robosuite.utils import binding_utils

@@ -99,3 +99,9 @@ def test_a_path_survives_the_ros_command_line(path):
     spec, = policy_graph({'checkpoint': path})
     text = spec.ros_arguments()[-1].removeprefix('checkpoint:=')
     assert rclpy_parameter.get_parameter_value(text).string_value == path
+
+
+def test_a_number_that_is_none_is_refused_by_the_name_of_its_argument():
+    """Pins a bug: `make demo ARGS="--image-size abc"` ended in a traceback."""
+    with pytest.raises(ConfigError, match="image_size must be a number, got 'abc'"):
+        demo_graph({'image_size': 'abc'})

@@ -170,8 +170,14 @@ def _only(arguments: Mapping[str, str], *names: str) -> dict[str, str]:
 def _given(arguments: Mapping[str, str],
            parameters: Mapping[str, tuple[str, Callable[[str], Any]]]) -> dict[str, Any]:
     """Return {parameter: value} for the arguments that are not left empty."""
-    return {parameter: convert(arguments[argument])
-            for argument, (parameter, convert) in parameters.items() if arguments[argument]}
+    values = {}
+    for argument, (parameter, convert) in parameters.items():
+        if text := arguments[argument]:
+            try:
+                values[parameter] = convert(text)
+            except ValueError:
+                raise ConfigError(f'{argument} must be a number, got {text!r}') from None
+    return values
 
 
 def _files(arguments: Mapping[str, str]) -> tuple[str, ...]:

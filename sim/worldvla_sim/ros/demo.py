@@ -59,6 +59,8 @@ def play_demo(options: argparse.Namespace, out: Path) -> Iterator[dict[str, obje
     policy, bridge = demo_graph({name: getattr(options, name) for name in DEMO_ARGUMENTS})
     bridge.parameters['max_steps'] = options.max_steps or 0
     jobs = make_jobs(options.suite, options.tasks, options.init_states)
+    out.mkdir(parents=True, exist_ok=True)
+    remove_results(out)
     rows, sheet = [], []
     with ProcessGroup([policy, bridge], out) as processes:
         rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C ends the block
@@ -163,8 +165,6 @@ def main() -> int:
     rows: list[dict[str, object]] = []
     status = EXIT_OK
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        remove_results(options.out)
         for row in play_demo(options, options.out):
             rows.append(row)
     except (WorldVLAError, OSError) as error:

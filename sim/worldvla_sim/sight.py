@@ -18,9 +18,17 @@ import numpy as np
 from tqdm import tqdm
 
 from worldvla_ros.arguments import positive_int
+from worldvla_ros.errors import ConfigError
 from worldvla_ros.policy.named_checkpoints import NAMES
 from worldvla_sim.collect import UNSEEN
-from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, parse_indices, seed, telling
+from worldvla_sim.commands import (
+    EXIT_OK,
+    MAX_SEED,
+    end_as_on_ctrl_c,
+    parse_indices,
+    seed,
+    telling,
+)
 from worldvla_sim.expert.policy import ExpertPolicy
 from worldvla_sim.expert.scene import Scene
 from worldvla_sim.libero_env import LiberoEnv
@@ -154,6 +162,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when it measured, 2 on bad input, 130 on Ctrl-C."""
     options = _parser().parse_args(argv)
+    if options.seed + options.layouts - 1 > MAX_SEED:
+        raise ConfigError(f'--seed {options.seed} leaves no room for {options.layouts} layouts: '
+                          f'seeds end at {MAX_SEED}')
     policy = policy_factory(options.policy)()
     size = policy.image_size or 256
     tasks = options.tasks or range(len(suite_tasks(options.suite)))

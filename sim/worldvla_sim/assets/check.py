@@ -21,7 +21,7 @@ from worldvla_sim.assets.acceptance import (
     settle_findings,
 )
 from worldvla_sim.assets.forced_goal import force_goal
-from worldvla_sim.commands import parse_indices
+from worldvla_sim.commands import parse_indices, telling
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.tasks import SUITES, suite_tasks
 
@@ -41,6 +41,7 @@ def check_task(
         return findings
 
 
+@telling
 def main(arguments: list[str] | None = None) -> int:
     """Run the checks that the command line asks for; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

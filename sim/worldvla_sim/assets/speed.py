@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from worldvla_ros.arguments import positive_int
+from worldvla_sim.commands import telling
 from worldvla_sim.libero_env import LiberoEnv
 from worldvla_sim.tasks import SUITES
 
@@ -43,6 +44,7 @@ def measure(env: LiberoEnv, steps: int) -> tuple[float, float]:
     return float(np.median(walls[_WARM_UP:])), (time.process_time() - used) / steps
 
 
+@telling
 def main(arguments: list[str] | None = None) -> int:
     """Print one line per task and setting."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

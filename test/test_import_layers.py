@@ -21,6 +21,7 @@ LAYERS = {
     'worldvla_ros.arm_state': (),
     'worldvla_ros.config': (),
     'worldvla_ros.whole_files': (),
+    'worldvla_ros.file_lock': (),
     'worldvla_ros.arguments': (),
     'worldvla_ros.graph': ('worldvla_ros.policy.named_checkpoints',
                            'worldvla_ros.policy.settings'),
@@ -44,7 +45,8 @@ LAYERS = {
     'worldvla_ros.training': (
         'worldvla_ros.recording', 'worldvla_ros.policy', 'worldvla_ros.tokens',
         'worldvla_ros.model', 'worldvla_ros.config', 'worldvla_ros.datatypes',
-        'worldvla_ros.arm_state', 'worldvla_ros.whole_files', 'worldvla_ros.arguments'),
+        'worldvla_ros.arm_state', 'worldvla_ros.whole_files', 'worldvla_ros.file_lock',
+        'worldvla_ros.arguments'),
     'worldvla_ros.inference': (
         'worldvla_ros.policy', 'worldvla_ros.tokens', 'worldvla_ros.datatypes',
         'worldvla_ros.config', 'worldvla_ros.safety'),
@@ -63,7 +65,11 @@ LAYERS = {
     'worldvla_sim': (
         'worldvla_ros.recording', 'worldvla_ros.policy', 'worldvla_ros.safety',
         'worldvla_ros.config', 'worldvla_ros.datatypes', 'worldvla_ros.arm_state',
-        'worldvla_ros.whole_files', 'worldvla_ros.arguments'),
+        'worldvla_ros.whole_files', 'worldvla_ros.file_lock', 'worldvla_ros.arguments'),
+    # tells of a device that is not there before the first episode
+    'worldvla_sim.evaluate': ('worldvla_sim', 'worldvla_ros.model.weight_files',
+                              'worldvla_ros.policy', 'worldvla_ros.config',
+                              'worldvla_ros.arguments'),
     # read demonstrations as training does
     'worldvla_sim.recorded_simulation': ('worldvla_sim', 'worldvla_ros.recording',
                                          'worldvla_ros.training'),

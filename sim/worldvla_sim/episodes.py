@@ -31,6 +31,7 @@ class EpisodeRecord:
     policy: str = ''  # 'expert', or name, size, number format and fingerprint of a checkpoint
     robot: str = ''  # 'light' or 'full'
     image_size: int = 0  # side of the pictures that the policy saw [px]; 0: it saw none
+    also_reads: str = ''  # of a checkpoint beside the third-person camera, such as 'arm state'
     over: str = 'process'  # or 'ros'
     mode: str = LOCKSTEP  # or REALTIME: the simulator did not wait for the policy
     video: str | None = None  # path of the mp4, where one was kept

@@ -3,6 +3,7 @@
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 from dataclasses import asdict, replace
 import functools
 import hashlib
@@ -31,8 +32,8 @@ from worldvla_sim.libero_env import LOCKSTEP, MSAA_LEVELS, REALTIME, ROBOTS
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
 from worldvla_sim.policies import POLICIES, absolute_policy, checkpoint_name, policy_factory
 from worldvla_sim.ray_pool import RayPool
-from worldvla_sim.report import write_report
-from worldvla_sim.results import Results, describe_run, summary_table
+from worldvla_sim.report import require_writable, write_report
+from worldvla_sim.results import Results, alone_with, describe_run, summary_table
 from worldvla_sim.runner import (
     PROCESS,
     ROS,
@@ -59,18 +60,25 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
         keeps the results incomplete. Without it, records in `path` are refused, so that the same
         command given again loses none.
     :param ray: address of a Ray cluster that the workers run on.
-    :raises ConfigError: `path` holds results, or resuming, those of other settings; or it cannot
-        be written.
+    :raises ConfigError: `path` holds results, or resuming, those of other settings or of another
+        number format; another evaluation writes it; or it cannot be written.
     """
+    with alone_with(path) if path is not None else contextlib.nullcontext():
+        return _evaluate(settings, jobs, workers, path, resume, ray, videos)
+
+
+def _evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], workers: int,
+              path: Path | None, resume: bool, ray: str | None, videos: EpisodeVideos | None
+              ) -> Results:
     results = Results(asdict(settings))
     if path is not None and path.exists():
         earlier = Results.load(path)
-        if resume:
-            _require_same(earlier, settings)
-            results.records, results.runs = earlier.records, earlier.runs
-        elif earlier.records:
+        if not resume and earlier.records:
             raise ConfigError(f'{path} exists with {len(earlier.records)} episodes; add --resume '
                               f'to go on, or name another file')
+        if any(record.error is None for record in earlier.records):
+            _require_same(earlier, settings)
+            results.records, results.runs = earlier.records, earlier.runs
     options = RunOptions(threads_per_worker(workers), videos)
     # A worker of Ray runs in another folder.
     make_handler = functools.partial(
@@ -87,9 +95,11 @@ def evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], *, worker
     with tqdm(total=len(jobs), initial=len(jobs) - len(missing), unit='episode') as progress:
         try:
             for job, answer in episodes:
+                record = _record_of(settings, job, answer)
+                _require_same_policy(results.records, record)
                 left.discard(job)
                 results.records = [one for one in results.records if _job_of(one) != job]
-                results.records.append(_record_of(settings, job, answer))
+                results.records.append(record)
                 if run not in results.runs:
                     results.runs.append(run)
                 _show(progress, results.records)
@@ -111,11 +121,26 @@ def _job_of(record: EpisodeRecord) -> EpisodeJob:
 
 
 def _require_same(earlier: Results, settings: EvaluationSettings) -> None:
-    """Raise ConfigError where earlier results are of other settings."""
+    """Raise ConfigError where earlier results are of other settings.
+
+    A checkpoint is what its fingerprints say, however its folder is written.
+    """
     before, now = with_newer_settings(earlier.settings), asdict(settings)
+    if before['checkpoint'] and now['checkpoint']:
+        before['policy'] = now['policy']
     if different := differences(before, now, before.keys() - now.keys()):
         raise ConfigError(f'cannot resume with other settings ({"; ".join(different)}); '
                           f'name another result file')
+
+
+def _require_same_policy(earlier: Sequence[EpisodeRecord], record: EpisodeRecord) -> None:
+    """Raise ConfigError where a machine plays a checkpoint in another number format."""
+    if record.error is not None:
+        return
+    if other := {one.policy for one in earlier if one.error is None} - {record.policy}:
+        raise ConfigError(f'the episodes so far are of {" and ".join(sorted(other))}, and this '
+                          f'machine plays {record.policy}: they make no common rate; go on where '
+                          f'the others were played, or name another result file')
 
 
 def _record_of(settings: EvaluationSettings, job: EpisodeJob,
@@ -155,9 +180,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--init-states', type=parse_indices, default=parse_indices('0-9'),
                         help='official initial states, such as 0-9 (the default)')
     parser.add_argument('--assets', choices=ASSET_CHOICES, default='auto')
-    parser.add_argument('--robot', choices=ROBOTS, default='light')
-    parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS, default=0)
-    parser.add_argument('--image-size', type=positive_int, default=256,
+    parser.add_argument('--robot', choices=ROBOTS,
+                        help='default: full with official assets, else light')
+    parser.add_argument('--msaa', type=int, choices=MSAA_LEVELS,
+                        help='samples per pixel (default: 4 with official assets, else 0)')
+    parser.add_argument('--image-size', type=positive_int,
                         help='[px] of what the expert, hold and drift see (default: 256); a '
                              'checkpoint sees pictures of its own size')
     parser.add_argument('--seed', type=seed, default=0,
@@ -170,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--scatter', type=float, default=0.0, metavar='METRES',
                         help='move what stands free, up to so far along each axis, before the '
                              'first step (default: 0, the official layout)')
-    parser.add_argument('--device', default='cpu', help='torch device (default: cpu)')
+    parser.add_argument('--device', help='torch device of a checkpoint (default: cpu)')
     parser.add_argument('--workers', type=positive_int, default=1,
                         help='processes (default: 1)')
     parser.add_argument('--ray', metavar='ADDRESS',
@@ -178,7 +205,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--json', type=Path, help='result file, saved after every episode; one '
                                                   'that holds some needs --resume')
     parser.add_argument('--videos', type=Path, metavar='FOLDER', help='keep mp4s of failures')
-    parser.add_argument('--videos-of', choices=KINDS, default=KINDS[0])
+    parser.add_argument('--videos-of', choices=KINDS, help=f'default: {KINDS[0]}')
     parser.add_argument('--report', type=Path, metavar='HTML', help='write a report at the end')
     parser.add_argument('--resume', action='store_true',
                         help='play only what the result file lacks or has as an error')
@@ -189,19 +216,42 @@ def _checked(options: argparse.Namespace) -> tuple[EvaluationSettings, list[Epis
     """Return what to play; all that can be wrong is found before the first episode."""
     policy_factory(options.policy, execute=options.execute)
     jobs = make_jobs(options.suite, options.tasks, options.init_states)
+    checkpoint = checkpoint_name(options.policy)
+    _refuse_idle_options(options, checkpoint)
+    if checkpoint and options.device and not options.ray:
+        from worldvla_ros.model.weight_files import require_device
+        require_device(options.device)
     assets = resolve_assets(options.assets).kind
+    # LIBERO's own pictures are of robosuite's robot and of smooth edges.
+    robot, msaa = ('light', 0) if assets == 'builtin' else ('full', 4)
     settings = EvaluationSettings(
         policy=options.policy, suite=options.suite, assets=assets,
-        robot=options.robot, msaa=options.msaa, image_size=options.image_size, seed=options.seed,
+        robot=options.robot or robot, msaa=msaa if options.msaa is None else options.msaa,
+        image_size=options.image_size or EvaluationSettings.image_size, seed=options.seed,
         max_steps=options.max_steps, execute=options.execute, over=options.over,
-        mode=options.mode, device=options.device, checkpoint=checkpoint_name(options.policy),
-        pack_version=PACK_VERSION if assets == 'builtin' else '', scatter=options.scatter)
+        mode=options.mode, device=options.device or EvaluationSettings.device,
+        checkpoint=checkpoint, pack_version=PACK_VERSION if assets == 'builtin' else '',
+        scatter=options.scatter)
     if settings.over == ROS:
         require_ros()
         if options.videos and not settings.checkpoint:
             raise ConfigError('over ROS the expert is played without pictures; leave --videos '
                               'out, or play it without --over ros')
     return settings, jobs
+
+
+def _refuse_idle_options(options: argparse.Namespace, checkpoint: str) -> None:
+    """Raise ConfigError for an option that would change nothing."""
+    for given, idle, reason in (
+            (options.device, not checkpoint, f'--device is for a checkpoint, and {options.policy} '
+                                             'needs none'),
+            (options.image_size, checkpoint, '--image-size is for the expert, hold and drift: a '
+                                             'checkpoint sees pictures of its own size'),
+            (options.videos_of, options.videos is None, '--videos-of needs --videos FOLDER'),
+            (options.resume, options.json is None, '--resume goes on with the file that --json '
+                                                   'names')):
+        if given and idle:
+            raise ConfigError(f'{reason}; leave it out, or say what it shall change')
 
 
 def _short_name(settings: EvaluationSettings) -> str:
@@ -214,10 +264,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         settings, jobs = _checked(options)
-        videos = (EpisodeVideos(options.videos.absolute(), options.videos_of,
+        videos = (EpisodeVideos(options.videos.absolute(), options.videos_of or KINDS[0],
                                 _short_name(settings)) if options.videos else None)
         if videos is not None:
             videos.create()
+        if options.report is not None:
+            require_writable(options.report)
         results = evaluate(settings, jobs, workers=options.workers, path=options.json,
                            resume=options.resume, ray=options.ray, videos=videos)
         print(summary_table(results.records))

@@ -104,6 +104,7 @@ class CheckpointPolicy:
         self._execute = execute
         self.image_size: int | None = self._policy.image_size
         self.needs_wrist = self._policy.reads_wrist
+        self.also_reads = also_reads(self._policy.pretrained.settings)
         self._frames: deque[Frame] = deque(maxlen=self._policy.history_length)
         self._actions: deque[np.ndarray] = deque()
         self._instruction = ''
@@ -161,6 +162,12 @@ def policy_factory(name: str, *, execute: int | None = None, threads: int = 1,
                           f'{name}, got {execute}')
     return functools.partial(CheckpointPolicy, str(folder), execute=execute, threads=threads,
                              device=device)
+
+
+def also_reads(settings: PolicySettings) -> str:
+    """Say what a checkpoint reads beside instruction and third-person camera; '' for nothing."""
+    return ' + '.join(name for name, read in (('wrist camera', settings.reads_wrist),
+                                              ('arm state', settings.reads_state)) if read)
 
 
 def absolute_policy(policy: str) -> str:

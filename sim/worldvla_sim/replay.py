@@ -36,6 +36,7 @@ from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets
 from worldvla_sim.recorded_simulation import Simulation, reset_as_recorded, simulation_of
+from worldvla_sim.results import alone_with
 from worldvla_sim.tasks import SUITES
 from worldvla_sim.workers import JobFailure, WorkerPool
 
@@ -113,8 +114,14 @@ def replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool,
            workers: int = 1) -> ReplayList:
     """Replay what the list in `path` lacks or has as an error, and save it after each one.
 
-    :raises WorldVLAError: `path` cannot be written, or holds another list.
+    :raises WorldVLAError: `path` cannot be written, holds another list, or is in use.
     """
+    with alone_with(path):
+        return _replay(jobs, path, drop_no_ops, workers)
+
+
+def _replay(jobs: Sequence[tuple[ReplayJob, str]], path: Path, drop_no_ops: bool, workers: int
+            ) -> ReplayList:
     earlier = ReplayList.load(path) if path.exists() else ReplayList(drop_no_ops)
     if earlier.drop_no_ops != drop_no_ops:
         raise SimulationError(f'{path} is of replays {"with" if drop_no_ops else "without"} '

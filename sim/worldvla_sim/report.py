@@ -12,6 +12,7 @@ import html
 import os
 from pathlib import Path
 import sys
+import tempfile
 from typing import Any
 from urllib.parse import quote
 
@@ -98,6 +99,15 @@ def write_report(results: Sequence[Results], path: Path) -> None:
         raise ConfigError(f'cannot write the report to {path}: {error}') from error
 
 
+def require_writable(path: Path) -> None:
+    """Raise ConfigError where a report cannot be written, as long as that costs no episode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ConfigError(f'cannot write the report to {path}: {error}') from error
+
+
 def render_report(results: Sequence[Results], folder: Path) -> str:
     """Return the page; ConfigError if an episode of a run is there twice.
 
@@ -131,6 +141,8 @@ def group_runs(results: Sequence[Results]) -> list[Run]:
 def _telling(settings: dict[str, Any]) -> frozenset[tuple[str, str]]:
     """Return the settings that tell runs apart."""
     hidden = {'suite'} if settings.get('suite') in WITH_FIXTURES else {'suite', 'fixtures'}
+    if settings.get('checkpoint'):  # says it by its fingerprints, however its folder is written
+        hidden.add('policy')
     return frozenset((name, str(value)) for name, value in with_newer_settings(settings).items()
                      if name not in hidden)
 

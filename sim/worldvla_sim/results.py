@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Result files of an evaluation: written whole after every episode, read back, summed up."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 from dataclasses import asdict, dataclass, field, fields
 import datetime
@@ -18,6 +18,7 @@ import sys
 from typing import Any
 
 from worldvla_ros.errors import ConfigError
+from worldvla_ros.file_lock import hold_lock
 from worldvla_ros.whole_files import write_whole
 from worldvla_sim.episodes import EpisodeRecord
 
@@ -69,11 +70,29 @@ class Results:
             if settings.get('suite') in WITH_FIXTURES:
                 settings.setdefault('fixtures', _FIRST_FIXTURES)
             older = [content['run']] if content.get('run') else []  # one for the whole file
-            return cls(settings, records, content['complete'],
-                       content.get('runs', older), path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            runs = [dict(run) for run in content.get('runs', older)]
+            return cls(settings, records, content['complete'], runs, path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ConfigError(f'{path} is not a result file of this program ({error!r}); delete '
                               f'it or name another') from error
+
+
+@contextlib.contextmanager
+def alone_with(path: Path) -> Iterator[None]:
+    """Keep other programs that write a list of results out of its file: each has its own in mind.
+
+    :raises ConfigError: another one has it, or its folder cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            owner = hold_lock(path.with_name(f'.{path.name}.lock'), stack)
+        except OSError as error:
+            raise ConfigError(f'cannot write {path}: {error.strerror or error}') from error
+        if owner:
+            raise ConfigError(f'another program writes {path} ({owner}); wait for it, or name '
+                              f'another file')
+        yield
 
 
 def describe_run() -> dict[str, Any]:
@@ -97,13 +116,19 @@ def _program() -> list[str]:
 
 
 def _commit() -> str:
-    """Return the commit of the source tree, '' outside of one or where there is no git."""
+    """Return the commit of the source tree, '' outside of one or where there is no git.
+
+    An installation may lie within a repository that is another one's: it does not know this file.
+    """
+    here = Path(__file__)
     try:
-        done = subprocess.run(['git', '-C', str(Path(__file__).parent), 'describe', '--always',
-                               '--dirty'], capture_output=True, text=True, check=False)
+        tracked = subprocess.run(['git', '-C', str(here.parent), 'ls-files', '--error-unmatch',
+                                  here.name], capture_output=True, check=False)
+        done = subprocess.run(['git', '-C', str(here.parent), 'describe', '--always', '--dirty'],
+                              capture_output=True, text=True, check=False)
     except OSError:
         return ''
-    return done.stdout.strip()
+    return done.stdout.strip() if tracked.returncode == 0 else ''
 
 
 def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
@@ -161,5 +186,6 @@ def moved(record: EpisodeRecord) -> str:
 
 
 def pictures_of(record: EpisodeRecord) -> str:
-    """Say which pictures the policy saw."""
-    return f'{record.image_size} px' if record.image_size else 'no pictures'
+    """Say which pictures the policy saw, and what else it read."""
+    pictures = f'{record.image_size} px' if record.image_size else 'no pictures'
+    return ' + '.join([pictures, *filter(None, [record.also_reads])])

@@ -116,8 +116,9 @@ class EpisodeRunner:
             settings.policy, execute=settings.execute, threads=options.threads,
             device=settings.device)()
         self._size = self._policy.image_size or settings.image_size
-        self._description = (self._policy.description
-                             if isinstance(self._policy, CheckpointPolicy) else settings.policy)
+        self._description, self._also_reads = (
+            (self._policy.description, self._policy.also_reads)
+            if isinstance(self._policy, CheckpointPolicy) else (settings.policy, ''))
         self._kept = KeptEnvironment()
 
     def __call__(self, job: EpisodeJob) -> EpisodeRecord:
@@ -127,7 +128,8 @@ class EpisodeRunner:
             self._environment(job.task), self._policy, job.init_state, seed=self._settings.seed,
             max_steps=self._settings.max_steps, scatter=self._settings.scatter, frames=frames)
         seen = self._size if self._policy.needs_images else 0
-        record = replace(record, policy=self._description, image_size=seen)
+        record = replace(record, policy=self._description, image_size=seen,
+                         also_reads=self._also_reads)
         return self._videos.keep(record, frames) if self._videos and frames else record
 
     def _environment(self, task: int) -> LiberoEnv:

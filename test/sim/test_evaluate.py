@@ -64,7 +64,10 @@ def test_the_same_command_again_does_not_empty_its_result_file(tmp_path, capsys)
     assert out.read_bytes() == before
 
 
-@pytest.mark.parametrize('content', ['', '{}', '[]', '{"records": [{}]}', '{"records": 1}'])
+@pytest.mark.parametrize('content', [
+    '', '{}', '[]', '{"records": [{}]}', '{"records": 1}', '{"records": [1]}',
+    '{"records": [], "settings": null}',
+    '{"records": [], "settings": {}, "complete": true, "runs": [1]}'])
 def test_foreign_result_files_are_refused(tmp_path, content):
     (tmp_path / 'out.json').write_text(content)
     with pytest.raises(ConfigError, match='not a result file'):
@@ -84,7 +87,8 @@ def test_command_plays_records_resumes_and_refuses_other_settings(tmp_path, caps
         'instruction': 'pick up the cream cheese and place it in the basket',
         'assets': 'builtin', 'steps': content['records'][0]['steps'],
         'duration': content['records'][0]['duration'], 'policy': 'expert', 'robot': 'light',
-        'image_size': 0, 'over': 'process', 'mode': 'lockstep', 'video': None, 'scatter': 0.0}]
+        'image_size': 0, 'also_reads': '', 'over': 'process', 'mode': 'lockstep', 'video': None,
+        'scatter': 0.0}]
     run, = content['runs']
     assert run['command'] and run['machine']
     assert 0 < content['records'][0]['steps'] < 280
@@ -269,6 +273,18 @@ def test_a_seed_that_no_simulator_takes_is_refused_before_the_first_episode(seed
     assert ended.value.code == 2
     assert f"--seed: expected a whole number from 0 to 4294967295, got '{seed}'" in (
         capsys.readouterr().err)
+
+
+def test_the_commit_of_a_repository_that_only_holds_the_installation_is_not_ours(
+        tmp_path, monkeypatch):
+    """Pins a bug: it stood in every result of a virtual environment within one's own project."""
+    def git(*arguments):
+        subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=b',
+                        *arguments], check=True, capture_output=True)
+    git('init')
+    git('commit', '--allow-empty', '-m', 'theirs')
+    monkeypatch.setattr('worldvla_sim.results.__file__', str(tmp_path / 'results.py'))
+    assert describe_run()['commit'] == ''
 
 
 def test_a_run_is_described_where_there_is_no_git(monkeypatch):

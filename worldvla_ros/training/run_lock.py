@@ -3,13 +3,11 @@
 
 from collections.abc import Iterator
 import contextlib
-import fcntl
-import os
 from pathlib import Path
-import socket
 
 import torch.distributed as dist
 
+from worldvla_ros.file_lock import hold_lock
 from worldvla_ros.training.failures import TrainingError, explain_os_error
 
 LOCK_FILE = '.lock'
@@ -19,9 +17,7 @@ LOCK_FILE = '.lock'
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other programs that write a run out of its folder, which is made.
 
-    Of several processes that train together the first holds the lock; all must call it. The
-    system drops it when the process ends, however that was. It is a record lock, which the
-    processes that load batches do not inherit: they may outlive a trainer that was killed.
+    Of several processes that train together the first holds the lock; all must call it.
     :raises TrainingError: another program has it, in all processes that train together.
     """
     together = dist.is_initialized()
@@ -40,16 +36,9 @@ def _locked(folder: Path, stack: contextlib.ExitStack) -> str | None:
     """Take the lock until the stack ends; return why not, None with success."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = stack.enter_context((folder / LOCK_FILE).open('a+'))
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):  # systems differ
-            file.seek(0)
-            return (f'{folder} is in use by another training ({file.read().strip()}); wait for '
-                    'it or stop it, or give another output')
-        file.truncate(0)
-        file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-        file.flush()
+        if owner := hold_lock(folder / LOCK_FILE, stack):
+            return (f'{folder} is in use by another training ({owner}); wait for it or stop it, '
+                    'or give another output')
     except OSError as error:
         return f'cannot write {folder}: {explain_os_error(error)}'
     return None

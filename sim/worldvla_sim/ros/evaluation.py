@@ -23,7 +23,7 @@ from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.libero_env import LOCKSTEP
 from worldvla_sim.libero_setup import changed_environment
-from worldvla_sim.policies import checkpoint_folder
+from worldvla_sim.policies import also_reads, checkpoint_folder
 from worldvla_sim.ros.domains import claimed_domain
 from worldvla_sim.ros.episode_client import PLAYED_TO_THE_END, EpisodeClient
 from worldvla_sim.ros.expert_over_ros import ExpertCommander
@@ -97,7 +97,8 @@ class RosEpisodeRunner:
         record = EpisodeRecord(
             settings.suite, job.task, seen.instruction, job.init_state, final.success,
             final.step, None, final.assets, round(time.perf_counter() - began, 3),
-            policy=client.policy, image_size=_image_size(settings))
+            policy=client.policy, image_size=_image_size(settings),
+            also_reads=also_reads(_policy_settings(settings)))
         return videos.keep(record, seen.ordered_frames) if videos else record
 
 
@@ -122,4 +123,8 @@ def _image_size(settings: EvaluationSettings) -> int:
     """Return the side of the pictures [px]: what the checkpoint was trained on."""
     if not settings.checkpoint:
         return settings.image_size
-    return PolicySettings.load(checkpoint_folder(settings.policy) / POLICY_FILE).image_size
+    return _policy_settings(settings).image_size
+
+
+def _policy_settings(settings: EvaluationSettings) -> PolicySettings:
+    return PolicySettings.load(checkpoint_folder(settings.policy) / POLICY_FILE)

@@ -76,8 +76,11 @@ def _evaluate(settings: EvaluationSettings, jobs: Sequence[EpisodeJob], workers:
         if not resume and earlier.records:
             raise ConfigError(f'{path} exists with {len(earlier.records)} episodes; add --resume '
                               f'to go on, or name another file')
-        if any(record.error is None for record in earlier.records):
-            _require_same(earlier, settings)
+        different = _differences(earlier, settings)
+        if different and any(record.error is None for record in earlier.records):
+            raise ConfigError(f'cannot resume with other settings ({"; ".join(different)}); '
+                              f'name another result file')
+        if not different:  # else it holds the errors of a wrong option
             results.records, results.runs = earlier.records, earlier.runs
     options = RunOptions(threads_per_worker(workers), videos)
     # A worker of Ray runs in another folder.
@@ -120,17 +123,15 @@ def _job_of(record: EpisodeRecord) -> EpisodeJob:
     return EpisodeJob(record.task, record.init_state)
 
 
-def _require_same(earlier: Results, settings: EvaluationSettings) -> None:
-    """Raise ConfigError where earlier results are of other settings.
+def _differences(earlier: Results, settings: EvaluationSettings) -> list[str]:
+    """Say in what settings earlier results differ.
 
     A checkpoint is what its fingerprints say, however its folder is written.
     """
     before, now = with_newer_settings(earlier.settings), asdict(settings)
     if before['checkpoint'] and now['checkpoint']:
         before['policy'] = now['policy']
-    if different := differences(before, now, before.keys() - now.keys()):
-        raise ConfigError(f'cannot resume with other settings ({"; ".join(different)}); '
-                          f'name another result file')
+    return differences(before, now, before.keys() - now.keys())
 
 
 def _require_same_policy(earlier: Sequence[EpisodeRecord], record: EpisodeRecord) -> None:

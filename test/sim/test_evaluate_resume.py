@@ -59,7 +59,7 @@ def test_episodes_of_two_number_formats_make_no_common_rate():
 def test_a_checkpoint_is_the_same_however_its_folder_is_written():
     """Pins a bug: `mini/`, by the shell's completion, could not be resumed and was another row."""
     other = replace(SETTINGS, policy='./out/mini/')
-    evaluate._require_same(Results(asdict(SETTINGS)), other)
+    assert not evaluate._differences(Results(asdict(SETTINGS)), other)
     run, = report.group_runs([Results(asdict(SETTINGS), [record()]),
                               Results(asdict(other), [record(1)])])
     assert len(run.records) == 2

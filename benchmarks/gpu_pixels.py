@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts of bench_gpu.py about pictures: image tokenizer, policy from pixels, imagined frames."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 from change_masks import change_masks
@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 from report import Row, row
 import roofline
 import torch
+from torch import Tensor
 from workloads import NUM_WORDS, prompt_of, text_ids, world_prompt_of
 
 from worldvla_ros.datatypes import STATE_DIM, Frame, Observation
 from worldvla_ros.model.decoded import DecodedImage
+from worldvla_ros.model.engine.frame import StaticFrameEncoder
 from worldvla_ros.model.engine.image import StaticImageRows
 from worldvla_ros.model.image_decoding import MAX_WINDOW, decode_image_rows, image_capacity
+from worldvla_ros.model.image_tokenizer import ImageTokenizer
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.settings import PolicySettings
@@ -43,6 +46,8 @@ def encode(bench: Bench, size: int) -> list[Row]:
             codes[name] = images.encode(pixels)
             rows += quantiles(f'{size} px: VQ-GAN encode, {name}', bench.times(
                 lambda i: images.encode(pixels), bench.chunks), floors[0], of_floor=None)
+            rows += quantiles(f'{size} px: VQ-GAN encode, {name}, one graph', bench.times(
+                _one_graph(images, pixels), bench.chunks), floors[0], of_floor=None)
             rows += quantiles(f'{size} px: VQ-GAN decode, {name}', bench.times(
                 lambda i: images.decode(codes['float32']), bench.chunks), floors[1],
                 of_floor=None)
@@ -50,6 +55,11 @@ def encode(bench: Bench, size: int) -> list[Row]:
         torch.backends.cudnn.allow_tf32 = before
     changed = float((codes['float32'] != codes['TF32']).float().mean())
     return [*rows, row(f'{size} px: codes that TF32 changes', changed, 'of all')]
+
+
+def _one_graph(images: ImageTokenizer, pixels: Tensor) -> Callable[[int], object]:
+    encoder = StaticFrameEncoder(images, pixels.shape[1])
+    return lambda i: encoder.encode(pixels[0].numpy())
 
 
 def policy(bench: Bench, size: int, K: int) -> list[Row]:

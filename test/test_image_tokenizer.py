@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from worldvla_ros.errors import CheckpointError, FrameError
+from worldvla_ros.model.engine.frame import StaticFrameEncoder
 from worldvla_ros.model.image_preprocessing import resize_to_cover, square_frame
 from worldvla_ros.model.image_tokenizer import (
     ImageTokenizer,
@@ -61,6 +62,12 @@ def test_arrays_and_tensors_give_the_same_codes():
     tokenizer, image = tokenizer_of(), frames()
     image.setflags(write=False)  # as frames from a camera are
     assert torch.equal(tokenizer.encode(image), tokenizer.encode(torch.tensor(image)))
+
+
+def test_an_encoder_of_one_size_gives_the_same_codes():
+    encoder = StaticFrameEncoder(tokenizer := tokenizer_of(), 64)
+    for frame in frames(3, width=64):
+        np.testing.assert_array_equal(encoder.encode(frame), tokenizer.encode(frame[None])[0])
 
 
 def test_a_batch_equals_its_images_one_by_one():

@@ -66,10 +66,6 @@ LAYERS = {
         'worldvla_ros.recording', 'worldvla_ros.policy', 'worldvla_ros.safety',
         'worldvla_ros.config', 'worldvla_ros.datatypes', 'worldvla_ros.arm_state',
         'worldvla_ros.whole_files', 'worldvla_ros.file_lock', 'worldvla_ros.arguments'),
-    # tells of a device that is not there before the first episode
-    'worldvla_sim.evaluate': ('worldvla_sim', 'worldvla_ros.model.weight_files',
-                              'worldvla_ros.policy', 'worldvla_ros.config',
-                              'worldvla_ros.arguments'),
     # read demonstrations as training does
     'worldvla_sim.recorded_simulation': ('worldvla_sim', 'worldvla_ros.recording',
                                          'worldvla_ros.training'),

@@ -220,7 +220,7 @@ def _checked(options: argparse.Namespace) -> tuple[EvaluationSettings, list[Epis
     checkpoint = checkpoint_name(options.policy)
     _refuse_idle_options(options, checkpoint)
     if checkpoint and options.device and not options.ray:
-        from worldvla_ros.model.weight_files import require_device
+        from worldvla_ros.policy.pretrained import require_device
         require_device(options.device)
     assets = resolve_assets(options.assets).kind
     # LIBERO's own pictures are of robosuite's robot and of smooth edges.

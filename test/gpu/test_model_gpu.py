@@ -8,6 +8,7 @@ import pytest
 from tiny_models import action_prompt, tiny_model, world_prompt
 import torch
 
+from worldvla_ros.model.engine.frame import StaticFrameEncoder
 from worldvla_ros.model.generate import decode_chunk, generate_chunk, prefill
 from worldvla_ros.model.image_decoding import decode_image
 from worldvla_ros.model.image_tokenizer import ImageTokenizer
@@ -52,6 +53,11 @@ def test_codes_and_pixels_on_the_gpu_are_those_of_the_cpu_without_tf32(monkeypat
     assert float((latents - expected).norm() / expected.norm()) < 1e-4
     codes = cpu.encode(frames)
     assert float((gpu.encode(frames).cpu() != codes).float().mean()) < 2e-3, 'but near ties'
+    replayed = StaticFrameEncoder(gpu, frames.shape[1])
+    for frame, eager in zip(frames, gpu.encode(frames), strict=True):
+        alone = gpu.encode(frame[None])[0].cpu().numpy()
+        np.testing.assert_array_equal(replayed.encode(frame.numpy()), alone)
+        assert (alone != eager.cpu().numpy()).mean() < 2e-3, 'but near ties'
     pixels = gpu.decode(codes).cpu().int() - cpu.decode(codes).int()
     assert pixels.abs().max() <= 1
 

@@ -2,6 +2,7 @@
 """A checkpoint in memory: what the policy and the world model both work with."""
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 import hashlib
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from worldvla_ros.model.checkpoint import (
 from worldvla_ros.model.checkpoint import (
     fingerprint as fingerprint,  # for the simulator, which may not import the model
 )
+from worldvla_ros.model.engine.frame import StaticFrameEncoder
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.model.image_tokenizer import (
     ImageTokenizer,
@@ -26,7 +28,9 @@ from worldvla_ros.model.image_tokenizer import (
     tokenizer_fingerprint,
 )
 from worldvla_ros.model.transformer import Transformer
-from worldvla_ros.model.weight_files import require_device
+from worldvla_ros.model.weight_files import (
+    require_device as require_device,  # likewise
+)
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings, settings_file
 from worldvla_ros.tokens.action_tokenizer import ActionTokenizer
 from worldvla_ros.tokens.sequence import PromptBuilder
@@ -193,6 +197,8 @@ class Pretrained:
 
     def encode(self, image: NDArray[np.uint8]) -> NDArray[np.int64]:
         """Return the code indices [2h, 2w] of a square RGB image, resized where needed."""
-        resized = square_frame(image, self.settings.image_size)
-        codes: NDArray[np.int64] = self.image_tokenizer.encode(resized[None])[0].cpu().numpy()
-        return codes
+        return self._frame_encoder.encode(square_frame(image, self.settings.image_size))
+
+    @cached_property
+    def _frame_encoder(self) -> StaticFrameEncoder:
+        return StaticFrameEncoder(self.image_tokenizer, self.settings.image_size)

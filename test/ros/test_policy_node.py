@@ -305,6 +305,7 @@ def test_what_a_policy_rests_on_changes_between_two_configurations(start_policy,
 
 
 def test_limits_change_while_the_node_runs_and_nothing_else_does(running):
+    """Pins a bug, too: a number in place of a list ended the node."""
     def set_parameters(**values):
         parameters = [Parameter(name.replace('__', '.'), value=value).to_parameter_msg()
                       for name, value in values.items()]
@@ -319,6 +320,7 @@ def test_limits_change_while_the_node_runs_and_nothing_else_does(running):
                            ({'limits__max_rotation': 99.0}, 'max_rotation'),
                            ({'limits__max_rotation': 'a lot'}, 'max_rotation'),
                            ({'limits__workspace_min': [0.0]}, 'workspace_min'),
+                           ({'limits__workspace_min': 0.3}, 'workspace_min'),
                            ({'control__rate': 10.0}, 'read-only')):
         refused = set_parameters(**bad)
         assert not refused.successful and complaint in refused.reason

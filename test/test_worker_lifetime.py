@@ -3,8 +3,12 @@
 
 from dataclasses import replace
 import errno
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 import os
 from pathlib import Path
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,6 +17,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 from processes import descriptors, is_alive
 import pytest
 import torch
@@ -31,7 +36,7 @@ from worldvla_ros.errors import InferenceError
 from worldvla_ros.inference import worker_backend
 from worldvla_ros.inference.backend import BackendInfo, Health
 from worldvla_ros.inference.messages import Failed, Loaded, Progress, Ready
-from worldvla_ros.inference.worker import load_policy
+from worldvla_ros.inference.worker import NodeConnection, load_policy
 
 # --- started by a thread that has ended -------------------------------------------------------
 
@@ -353,6 +358,30 @@ def test_a_dead_worker_whose_exit_takes_time_does_not_hold_up_who_polls(undying)
     assert threading.current_thread() not in undying[0].waiting
     undying[0].let_go()
     backend.stop()
+
+
+def test_a_message_that_cannot_be_read_is_a_fault(undying):
+    """Pins a bug: the thread that reads ended, and the node waited for ever and said running."""
+    backend = new_backend(max_restarts=0)
+    backend._launch()
+    with Connection(os.dup(undying[0]._pipe)) as pipe:
+        pipe.send_bytes(b'cnumpy._core.numeric_of_a_later_version\n_frombuffer\n.')
+    wait_for(lambda: backend.poll() or backend.health is Health.FAILED)
+    assert 'cannot read what the inference worker sent: ModuleNotFoundError' in backend.fault
+    undying[0].let_go()
+    backend.stop()
+
+
+def test_a_worker_sends_what_an_older_python_can_read(monkeypatch):
+    """Pins a bug: Python 3.14 pickles by protocol 5, for which NumPy 1.26 lacks a module."""
+    monkeypatch.setattr(ForkingPickler, 'dumps', lambda message: pickle.dumps(message, 5))
+    ours, theirs = Pipe()
+    with ours, NodeConnection(os.dup(theirs.fileno())) as connection:
+        theirs.close()
+        connection.send(np.arange(7))
+        assert b'_frombuffer' not in ours.recv_bytes()
+        connection.send(INFO)
+        assert ours.recv() == INFO
 
 
 @pytest.mark.parametrize('cores, threads', [({3, 5, 8, 9}, 3), ({7}, 1)])

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 
 import numpy as np
 from numpy.typing import NDArray
@@ -241,6 +242,9 @@ class WorkerBackend:
                 message = None
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_EXIT_TIME)  # here, so that who reads the inbox need not wait
+            except Exception as error:  # of any type: unpickling runs what libraries define
+                message = Failed('cannot read what the inference worker sent: '
+                                 f'{type(error).__name__}: {error}', traceback.format_exc())
             with self._lock:
                 inbox.append(message)
             if not isinstance(message, Heartbeat):

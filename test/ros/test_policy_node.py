@@ -234,6 +234,18 @@ def test_pause_holds_and_only_a_fresh_chunk_moves_afterwards(running):
     assert motion.chunk_sequence == sequence + 1 and motion.chunk_step == 0
 
 
+def test_a_pause_outlives_a_cleanup(running):
+    """Pins a bug: after another configure the next instruction moved a robot that was paused."""
+    assert running.pause(True).success
+    for transition in ('deactivate', 'cleanup', 'configure', 'activate'):
+        assert running.transition(transition)
+    running.instruct('another task')
+    running.next_status(lambda status: status.instruction == 'another task')
+    running.next_halt(DeltaAction.REASON_PAUSED)
+    assert running.pause(False).success
+    running.next_motion()
+
+
 def test_a_history_reset_voids_the_plan(running):
     running.wait_for(lambda: running.chunks and len(running.chunks[-1].frame_stamps) == 2)
     chunks = len(running.chunks)

@@ -24,6 +24,7 @@ from rclpy.parameter import Parameter
 
 from worldvla_ros.config import describe
 from worldvla_ros.control.instruction import InstructionTopic
+from worldvla_ros.control.pause import Pause
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.inference.backend import Backend, Health
 from worldvla_ros.nodes.backends import describe_backend, make_backend
@@ -89,6 +90,7 @@ class PolicyNode(LifecycleNode):
         self._interrupted = False
         self._estop = EStopInput(self, self._hold_at_once)
         self._instructions = InstructionTopic()
+        self._pause = Pause()
         # They live as long as the node: a call that is being answered survives a cleanup.
         self._requests = PolicyServices(self, lambda: self._loop, self._estop)
         self._tasks = TaskServer(
@@ -127,7 +129,7 @@ class PolicyNode(LifecycleNode):
             self._backend = make_backend(parameters, self._wake)
             info = self._backend.start(should_abort=lambda: self._interrupted)
             self._loop = PolicyLoop(self, parameters, self._backend, info, self._estop.latch,
-                                    self._instructions, self._tasks)
+                                    self._instructions, self._pause, self._tasks)
         except WorldVLAError as error:
             self.get_logger().error(f'cannot configure: {error}')
             self._free()

@@ -158,7 +158,8 @@ class PolicyNode(LifecycleNode):
             self.get_logger().error(
                 f'cannot activate: use_sim_time is set and no /clock came within '
                 f'{self.get_parameter("clock_timeout").value:g} s; start the simulator, let it '
-                f'run if it is paused, or unset use_sim_time')
+                f'run if it is paused, or clean the node up, unset use_sim_time, and configure '
+                f'and activate it')
             return _FAILURE
         loop.start(simulated)
         return super().on_activate(state)
@@ -230,19 +231,16 @@ class PolicyNode(LifecycleNode):
             self._loop.collect()
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        """Refuse what a policy rests on, wrong limits, and another clock under a running loop."""
+        """Refuse what a policy rests on, another clock, too, and wrong limits."""
         values = {change.name: change.value for change in changes}
-        if self._loop is not None and (fixed := sorted(_FIXED & set(values))):
-            return SetParametersResult(successful=False, reason=(
-                f'{", ".join(fixed)}: read-only while the node is configured; deactivate it, '
-                f'clean it up, set it, and configure and activate it again'))
         simulated = self.get_parameter(_SIM_TIME).value
-        if self._loop is not None and self._loop.active and (
-                values.get(_SIM_TIME, simulated) != simulated):
+        fixed = _FIXED & set(values)
+        if values.get(_SIM_TIME, simulated) != simulated:
+            fixed.add(_SIM_TIME)  # of timers, of stamps, and of what counts as a frozen camera
+        if self._loop is not None and fixed:
             return SetParametersResult(successful=False, reason=(
-                f'{_SIM_TIME} cannot change while the node is active, because its timers run by '
-                f'the clock that they were started with; deactivate it, set {_SIM_TIME}, and '
-                f'activate it again'))
+                f'{", ".join(sorted(fixed))}: read-only while the node is configured; deactivate '
+                f'it, clean it up, set it, and configure and activate it again'))
         try:
             read(self, PolicyParameters, values)
         except ConfigError as error:

@@ -145,6 +145,17 @@ def test_a_python_without_torch_is_told_with_what_to_set(tmp_path):
         new_backend(python=python_with(tmp_path, False)).start()
 
 
+@pytest.mark.parametrize('python', ['~/no/python', '~'])
+def test_a_python_that_cannot_be_started_is_told_by_name(tmp_path, monkeypatch, python):
+    """Pins a bug: configure showed a traceback, and ~ stood for nothing."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    before = descriptors()
+    backend = new_backend(python=python)
+    with pytest.raises(InferenceError, match=f'worker.python, which is .{tmp_path}'):
+        backend.start()
+    assert backend.health is Health.STOPPED and descriptors() == before
+
+
 def test_weights_that_the_device_cannot_take_fail_the_start_with_the_reason():
     backend = new_backend(replace(SETTINGS, weights='fp8'))
     with pytest.raises(InferenceError, match=r"'fp8' need a CUDA device.*'dense'") as caught:

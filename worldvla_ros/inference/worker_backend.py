@@ -76,7 +76,7 @@ class WorkerBackend:
         self._imagine_timeout = imagine_timeout
         self._heartbeat = Watchdog('worker heartbeat', int(heartbeat_timeout * _SECOND_NS))
         self._budget = RestartBudget(max_restarts, int(restart_window * _SECOND_NS))
-        self._python = python or sys.executable
+        self._python = str(Path(python).expanduser()) if python else sys.executable
         self._on_result = on_result
         self._frames = SharedFrames(settings.frame_memory)
         self._process: subprocess.Popen[bytes] | None = None
@@ -101,7 +101,12 @@ class WorkerBackend:
         A warm-up that goes on when `load_timeout` is over is left to `poll`, so that the caller
         does not wait for minutes: the worker is LOADING then, as after a restart.
         """
-        self._launch()
+        try:
+            self._launch()
+        except OSError as error:
+            self.stop()
+            raise InferenceError(f'the inference worker cannot be started: {error}; look at '
+                                 f'worker.python, which is {self._python!r}') from None
         longest = self._deadline
         while self.health is Health.LOADING and not should_abort():
             time.sleep(_POLL_PERIOD)

@@ -95,12 +95,23 @@ def test_an_answer_that_waits_to_be_read_counts_before_a_deadline(waiting):
 
 
 def test_a_worker_that_cannot_be_started_again_is_a_fault_and_not_the_end(monkeypatch):
-    """Pins a bug: without memory or processes left, the error ended the node."""
-    backend, before = new_backend(max_restarts=1), descriptors()
-    backend.health = Health.DOWN
+    """
+    Pins a bug: without memory or processes left, the error ended the node.
+
+    And another: all restarts were spent within a few polls, long before the want was over.
+    """
+    now = [1000.0]
+    monkeypatch.setattr(worker_backend, 'time', SimpleNamespace(
+        monotonic=lambda: now[0], monotonic_ns=time.monotonic_ns))
     monkeypatch.setattr(subprocess, 'Popen', _no_processes_left)
-    assert backend.poll() == [] and backend.health is Health.DOWN
-    assert 'cannot be started: [Errno 11]' in backend.fault and descriptors() == before
+    backend, before = new_backend(max_restarts=3), descriptors()
+    backend.health = Health.DOWN
+    for number, delay in enumerate((1.0, 2.0, 4.0)):
+        for _ in range(5):
+            assert backend.poll() == [] and backend.health is Health.DOWN
+            assert backend.restarts == number + 1 and descriptors() == before
+        assert 'cannot be started: [Errno 11]' in backend.fault
+        now[0] += delay
     assert backend.poll() == [] and backend.health is Health.FAILED
 
 

@@ -41,6 +41,7 @@ from worldvla_ros.safety.watchdog import RestartBudget, Watchdog
 
 _POLL_PERIOD = 0.05  # [s] while start waits
 _STOP_TIMEOUT = 2.0  # [s] a worker gets to leave by itself, and again to be gone once killed
+_RETRY_DELAY = 1.0  # [s] after a process could not be started; twice as long after the next
 _EXIT_TIME = 0.5  # [s] longest wait for the exit status, once the pipe has ended
 _SECOND_NS = 1_000_000_000
 _logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ class WorkerBackend:
         self._request: int | None = None
         self._preparing = False
         self._deadline = 0.0  # [s] monotonic: of answer, preparation, load or warm-up step
+        self._retry_delay = _RETRY_DELAY
+        self._retry_at = 0.0  # [s] monotonic
         self._overrun = ''  # what to say when an answer or a preparation misses it
         self.health = Health.STOPPED
         self.fault = ''
@@ -315,6 +318,8 @@ class WorkerBackend:
         self._dismiss()
 
     def _restart(self) -> None:
+        if time.monotonic() < self._retry_at:
+            return
         if not self._budget.allow(time.monotonic_ns()):
             self.health = Health.FAILED
             self.fault += ('; its restart budget is spent: deactivate the node, clean it up, '
@@ -324,8 +329,11 @@ class WorkerBackend:
         self.restarts += 1
         try:
             self._launch()
-        except OSError as error:  # no memory, processes or descriptors left; the next poll tries
+            self._retry_delay = _RETRY_DELAY
+        except OSError as error:  # no memory, processes or descriptors left, for the moment
             self._fail(f'the inference worker cannot be started: {error}')
+            self._retry_at = time.monotonic() + self._retry_delay
+            self._retry_delay *= 2
 
     def _send(self, message: object) -> None:
         if self._connection is None:

@@ -6,6 +6,7 @@ from scipy.spatial.transform import Rotation
 
 from worldvla_ros.control.controller import PolicyController
 from worldvla_ros.control.instruction import InstructionTopic
+from worldvla_ros.control.pause import Pause
 from worldvla_ros.control.settings import (
     LOCKSTEP,
     ControllerSettings,
@@ -114,7 +115,7 @@ class Loop:
                                limits=limits or SafetyLimits()),
             self.backend, BackendInfo(
                 'fake', HORIZON, history_length, 4, reads_state, reads_wrist), self.estop,
-            InstructionTopic(), translation_gain=GAIN, on_chunk=self.arrivals.append)
+            InstructionTopic(), Pause(), translation_gain=GAIN, on_chunk=self.arrivals.append)
         self.now = 100 * SECOND
         self.outgoing = None
 

@@ -82,6 +82,7 @@ def test_a_text_that_was_repeated_until_the_estop_starts_nothing_after_its_reset
 
 
 def test_a_text_that_was_given_once_may_be_given_again_after_the_reset(loop):
+    loop.wait()
     assert loop.hear('come') is Heard.NEW and loop.hear('come') is Heard.SAME
     assert loop.hear('go') is Heard.NEW  # once
     press_estop(loop)
@@ -114,6 +115,28 @@ def test_a_text_that_is_repeated_starts_nothing_after_a_stop_or_beside_another_t
     assert repeat(loop) == {Heard.REPEATED}
     loop.wait()
     assert loop.hear('go') is Heard.NEW
+
+
+def test_a_text_that_is_repeated_while_nobody_may_follow_it_starts_nothing_afterwards(loop):
+    """Pins a bug: while the node was inactive each was new, and the next after activate moved."""
+    loop.controller.set_instruction('')
+    for number in range(5):
+        loop.steps(20)
+        heard = loop.controller.hear('come', loop.now)  # what the node ignores while inactive
+        assert heard is (Heard.NEW if number < 2 else Heard.REPEATED)
+    loop.wait()
+    assert loop.hear('come') is Heard.NEW
+
+
+def test_two_texts_that_are_repeated_do_not_take_turns_for_ever(loop):
+    """Pins a bug: each was new beside the other, and the robot followed both in turn."""
+    turns = []
+    for _ in range(5):
+        for text in ('go', 'come'):
+            loop.steps(10)
+            turns.append(loop.hear(text))
+    assert Heard.NEW not in turns[4:] and loop.controller.instruction == 'come'
+    assert turns[-2:] == [Heard.REPEATED, Heard.SAME]
 
 
 def test_a_text_that_is_repeated_starts_nothing_after_a_goal_that_gave_it_has_ended(loop):

@@ -243,6 +243,27 @@ def test_a_number_that_was_deleted_in_between_is_not_given_twice(tmp_path, episo
     assert add_demonstration(tmp_path, 'a', episode)[1] == 'demo_3'
 
 
+def test_a_group_of_another_name_is_passed_over(tmp_path, episode):
+    """Pins a bug: a demonstration that was renamed by hand cost the next one, and training."""
+    for _ in range(2):
+        path, _ = add_demonstration(tmp_path, 'a', episode)
+    with h5py.File(path, 'a') as file:
+        file.move('data/demo_1', 'data/demo_1_bad')
+    assert add_demonstration(tmp_path, 'a', episode)[1] == 'demo_1'
+    assert [one.name for one in read_episodes(path)] == ['demo_0', 'demo_1']
+
+
+def test_a_file_whose_data_are_no_group_is_refused_and_left_as_it_was(tmp_path, episode):
+    """Pins a bug: TypeError, and what was recorded was thrown away."""
+    path = demonstration_file(tmp_path, 'a')
+    with h5py.File(path, 'w') as file:
+        file['data'] = 1
+    before = path.read_bytes()
+    with pytest.raises(RecordingError, match=f'cannot add to {path}: Incompatible object'):
+        add_demonstration(tmp_path, 'a', episode)
+    assert path.read_bytes() == before
+
+
 def test_a_failure_leaves_the_file_as_it_was(tmp_path, episode, monkeypatch):
     path, _ = add_demonstration(tmp_path, 'a', episode)
     before = path.read_bytes()

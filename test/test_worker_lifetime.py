@@ -3,8 +3,12 @@
 
 from dataclasses import replace
 import errno
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
 import os
 from pathlib import Path
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,6 +17,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 from processes import descriptors, is_alive
 import pytest
 import torch
@@ -31,7 +36,7 @@ from worldvla_ros.errors import InferenceError
 from worldvla_ros.inference import worker_backend
 from worldvla_ros.inference.backend import BackendInfo, Health
 from worldvla_ros.inference.messages import Failed, Loaded, Progress, Ready
-from worldvla_ros.inference.worker import load_policy
+from worldvla_ros.inference.worker import NodeConnection, load_policy
 
 # --- started by a thread that has ended -------------------------------------------------------
 
@@ -90,12 +95,23 @@ def test_an_answer_that_waits_to_be_read_counts_before_a_deadline(waiting):
 
 
 def test_a_worker_that_cannot_be_started_again_is_a_fault_and_not_the_end(monkeypatch):
-    """Pins a bug: without memory or processes left, the error ended the node."""
-    backend, before = new_backend(max_restarts=1), descriptors()
-    backend.health = Health.DOWN
+    """
+    Pins a bug: without memory or processes left, the error ended the node.
+
+    And another: all restarts were spent within a few polls, long before the want was over.
+    """
+    now = [1000.0]
+    monkeypatch.setattr(worker_backend, 'time', SimpleNamespace(
+        monotonic=lambda: now[0], monotonic_ns=time.monotonic_ns))
     monkeypatch.setattr(subprocess, 'Popen', _no_processes_left)
-    assert backend.poll() == [] and backend.health is Health.DOWN
-    assert 'cannot be started: [Errno 11]' in backend.fault and descriptors() == before
+    backend, before = new_backend(max_restarts=3), descriptors()
+    backend.health = Health.DOWN
+    for number, delay in enumerate((1.0, 2.0, 4.0)):
+        for _ in range(5):
+            assert backend.poll() == [] and backend.health is Health.DOWN
+            assert backend.restarts == number + 1 and descriptors() == before
+        assert 'cannot be started: [Errno 11]' in backend.fault
+        now[0] += delay
     assert backend.poll() == [] and backend.health is Health.FAILED
 
 
@@ -138,6 +154,17 @@ def test_a_worker_runs_on_the_python_that_has_torch_though_the_node_does_not(tmp
 def test_a_python_without_torch_is_told_with_what_to_set(tmp_path):
     with pytest.raises(InferenceError, match=r"No module named 'torch' for /.*set worker\.python"):
         new_backend(python=python_with(tmp_path, False)).start()
+
+
+@pytest.mark.parametrize('python', ['~/no/python', '~'])
+def test_a_python_that_cannot_be_started_is_told_by_name(tmp_path, monkeypatch, python):
+    """Pins a bug: configure showed a traceback, and ~ stood for nothing."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    before = descriptors()
+    backend = new_backend(python=python)
+    with pytest.raises(InferenceError, match=f'worker.python, which is .{tmp_path}'):
+        backend.start()
+    assert backend.health is Health.STOPPED and descriptors() == before
 
 
 def test_weights_that_the_device_cannot_take_fail_the_start_with_the_reason():
@@ -353,6 +380,30 @@ def test_a_dead_worker_whose_exit_takes_time_does_not_hold_up_who_polls(undying)
     assert threading.current_thread() not in undying[0].waiting
     undying[0].let_go()
     backend.stop()
+
+
+def test_a_message_that_cannot_be_read_is_a_fault(undying):
+    """Pins a bug: the thread that reads ended, and the node waited for ever and said running."""
+    backend = new_backend(max_restarts=0)
+    backend._launch()
+    with Connection(os.dup(undying[0]._pipe)) as pipe:
+        pipe.send_bytes(b'cnumpy._core.numeric_of_a_later_version\n_frombuffer\n.')
+    wait_for(lambda: backend.poll() or backend.health is Health.FAILED)
+    assert 'cannot read what the inference worker sent: ModuleNotFoundError' in backend.fault
+    undying[0].let_go()
+    backend.stop()
+
+
+def test_a_worker_sends_what_an_older_python_can_read(monkeypatch):
+    """Pins a bug: Python 3.14 pickles by protocol 5, for which NumPy 1.26 lacks a module."""
+    monkeypatch.setattr(ForkingPickler, 'dumps', lambda message: pickle.dumps(message, 5))
+    ours, theirs = Pipe()
+    with ours, NodeConnection(os.dup(theirs.fileno())) as connection:
+        theirs.close()
+        connection.send(np.arange(7))
+        assert b'_frombuffer' not in ours.recv_bytes()
+        connection.send(INFO)
+        assert ours.recv() == INFO
 
 
 @pytest.mark.parametrize('cores, threads', [({3, 5, 8, 9}, 3), ({7}, 1)])

@@ -23,14 +23,13 @@ from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, SimulationError
 from worldvla_ros.policy.named_checkpoints import NAMES
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
-from worldvla_ros.recording.demonstration_file import whole_file
+from worldvla_ros.recording.demonstration_file import demonstration_names, whole_file
 from worldvla_sim.commands import EXIT_OK, MAX_SEED, end_as_on_ctrl_c, parse_indices, resumable
 from worldvla_sim.dagger import LearnerSettings, learner_settings, record_turns
 from worldvla_sim.demonstrations import (
     DEMONSTRATION,
     FAILURE,
     DemonstrationRecorder,
-    demonstration_names,
     keep_to_settings,
     open_demonstrations,
     write_demonstration,

@@ -211,9 +211,3 @@ def open_demonstrations(path: Path) -> Iterator[h5py.Group]:
             yield file['data']
     except (OSError, KeyError) as error:
         raise SimulationError(f'{path} is not a readable demonstration file: {error}') from error
-
-
-def demonstration_names(data: h5py.Group) -> list[str]:
-    """Return the names of the demonstrations in numeric order."""
-    return sorted((name for name in data if name.startswith('demo_')),
-                  key=lambda name: int(name.removeprefix('demo_')))

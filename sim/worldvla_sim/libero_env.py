@@ -15,7 +15,7 @@ import numpy as np
 
 from worldvla_ros.datatypes import ACTION_DIM
 from worldvla_ros.errors import SimulationError
-from worldvla_sim.held_signals import signals_held
+from worldvla_ros.held_signals import signals_held
 from worldvla_sim.libero_setup import (
     check_renderer,
     has_diverged,

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from worldvla_ros.errors import AssetError, SimulationError
-from worldvla_sim.held_signals import signals_held
+from worldvla_ros.held_signals import signals_held
 
 ASSET_CHOICES = ('auto', 'builtin', 'official')
 NO_EGL_ADVICE = ('install the packages libegl1 libgl1 libegl-mesa0 libgl1-mesa-dri (Debian and '

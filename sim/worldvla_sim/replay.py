@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import SimulationError
+from worldvla_ros.recording.demonstration_file import demonstration_names
 from worldvla_ros.training.libero_hdf5 import (
     demonstration_files,
     objects_moved,
@@ -31,7 +32,7 @@ from worldvla_ros.training.replay_list import (
     kept_steps,
 )
 from worldvla_sim.commands import EXIT_ERRORS, EXIT_OK, end_as_on_ctrl_c, resumable
-from worldvla_sim.demonstrations import demonstration_names, open_demonstrations
+from worldvla_sim.demonstrations import open_demonstrations
 from worldvla_sim.kept_environment import KeptEnvironment
 from worldvla_sim.libero_env import ROBOTS, LiberoEnv
 from worldvla_sim.libero_setup import ASSET_CHOICES, resolve_assets

@@ -23,13 +23,17 @@ from tqdm import tqdm
 
 from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import ConfigError, SimulationError
-from worldvla_ros.recording.demonstration_file import FILE_ENDING, WRIST_IMAGES, whole_file
+from worldvla_ros.recording.demonstration_file import (
+    FILE_ENDING,
+    WRIST_IMAGES,
+    demonstration_names,
+    whole_file,
+)
 from worldvla_ros.training.libero_hdf5 import demonstration_files, episode_actions
 from worldvla_ros.training.replay_list import actions_digest
 from worldvla_sim.commands import EXIT_OK, end_as_on_ctrl_c, resumable, seed
 from worldvla_sim.demonstrations import (
     Seen,
-    demonstration_names,
     keep_to_settings,
     open_demonstrations,
     write_demonstration,

@@ -170,6 +170,16 @@ def test_a_value_out_of_range_or_type_is_refused_by_name(new_node, name, value):
         read(new_node(**{name: value}), PolicyParameters)
 
 
+@pytest.mark.parametrize('name, value, got', [
+    ('limits__workspace_min', 0.3, r'0\.3 \(float\)'), ('limits__workspace_max', 1, r'1 \(int\)'),
+    ('gripper_joints', True, r'True \(bool\)'),
+    ('gripper_joints', 'finger_joint', r"'finger_joint' \(str\)")])
+def test_a_single_value_in_place_of_a_list_is_refused(new_node, name, value, got):
+    """Pins a bug: a number raised TypeError, and of a name each letter became a joint."""
+    with pytest.raises(ConfigError, match=f'a list of .*, got {got}'):
+        read(new_node(**{name: value}), PolicyParameters)
+
+
 def test_a_read_only_parameter_cannot_change_while_the_node_runs(new_node):
     node = new_node()
     result, = node.set_parameters([Parameter('control.rate', value=10.0)])

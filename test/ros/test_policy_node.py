@@ -234,6 +234,18 @@ def test_pause_holds_and_only_a_fresh_chunk_moves_afterwards(running):
     assert motion.chunk_sequence == sequence + 1 and motion.chunk_step == 0
 
 
+def test_a_pause_outlives_a_cleanup(running):
+    """Pins a bug: after another configure the next instruction moved a robot that was paused."""
+    assert running.pause(True).success
+    for transition in ('deactivate', 'cleanup', 'configure', 'activate'):
+        assert running.transition(transition)
+    running.instruct('another task')
+    running.next_status(lambda status: status.instruction == 'another task')
+    running.next_halt(DeltaAction.REASON_PAUSED)
+    assert running.pause(False).success
+    running.next_motion()
+
+
 def test_a_history_reset_voids_the_plan(running):
     running.wait_for(lambda: running.chunks and len(running.chunks[-1].frame_stamps) == 2)
     chunks = len(running.chunks)
@@ -305,6 +317,7 @@ def test_what_a_policy_rests_on_changes_between_two_configurations(start_policy,
 
 
 def test_limits_change_while_the_node_runs_and_nothing_else_does(running):
+    """Pins a bug, too: a number in place of a list ended the node."""
     def set_parameters(**values):
         parameters = [Parameter(name.replace('__', '.'), value=value).to_parameter_msg()
                       for name, value in values.items()]
@@ -319,6 +332,7 @@ def test_limits_change_while_the_node_runs_and_nothing_else_does(running):
                            ({'limits__max_rotation': 99.0}, 'max_rotation'),
                            ({'limits__max_rotation': 'a lot'}, 'max_rotation'),
                            ({'limits__workspace_min': [0.0]}, 'workspace_min'),
+                           ({'limits__workspace_min': 0.3}, 'workspace_min'),
                            ({'control__rate': 10.0}, 'read-only')):
         refused = set_parameters(**bad)
         assert not refused.successful and complaint in refused.reason

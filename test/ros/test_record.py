@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`record`: what training reads is what the camera showed, the arm felt and the operator said."""
 
+import signal
 import subprocess
 import threading
 
@@ -21,8 +22,9 @@ from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.nodes.conversions import command_to_action, frame_to_image, to_time
 from worldvla_ros.nodes.record import Terminal
-from worldvla_ros.nodes.recorder import Recorder
+from worldvla_ros.nodes.recorder import Recorder, RecorderParameters
 from worldvla_ros.recording.demonstration_file import add_demonstration
+from worldvla_ros.recording.timeline import RecordedEpisode
 from worldvla_ros.safety.command import ActionScale, Command
 from worldvla_ros.training.libero_hdf5 import read_episodes
 from worldvla_sim.demonstrations import DemonstrationRecorder
@@ -256,6 +258,32 @@ def test_where_it_cannot_be_written_the_demonstration_waits(converse, tmp_path):
         return ''
     assert 'not written yet' in converse(SENTENCE, '', mend)
     assert names(tmp_path) == ['demo_0']
+
+
+class Interrupted:
+    """A recorder that is interrupted by Ctrl-C as soon as something is kept."""
+
+    config = RecorderParameters()
+
+    def begin(self):
+        return []
+
+    def end(self):
+        signal.raise_signal(signal.SIGINT)
+        return RecordedEpisode(np.zeros((2, 8, 8, 3), np.uint8), ACTIONS[:2], None, None, None,
+                               None)
+
+    def throw_away(self):
+        pass
+
+
+def test_an_interrupt_while_it_is_written_waits(tmp_path, capsys):
+    """Pins a bug: Ctrl-C threw away what Enter had kept."""
+    lines = [SENTENCE, '']
+    with pytest.raises(KeyboardInterrupt):
+        Terminal(Interrupted(), tmp_path, lambda prompt: lines.pop(0)).converse()
+    said = capsys.readouterr()
+    assert names(tmp_path) == ['demo_0'] and 'kept as demo_0' in said.out and not said.err
 
 
 def test_actions_that_no_policy_can_say_are_counted(converse, robot):

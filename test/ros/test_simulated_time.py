@@ -111,21 +111,26 @@ def test_a_clock_that_only_was_there_is_none(start, client, simulator, capfd):
     client.next_motion()
 
 
-def test_the_clock_of_an_active_node_cannot_be_changed(running, simulator):
-    """Pins a bug: afterwards frames never aged, and without a camera the robot moved on."""
+def test_the_clock_of_a_configured_node_cannot_be_changed(running, simulator):
+    """
+    Pins a bug: afterwards frames never aged, and without a camera the robot moved on.
+
+    And another: set while inactive, no camera of a real robot was ever found frozen.
+    """
     def set_use_sim_time(value):
         parameter = Parameter('use_sim_time', value=value).to_parameter_msg()
         request = SetParametersAtomically.Request(parameters=[parameter])
         return running.call(SetParametersAtomically, 'set_parameters_atomically', request).result
     refused = set_use_sim_time(True)
-    assert not refused.successful and 'deactivate it' in refused.reason
+    assert not refused.successful and 'deactivate it, clean it up' in refused.reason
     assert set_use_sim_time(False).successful
     running.next_motion()
     running.shoot = None
     running.next_halt(DeltaAction.REASON_STALE_OBSERVATION)
-    assert running.transition('deactivate') and set_use_sim_time(True).successful
+    assert running.transition('deactivate') and not set_use_sim_time(True).successful
+    assert running.transition('cleanup') and set_use_sim_time(True).successful
     simulator.running = True
-    assert running.transition('activate')
+    assert running.transition('configure') and running.transition('activate')
 
 
 def test_a_clock_under_another_name_is_waited_for(context, executor, spin, client, simulator):

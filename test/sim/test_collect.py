@@ -13,14 +13,17 @@ import pytest
 
 from worldvla_ros.errors import ConfigError, RecordingError, SimulationError
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
-from worldvla_ros.recording.demonstration_file import add_demonstration, whole_file
+from worldvla_ros.recording.demonstration_file import (
+    add_demonstration,
+    demonstration_names,
+    whole_file,
+)
 from worldvla_ros.recording.timeline import RecordedEpisode
 from worldvla_ros.training.libero_hdf5 import read_episodes
 from worldvla_sim import collect, view_demos
 from worldvla_sim.dagger import LearnerSettings
 from worldvla_sim.demonstrations import (
     DemonstrationRecorder,
-    demonstration_names,
     open_demonstrations,
     write_demonstration,
 )

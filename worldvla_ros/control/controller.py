@@ -16,6 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from worldvla_ros.control.inquiries import Inquiries
 from worldvla_ros.control.instruction import Heard, InstructionTopic, checked_instruction
+from worldvla_ros.control.pause import Pause
 from worldvla_ros.control.planner import ChunkArrival, Planner
 from worldvla_ros.control.sensing import Sensing
 from worldvla_ros.control.settings import ControllerSettings
@@ -60,13 +61,15 @@ class PolicyController:
     :param estop: looked at in every call; who locks it calls `idle` at once, so that a lock counts
         although it is reset before the next tick
     :param topic: what was heard of instructions until now
+    :param pause: whether the robot is paused from before
     :param translation_gain: share of a commanded translation that the arm covers within its
         control period; it tells where the arm is between two poses
     :param on_chunk: called for each chunk that the schedule accepts
     """
 
     def __init__(self, settings: ControllerSettings, backend: Backend, info: BackendInfo,
-                 estop: EStop, topic: InstructionTopic, *, translation_gain: float = 1.0,
+                 estop: EStop, topic: InstructionTopic, pause: Pause, *,
+                 translation_gain: float = 1.0,
                  on_chunk: Callable[[ChunkArrival], None] = lambda arrival: None) -> None:
         self.info = info
         self.backend = backend
@@ -80,10 +83,10 @@ class PolicyController:
         self.inquiries = Inquiries(
             self._planner, backend, info, check_instruction=self.check_instruction,
             needs_backend=lambda: bool(self._instruction) and not (
-                self._paused or settings.lockstep))
+                pause.on or settings.lockstep))
         self._topic = topic
         self._instruction = ''
-        self._paused = False
+        self._pause = pause
         self._conflict = False
         self._halt = Reason.NO_INSTRUCTION
         self._steps = 0
@@ -164,9 +167,9 @@ class PolicyController:
 
     def set_paused(self, paused: bool) -> None:
         """Pause or go on; if that changes anything, what was planned before is void."""
-        if paused != self._paused:
+        if paused != self._pause.on:
             self._void('paused' if paused else 'resumed')
-        self._paused = paused
+        self._pause.on = paused
 
     def set_conflict(self, conflict: bool) -> None:
         """Hold while somebody else commands the same robot, and leave the gripper to them."""
@@ -324,7 +327,7 @@ class PolicyController:
         """Look for what forbids motion now, the gravest first."""
         if self.estop.poll(steady_ns):
             return Reason.ESTOP
-        if self._paused:
+        if self._pause.on:
             return Reason.PAUSED
         if self._conflict:
             return Reason.CONFLICT

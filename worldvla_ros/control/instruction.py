@@ -46,10 +46,11 @@ class InstructionTopic:
     Tells a text that asks for something from one that a publisher only repeats.
 
     `ros2 topic pub` repeats its text every second. While that is followed, it asks for nothing
-    new. When the robot was stopped, by an empty text or the end of a goal, or follows something
-    else, a text that was repeated until then starts nothing, as long as it goes on: else the robot
-    would move again within a second. After an e-stop a text that was repeated until then, or came
-    while it was locked, starts nothing before an empty text or another one came, either.
+    new. When the robot was stopped, by an empty text or the end of a goal, follows something else,
+    or was not active yet, a text that was repeated until then starts nothing, as long as it goes
+    on: else the robot would move again within a second. After an e-stop a text that was repeated
+    until then, or came while it was locked, starts nothing before an empty text or another one
+    came, either.
 
     It outlives the policy, as the e-stop does.
     """
@@ -72,9 +73,13 @@ class InstructionTopic:
         times = self._said.get(text, (0, 0))[1]
         heard = self._judge(text, followed, locked, times) if text else Heard.NEW
         if heard is Heard.NEW:
-            self._again, times = '', 0
+            self._again = ''
             self._barred.clear()
-        self._said[text] = steady_ns, times + 1
+        if text:
+            self._said[text] = steady_ns, times + 1
+        else:  # by hand, a stop and a text may follow each other as fast as one likes
+            self._said = {one: said for one, said in self._said.items()
+                          if said[1] >= _REPETITION}
         return heard
 
     def _judge(self, text: str, followed: str, locked: bool, times: int) -> Heard:

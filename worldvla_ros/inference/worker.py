@@ -13,6 +13,7 @@ import logging
 from multiprocessing.connection import Connection
 import os
 from pathlib import Path
+import pickle
 import select
 import signal
 import sys
@@ -47,6 +48,15 @@ if TYPE_CHECKING:
     from worldvla_ros.policy.world_model import WorldModel
 
 HEARTBEAT_PERIOD = 0.1  # [s]
+_PICKLE_PROTOCOL = 4  # with 5, Python 3.14's, NumPy 2 names modules that the node's 1.26 lacks
+
+
+class NodeConnection(Connection):
+    """The worker's end of the pipe; the node's Python and NumPy may be older."""
+
+    def send(self, obj: object) -> None:
+        """Send a message that the node can read."""
+        self.send_bytes(pickle.dumps(obj, _PICKLE_PROTOCOL))
 
 
 def _exit_with_the_pipe(descriptor: int) -> None:
@@ -210,7 +220,7 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     _exit_with_the_pipe(int(sys.argv[1]))
     os.nice(5)  # the publisher of commands goes first
-    connection = Connection(int(sys.argv[1]))
+    connection = NodeConnection(int(sys.argv[1]))
     try:
         settings: WorkerSettings = connection.recv()
         try:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +41,7 @@ from worldvla_ros.safety.watchdog import RestartBudget, Watchdog
 
 _POLL_PERIOD = 0.05  # [s] while start waits
 _STOP_TIMEOUT = 2.0  # [s] a worker gets to leave by itself, and again to be gone once killed
+_RETRY_DELAY = 1.0  # [s] after a process could not be started; twice as long after the next
 _EXIT_TIME = 0.5  # [s] longest wait for the exit status, once the pipe has ended
 _SECOND_NS = 1_000_000_000
 _logger = logging.getLogger(__name__)
@@ -75,7 +77,7 @@ class WorkerBackend:
         self._imagine_timeout = imagine_timeout
         self._heartbeat = Watchdog('worker heartbeat', int(heartbeat_timeout * _SECOND_NS))
         self._budget = RestartBudget(max_restarts, int(restart_window * _SECOND_NS))
-        self._python = python or sys.executable
+        self._python = str(Path(python).expanduser()) if python else sys.executable
         self._on_result = on_result
         self._frames = SharedFrames(settings.frame_memory)
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,6 +90,8 @@ class WorkerBackend:
         self._request: int | None = None
         self._preparing = False
         self._deadline = 0.0  # [s] monotonic: of answer, preparation, load or warm-up step
+        self._retry_delay = _RETRY_DELAY
+        self._retry_at = 0.0  # [s] monotonic
         self._overrun = ''  # what to say when an answer or a preparation misses it
         self.health = Health.STOPPED
         self.fault = ''
@@ -100,7 +104,12 @@ class WorkerBackend:
         A warm-up that goes on when `load_timeout` is over is left to `poll`, so that the caller
         does not wait for minutes: the worker is LOADING then, as after a restart.
         """
-        self._launch()
+        try:
+            self._launch()
+        except OSError as error:
+            self.stop()
+            raise InferenceError(f'the inference worker cannot be started: {error}; look at '
+                                 f'worker.python, which is {self._python!r}') from None
         longest = self._deadline
         while self.health is Health.LOADING and not should_abort():
             time.sleep(_POLL_PERIOD)
@@ -241,6 +250,9 @@ class WorkerBackend:
                 message = None
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_EXIT_TIME)  # here, so that who reads the inbox need not wait
+            except Exception as error:  # of any type: unpickling runs what libraries define
+                message = Failed('cannot read what the inference worker sent: '
+                                 f'{type(error).__name__}: {error}', traceback.format_exc())
             with self._lock:
                 inbox.append(message)
             if not isinstance(message, Heartbeat):
@@ -306,6 +318,8 @@ class WorkerBackend:
         self._dismiss()
 
     def _restart(self) -> None:
+        if time.monotonic() < self._retry_at:
+            return
         if not self._budget.allow(time.monotonic_ns()):
             self.health = Health.FAILED
             self.fault += ('; its restart budget is spent: deactivate the node, clean it up, '
@@ -315,8 +329,11 @@ class WorkerBackend:
         self.restarts += 1
         try:
             self._launch()
-        except OSError as error:  # no memory, processes or descriptors left; the next poll tries
+            self._retry_delay = _RETRY_DELAY
+        except OSError as error:  # no memory, processes or descriptors left, for the moment
             self._fail(f'the inference worker cannot be started: {error}')
+            self._retry_at = time.monotonic() + self._retry_delay
+            self._retry_delay *= 2
 
     def _send(self, message: object) -> None:
         if self._connection is None:

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 import re
 from types import MappingProxyType
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
@@ -240,14 +240,14 @@ def read(node: Node, cls: type[T], changes: Mapping[str, Any] = MappingProxyType
     values = {}
     for info in describe(cls):
         value = changes.get(info.name, node.get_parameter(info.name).value)
-        values[info.name] = _from_parameter(info, value)
+        values[info.name] = _from_parameter(value)
     return unflatten(cls, values, where=_where(node))
 
 
 def read_one(node: Node, cls: type, name: str) -> Any:
     """Read one declared parameter, whatever the others are. Raises ConfigError that names it."""
     info = next(info for info in describe(cls) if info.name == name)
-    return info.convert(_from_parameter(info, node.get_parameter(name).value), _where(node))
+    return info.convert(_from_parameter(node.get_parameter(name).value), _where(node))
 
 
 def _where(node: Node) -> str:
@@ -275,5 +275,6 @@ def _to_parameter(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _from_parameter(info: FieldInfo, value: Any) -> Any:
-    return tuple(value) if get_origin(info.type) is tuple and value is not None else value
+def _from_parameter(value: Any) -> Any:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return tuple(value) if is_list else value  # of a wrong type: `convert` says so

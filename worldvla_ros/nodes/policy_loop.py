@@ -24,6 +24,7 @@ from worldvla_ros.action import RunTask
 from worldvla_ros.control.controller import Outgoing, PolicyController
 from worldvla_ros.control.inquiries import Inquiries
 from worldvla_ros.control.instruction import Heard, InstructionTopic
+from worldvla_ros.control.pause import Pause
 from worldvla_ros.control.planner import ChunkArrival
 from worldvla_ros.errors import InstructionError
 from worldvla_ros.inference.backend import Backend, BackendInfo, Result
@@ -52,19 +53,20 @@ class PolicyLoop:
     :param backend: started, and `info` what it said of itself
     :param estop: the node's, because it stays locked when the loop goes
     :param topic: the node's, because what the e-stop barred stays barred, too
+    :param pause: the node's, because only who asks for it ends it
     :param tasks: the running goal; it ends with other instructions, halts and its own limits
     """
 
     def __init__(self, node: LifecycleNode, config: PolicyParameters, backend: Backend,
-                 info: BackendInfo, estop: EStop, topic: InstructionTopic,
+                 info: BackendInfo, estop: EStop, topic: InstructionTopic, pause: Pause,
                  tasks: TaskServer) -> None:
         self._node = node
         self._name = node.get_fully_qualified_name().lstrip('/')  # two arms share /diagnostics
         self._config = config
         self._tasks = tasks
         self.controller = PolicyController(
-            config, backend, info, estop, topic, translation_gain=config.servo.translation_gain,
-            on_chunk=self._on_chunk)
+            config, backend, info, estop, topic, pause,
+            translation_gain=config.servo.translation_gain, on_chunk=self._on_chunk)
         self.active = False
         self._reporter = Reporter(self.controller)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)

@@ -24,6 +24,7 @@ from rclpy.parameter import Parameter
 
 from worldvla_ros.config import describe
 from worldvla_ros.control.instruction import InstructionTopic
+from worldvla_ros.control.pause import Pause
 from worldvla_ros.errors import ConfigError, WorldVLAError
 from worldvla_ros.inference.backend import Backend, Health
 from worldvla_ros.nodes.backends import describe_backend, make_backend
@@ -89,6 +90,7 @@ class PolicyNode(LifecycleNode):
         self._interrupted = False
         self._estop = EStopInput(self, self._hold_at_once)
         self._instructions = InstructionTopic()
+        self._pause = Pause()
         # They live as long as the node: a call that is being answered survives a cleanup.
         self._requests = PolicyServices(self, lambda: self._loop, self._estop)
         self._tasks = TaskServer(
@@ -127,7 +129,7 @@ class PolicyNode(LifecycleNode):
             self._backend = make_backend(parameters, self._wake)
             info = self._backend.start(should_abort=lambda: self._interrupted)
             self._loop = PolicyLoop(self, parameters, self._backend, info, self._estop.latch,
-                                    self._instructions, self._tasks)
+                                    self._instructions, self._pause, self._tasks)
         except WorldVLAError as error:
             self.get_logger().error(f'cannot configure: {error}')
             self._free()
@@ -156,7 +158,8 @@ class PolicyNode(LifecycleNode):
             self.get_logger().error(
                 f'cannot activate: use_sim_time is set and no /clock came within '
                 f'{self.get_parameter("clock_timeout").value:g} s; start the simulator, let it '
-                f'run if it is paused, or unset use_sim_time')
+                f'run if it is paused, or clean the node up, unset use_sim_time, and configure '
+                f'and activate it')
             return _FAILURE
         loop.start(simulated)
         return super().on_activate(state)
@@ -228,19 +231,16 @@ class PolicyNode(LifecycleNode):
             self._loop.collect()
 
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
-        """Refuse what a policy rests on, wrong limits, and another clock under a running loop."""
+        """Refuse what a policy rests on, another clock, too, and wrong limits."""
         values = {change.name: change.value for change in changes}
-        if self._loop is not None and (fixed := sorted(_FIXED & set(values))):
-            return SetParametersResult(successful=False, reason=(
-                f'{", ".join(fixed)}: read-only while the node is configured; deactivate it, '
-                f'clean it up, set it, and configure and activate it again'))
         simulated = self.get_parameter(_SIM_TIME).value
-        if self._loop is not None and self._loop.active and (
-                values.get(_SIM_TIME, simulated) != simulated):
+        fixed = _FIXED & set(values)
+        if values.get(_SIM_TIME, simulated) != simulated:
+            fixed.add(_SIM_TIME)  # of timers, of stamps, and of what counts as a frozen camera
+        if self._loop is not None and fixed:
             return SetParametersResult(successful=False, reason=(
-                f'{_SIM_TIME} cannot change while the node is active, because its timers run by '
-                f'the clock that they were started with; deactivate it, set {_SIM_TIME}, and '
-                f'activate it again'))
+                f'{", ".join(sorted(fixed))}: read-only while the node is configured; deactivate '
+                f'it, clean it up, set it, and configure and activate it again'))
         try:
             read(self, PolicyParameters, values)
         except ConfigError as error:

@@ -21,6 +21,7 @@ from rclpy.signals import SignalHandlerOptions
 from worldvla_ros.arguments import is_text
 from worldvla_ros.errors import RecordingError, WorldVLAError
 from worldvla_ros.graph import POLICY_NODE
+from worldvla_ros.held_signals import signals_held
 from worldvla_ros.nodes.parameters import check_files
 from worldvla_ros.nodes.recorder import RECORDER_NODE, Recorder
 from worldvla_ros.nodes.runtime import start_program
@@ -63,39 +64,43 @@ class Terminal:
             self._finish(instruction)
 
     def _finish(self, instruction: str) -> None:
+        """Write what is kept; where that fails, what was recorded waits for another try."""
+        episode = None
         try:
             print(f'recording {instruction!r}', flush=True)
-            if self._keep():
-                self._write(instruction, self._recorder.end())
+            while self._keep():
+                with signals_held():  # Ctrl-C loses nothing of what is kept
+                    episode = self._recorder.end() if episode is None else episode
+                    if self._write(instruction, episode):
+                        return
         except RecordingError as error:
             complain(f'thrown away: {error}')
-        except (EOFError, KeyboardInterrupt):
-            complain('\nthrown away: this demonstration was not ended')
-            raise
         finally:
             self._recorder.throw_away()
 
     def _keep(self) -> bool:
         """Ask until it is said whether something is kept."""
-        while answer := self._ask(f'Enter keeps it, {DISCARD} throws it away> ').strip():
-            if answer == DISCARD:
-                print('thrown away', flush=True)
-                return False
-            complain(f'expected Enter or {DISCARD}, got {answer!r}')
-        return True
+        try:
+            while answer := self._ask(f'Enter keeps it, {DISCARD} throws it away> ').strip():
+                if answer == DISCARD:
+                    print('thrown away', flush=True)
+                    return False
+                complain(f'expected Enter or {DISCARD}, got {answer!r}')
+            return True
+        except (EOFError, KeyboardInterrupt):
+            complain('\nthrown away: this demonstration was not ended')
+            raise
 
-    def _write(self, instruction: str, episode: RecordedEpisode) -> None:
-        """Write an episode; where that fails, what was recorded waits for another try."""
-        while True:
-            try:
-                path, name = add_demonstration(self._folder, instruction, episode)
-                break
-            except RecordingError as error:
-                complain(f'not written yet: {error}')
-            if not self._keep():
-                return
+    def _write(self, instruction: str, episode: RecordedEpisode) -> bool:
+        """Write an episode, or say why it cannot be."""
+        try:
+            path, name = add_demonstration(self._folder, instruction, episode)
+        except RecordingError as error:
+            complain(f'not written yet: {error}')
+            return False
         print(f'kept as {name} of {path}: {describe(episode, self._recorder.config.control.rate)}',
               flush=True)
+        return True
 
 
 def describe(episode: RecordedEpisode, rate: float) -> str:

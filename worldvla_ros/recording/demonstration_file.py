@@ -6,7 +6,7 @@ A file holds one task and is called `<instruction_with_underscores>_demo.hdf5`: 
 recordings (`worldvla_sim.demonstrations`) share what is here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 from dataclasses import dataclass
 import errno
@@ -118,28 +118,46 @@ def demonstration_file(folder: Path, instruction: str) -> Path:
     return folder / f'{stem}{FILE_ENDING}'
 
 
+def demonstration_names(data: Iterable[str]) -> list[str]:
+    """Return the names of the demonstrations in group `data` in numeric order; no others."""
+    numbers = {name: int(match[1]) for name in data
+               if (match := re.fullmatch(r'demo_([0-9]+)', name))}
+    return sorted(numbers, key=lambda name: numbers[name])
+
+
 def add_demonstration(folder: Path, instruction: str, episode: RecordedEpisode
                       ) -> tuple[Path, str]:
     """Add an episode that succeeded to the file of its task; return the file and its name there.
 
-    :raises RecordingError: as `demonstration_file` and `whole_file`; the file is as it was.
+    :raises RecordingError: as `demonstration_file` and `whole_file`, or the file holds something
+        else; it is as it was.
     """
     path = demonstration_file(folder, instruction)
     with whole_file(path, add=True) as file:
-        data = file.require_group('data')
-        numbers = [int(name.removeprefix('demo_')) for name in data if name.startswith('demo_')]
-        name = f'demo_{max(numbers, default=-1) + 1}'
-        group = data.create_group(name)
-        write_actions(group, episode.actions, episode.actions)
-        write_images(group, IMAGES, episode.frames)
-        if episode.wrist is not None:
-            write_images(group, WRIST_IMAGES, episode.wrist)
-        if (episode.positions is not None and episode.quaternions is not None
-                and episode.fingers is not None):
-            # LIBERO's files have two fingers; what counts of any gripper is how far it is open.
-            opening = np.abs(episode.fingers).sum(1, keepdims=True)
-            write_arm(group, ArmTrack(opening * [0.5, -0.5], episode.positions,
-                                      episode.quaternions))
-        group.attrs['base_position'] = np.zeros(3)  # positions are in the frame of the base
+        try:
+            group = _next_group(file)
+            _write_episode(group, episode)
+        except (KeyError, TypeError, ValueError) as error:  # of h5py: what is there does not fit
+            raise RecordingError(f'cannot add to {path}: {error}') from error
         group.attrs['problem_info'] = json.dumps({'language_instruction': instruction})
-    return path, name
+        return path, group.name.rpartition('/')[2]
+
+
+def _next_group(file: h5py.File) -> h5py.Group:
+    data = file.require_group('data')
+    names = demonstration_names(data)
+    number = int(names[-1].removeprefix('demo_')) + 1 if names else 0
+    return data.create_group(f'demo_{number}')
+
+
+def _write_episode(group: h5py.Group, episode: RecordedEpisode) -> None:
+    write_actions(group, episode.actions, episode.actions)
+    write_images(group, IMAGES, episode.frames)
+    if episode.wrist is not None:
+        write_images(group, WRIST_IMAGES, episode.wrist)
+    if (episode.positions is not None and episode.quaternions is not None
+            and episode.fingers is not None):
+        # LIBERO's files have two fingers; what counts of any gripper is how far it is open.
+        opening = np.abs(episode.fingers).sum(1, keepdims=True)
+        write_arm(group, ArmTrack(opening * [0.5, -0.5], episode.positions, episode.quaternions))
+    group.attrs['base_position'] = np.zeros(3)  # positions are in the frame of the base

@@ -37,6 +37,7 @@ from worldvla_ros.recording.demonstration_file import (
     IMAGES,
     MOVED,
     WRIST_IMAGES,
+    demonstration_names,
 )
 from worldvla_ros.training.episodes import Episode
 from worldvla_ros.training.failures import DatasetError
@@ -167,8 +168,7 @@ def task_name(path: Path, folder: Path | None = None) -> str:
 
 
 def _names(data: h5py.Group, path: Path) -> list[str]:
-    names = sorted((name for name in data if name.startswith('demo_')),
-                   key=lambda name: int(name.removeprefix('demo_')))
+    names = demonstration_names(data)
     if not names:
         raise DatasetError(f'{path} holds no demonstration: no data/demo_N in it')
     return names

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from worldvla_sim.held_signals import HELD_SIGNALS, signals_held
+from worldvla_ros.held_signals import HELD_SIGNALS, signals_held
 
 
 @pytest.fixture(params=HELD_SIGNALS)

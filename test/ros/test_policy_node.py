@@ -71,12 +71,12 @@ def test_unconfigured_and_inactive_nodes_publish_nothing_and_refuse_everything(s
 
 
 def test_a_node_can_be_configured_again_after_cleanup(running):
-    for _ in range(2):
+    for text in ('pick up the milk', 'pick up the butter'):
         assert running.transition('deactivate') and running.transition('cleanup')
         assert running.state() == 'unconfigured'
         assert running.node.count_publishers(f'{NODE}/action') == 0
         assert running.transition('configure') and running.transition('activate')
-        running.instruct()
+        running.instruct(text)
         running.next_motion()
 
 

@@ -104,6 +104,22 @@ def test_commands_that_come_a_little_early_or_late_are_all_kept_once(delays):
     assert told(robot.episode)[:12] == list(range(12))
 
 
+def test_steps_that_show_the_same_picture_again_are_counted():
+    """Pins a bug: from a slow camera a quarter of the steps did, and nobody said so."""
+    slow = Robot().show(60, period=67 * MS).command(80).episode
+    assert slow.repeats == sum(np.diff(shown(slow)) == 0) > 15
+    fast = Robot().show(120, period=33 * MS).command(80).episode
+    assert fast.repeats == 0
+
+
+def test_pictures_that_no_command_can_refer_to_are_forgotten():
+    robot = Robot().show(100).show_wrist(100)
+    robot.timeline.forget_pictures_before(robot.start + 90 * PERIOD)
+    assert robot.timeline.frames == 10
+    robot.start += 90 * PERIOD
+    assert shown(robot.command(10).episode) == list(range(90, 100))
+
+
 def test_the_state_is_the_nearest_to_the_frame_not_to_the_command():
     robot = Robot().show(4).feel(8, period=25 * MS).command(4, delay=40 * MS)
     episode = robot.episode

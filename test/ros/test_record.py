@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`record`: what training reads is what the camera showed, the arm felt and the operator said."""
 
+from dataclasses import replace
 import signal
 import subprocess
 import threading
@@ -21,10 +22,10 @@ from worldvla_ros.errors import RecordingError, StateError
 from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.nodes.conversions import command_to_action, frame_to_image, to_time
-from worldvla_ros.nodes.record import Terminal
-from worldvla_ros.nodes.recorder import Recorder, RecorderParameters
+from worldvla_ros.nodes.record import Terminal, describe
+from worldvla_ros.nodes.recorder import Recorder, RecorderParameters, _by_itself
 from worldvla_ros.recording.demonstration_file import add_demonstration
-from worldvla_ros.recording.timeline import RecordedEpisode
+from worldvla_ros.recording.timeline import RecordedEpisode, Timeline
 from worldvla_ros.safety.command import ActionScale, Command
 from worldvla_ros.training.libero_hdf5 import read_episodes
 from worldvla_sim.demonstrations import DemonstrationRecorder
@@ -172,6 +173,28 @@ def test_one_node_commands_while_it_is_recorded(record, context, spin, wait_for)
     robot.destroy_publisher(second)
 
 
+def test_who_waits_fills_no_memory(record, monkeypatch):
+    """Pins a bug: all pictures were kept until Enter, each with the message that it was cut of."""
+    recorder, now = record(image_size=0), [1000.0]
+    monkeypatch.setattr('worldvla_ros.nodes.recorder.time.monotonic', lambda: now[0])
+    recorder._timeline = timeline = Timeline(recorder.config.pace)
+    message = np.zeros((48, 96, 3), np.uint8)
+
+    def watch(seconds):
+        for _ in range(10 * seconds):
+            now[0] += 0.1
+            stamp = round(now[0] * 1e9)
+            recorder._keep('image', lambda one, at=stamp: recorder._keep_picture(
+                one, Timeline.push_frame, Frame(message[:, 24:72], at)))
+    watch(60)
+    assert timeline.frames < 25
+    recorder._keep('commands', lambda one: one.push_command(round(now[0] * 1e9), np.ones(7)))
+    watch(300)
+    assert timeline.frames < 625
+    cut = _by_itself(message[:, 24:72])
+    assert cut.base is None and _by_itself(message) is message
+
+
 def test_a_command_in_the_frame_of_the_tool_is_refused(record):
     """Pins a bug: it was kept as if its axes were those of the base."""
     with pytest.raises(StateError, match=r"frame 'panda_hand' and must be .* base, 'panda_link0'"):
@@ -284,6 +307,14 @@ def test_an_interrupt_while_it_is_written_waits(tmp_path, capsys):
         Terminal(Interrupted(), tmp_path, lambda prompt: lines.pop(0)).converse()
     said = capsys.readouterr()
     assert names(tmp_path) == ['demo_0'] and 'kept as demo_0' in said.out and not said.err
+
+
+def test_pictures_that_came_twice_are_told():
+    episode = RecordedEpisode(np.zeros((40, 8, 8, 3), np.uint8), np.zeros((40, 7)), None, None,
+                              None, None)
+    assert 'the step before' not in describe(episode, 20.0)
+    assert '7 steps with the picture of the step before' in describe(replace(episode, repeats=7),
+                                                                     20.0)
 
 
 def test_actions_that_no_policy_can_say_are_counted(converse, robot):

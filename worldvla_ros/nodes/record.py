@@ -110,6 +110,9 @@ def describe(episode: RecordedEpisode, rate: float) -> str:
              'with the state of the arm']
     if episode.wrist is not None:
         parts.append('with the wrist camera')
+    if episode.repeats:
+        parts.append(f'{episode.repeats} steps with the picture of the step before, which the '
+                     'policy node never shows: take a faster camera, or a lower control.rate')
     beyond = int((np.abs(episode.actions) > 1.0).any(1).sum())
     if beyond:
         parts.append(f'{beyond} actions beyond 1.0, which no policy can say: raise '

@@ -8,6 +8,8 @@ import time
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
+import numpy as np
+from numpy.typing import NDArray
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
@@ -19,7 +21,7 @@ from worldvla_ros.model.image_preprocessing import square_frame
 from worldvla_ros.msg import DeltaAction
 from worldvla_ros.nodes import conversions
 from worldvla_ros.nodes.parameters import CameraParameters, declare, read
-from worldvla_ros.recording.timeline import Pace, RecordedEpisode, Timeline
+from worldvla_ros.recording.timeline import LONGEST_PAUSE, Pace, RecordedEpisode, Timeline
 from worldvla_ros.safety.command import ActionScale
 
 RECORDER_NODE = 'worldvla_recorder'
@@ -27,6 +29,7 @@ _SENSORS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 _COMMANDS = QoSProfile(depth=100)  # reliable, as the policy node sends them
 _LOG_PERIOD = 5.0  # [s] between two log lines of the same complaint
 _SILENT = 1.0  # [s] after which a camera counts as not there
+_LATE = 2.0  # [s] more than a command comes after pictures that are newer
 _NS = 1e9
 
 _Push = Callable[[Timeline], None]
@@ -176,8 +179,8 @@ class Recorder(Node):
         def take(message: Any) -> None:
             stamp_ns = conversions.checked_stamp(topic, message.header)
             image = convert(message, self.config.camera.crop).image
-            frame = Frame(square_frame(image, size) if size else image, stamp_ns)
-            self._keep(topic, lambda timeline: push(timeline, frame))
+            frame = Frame(_by_itself(square_frame(image, size) if size else image), stamp_ns)
+            self._keep(topic, lambda timeline: self._keep_picture(timeline, push, frame))
         self._listen(kind, name, take, _SENSORS)
 
     def _keep(self, topic: str, push: _Push) -> None:
@@ -185,6 +188,16 @@ class Recorder(Node):
             self._newest[topic] = time.monotonic(), push
             if self._timeline is not None:
                 push(self._timeline)
+
+    def _keep_picture(self, timeline: Timeline, push: Callable[[Timeline, Frame], None],
+                      frame: Frame) -> None:
+        """Keep a picture that a command may refer to: who waits, for hours, fills no memory."""
+        if not timeline.commands:
+            timeline.forget_pictures_before(
+                frame.stamp_ns - self.config.pace.max_age_ns - round(_LATE * _NS))
+        elif time.monotonic() - self._newest['commands'][0] > LONGEST_PAUSE:
+            return
+        push(timeline, frame)
 
     def _on_pose(self, message: PoseStamped) -> None:
         place, turn = conversions.message_to_pose(message, self.config.base_frame)
@@ -210,3 +223,11 @@ class Recorder(Node):
         action = command.to_controller_input(self.config.scale)
         stamp = conversions.checked_stamp('a command', message.header)
         self._keep('commands', lambda timeline: timeline.push_command(stamp, action))
+
+
+def _by_itself(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return a picture that keeps no more in memory than itself; a crop keeps its message."""
+    owner = image
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    return image.copy() if owner.nbytes > image.nbytes else image

@@ -6,9 +6,10 @@ giver could have seen, and to the state of the arm, and the wrist camera's pictu
 frame: as the policy node puts its observations together.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from worldvla_ros.errors import RecordingError
 T = TypeVar('T')
 _NS = 1e9
 _NEW_CLOCK_NS = 1_000_000_000  # a jump back by more is another clock, by less a late message
-_LONGEST_PAUSE_NS = 60_000_000_000  # between two commands; a longer one is a jump of their clock
+LONGEST_PAUSE = 60.0  # [s] between two commands; a longer one is a jump of their clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class RecordedEpisode:
     positions: NDArray[np.float64] | None  # (T, 3) [m] of the end effector in the base frame
     quaternions: NDArray[np.float64] | None  # (T, 4) xyzw of the end effector in the base frame
     fingers: NDArray[np.float64] | None  # (T, n) [m] of the gripper's joints
+    repeats: int = 0  # steps whose frame is that of the step before
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -69,6 +71,11 @@ class Track(Generic[T]):
             return
         self.stamps.append(stamp_ns)
         self.values.append(value)
+
+    def forget_before(self, stamp_ns: int) -> None:
+        """Drop the values of before a stamp."""
+        count = bisect_left(self.stamps, stamp_ns)
+        del self.stamps[:count], self.values[:count]
 
     def before(self, stamp_ns: int, max_age_ns: int) -> int | None:
         """Return the index of the newest value of no later than a stamp; None if it is too old."""
@@ -126,6 +133,11 @@ class Timeline:
         """Take controller input (7,); gripper 0: as before."""
         self._commands.push(stamp_ns, action)
 
+    def forget_pictures_before(self, stamp_ns: int) -> None:
+        """Drop the pictures that no command can refer to any more, and their memory."""
+        self._frames.forget_before(stamp_ns)
+        self._wrist.forget_before(stamp_ns)
+
     def episode(self) -> RecordedEpisode:
         """Put everything in step, without what was still at the beginning and at the end.
 
@@ -149,7 +161,8 @@ class Timeline:
             wrist=None if wrist is None else _stacked(wrist),
             positions=None if poses is None else np.stack([place for place, _ in poses]),
             quaternions=None if poses is None else np.stack([turn.as_quat() for _, turn in poses]),
-            fingers=None if fingers is None else np.stack(fingers))
+            fingers=None if fingers is None else np.stack(fingers),
+            repeats=sum(one == other for one, other in pairwise(seen)))
 
     def _steps(self) -> tuple[list[int], NDArray[np.float64]]:
         """Return the stamps (T,) [ns] and actions (T, 7) of all control steps.
@@ -164,7 +177,7 @@ class Timeline:
         given = self._commands
         stamps, actions = [], []
         pause_ns = max(np.diff(given.stamps), default=0)
-        if pause_ns > _LONGEST_PAUSE_NS:
+        if pause_ns > LONGEST_PAUSE * _NS:
             raise RecordingError(f'{pause_ns / _NS:.0f} s lie between two commands; record again '
                                  'without that pause, or look at the clock that stamps them')
         gripper = next((float(one[6]) for one in given.values if one[6] != 0.0), None)

@@ -23,7 +23,8 @@ _CAMERA = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)  # only
 _LOG_PERIOD = 5.0  # [s] between two log lines of the same complaint
 _AGAINST_DROPPED = {
     PushResult.DUPLICATE: 'give each frame a stamp of its own',
-    PushResult.OUT_OF_ORDER: 'check the stamps, and that nobody else publishes the topic',
+    PushResult.OUT_OF_ORDER: 'check the stamps, and that nobody else publishes the topic; after '
+                             'a restart of the camera or simulator call reset_history',
     PushResult.OLD_CLOCK: 'let the clock be slewed, not set, while the robot runs',
     PushResult.ZERO_FILLED: 'check lens cap, exposure and driver'}
 

@@ -80,10 +80,10 @@ class Bench:
         if self._engine is None or self._engine[0] != (size_px, num_actions, weights):
             self._engine = None
             gc.collect()  # the one before holds gigabytes
-            prompt = prompt_of(self.config.vocabulary, size_px, 2)
+            full, newest = len(self.prompts(size_px, 1)[0]), image_length(size_px) + 1
             self._engine = (size_px, num_actions, weights), StaticChunkDecoder(
-                self.model, num_actions, prompt_buckets=[len(prompt)],
-                newest_rows=image_length(size_px) + 1, weights=weights)
+                self.model, num_actions, prompt_buckets=[full - newest, full],
+                newest_rows=newest, weights=weights)
         return self._engine[1]
 
     def free_engine(self) -> None:

@@ -84,6 +84,14 @@ def test_a_part_that_fails_is_a_row_and_the_next_one_runs(bench, monkeypatch, tm
     assert 'K=10: failed' in (tmp_path / 'bench.txt').read_text()
 
 
+def test_the_older_frame_ahead_is_not_padded_to_a_prompt_of_two(bench):
+    """Pins a bug: 308 rows were timed as 592, which the policy has its own graph for."""
+    from measuring import image_length
+    prompt, = bench.prompts(64, 1)
+    older = prompt[:-1 - image_length(64)]
+    assert len(older) <= bench.engine(64, 5).prefill(older) < len(older) + 16
+
+
 def test_the_policy_is_timed_with_the_published_vocabulary(benchmarks):
     """Pins a bug: the ids of its text were image codes there, and every such job failed."""
     from gpu_pixels import policy

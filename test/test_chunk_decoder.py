@@ -7,7 +7,7 @@ import torch
 
 from worldvla_ros.errors import InferenceError
 from worldvla_ros.model import chunk_decoder as module
-from worldvla_ros.model.chunk_decoder import EagerChunkDecoder, chunk_decoder
+from worldvla_ros.model.chunk_decoder import EagerChunkDecoder, checked_weights, chunk_decoder
 from worldvla_ros.model.engine.chunk import StaticChunkDecoder
 from worldvla_ros.model.engine.linear import DenseLinear, Fp8Linear
 from worldvla_ros.model.transformer import Transformer
@@ -23,6 +23,8 @@ def as_on_a_gpu(monkeypatch):
             patch.setattr(Transformer, 'device', torch.device('cpu'))
             return StaticChunkDecoder(model, *arguments, **options)
     monkeypatch.setattr(Transformer, 'device', torch.device('cuda'))
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 9))
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a card')
     monkeypatch.setattr(module, 'StaticChunkDecoder', build)
 
 
@@ -35,7 +37,7 @@ def test_on_a_cpu_passes_are_plain():
 @pytest.mark.parametrize(('options', 'linear'), [
     ({}, DenseLinear), ({'weights': 'dense'}, DenseLinear), ({'weights': 'fp8'}, Fp8Linear)])
 def test_the_weights_asked_for_reach_the_engine(as_on_a_gpu, options, linear):
-    decoder = chunk_decoder(tiny_model(), 5, **SHAPES, **options)
+    decoder = chunk_decoder(tiny_model(dtype=torch.bfloat16), 5, **SHAPES, **options)
     for layer in decoder._network._layers:
         assert {type(one) for one in (layer.qkv, layer.o, layer.gate_up, layer.down)} == {linear}
 
@@ -47,7 +49,18 @@ def test_eight_bits_on_a_cpu_are_refused():
 
 def test_eight_bits_without_the_chunk_mask_are_refused(as_on_a_gpu):
     with pytest.raises(InferenceError, match=r"'fp8' need .*action-chunk mask.*use .*'dense'"):
-        chunk_decoder(tiny_model(), 5, **SHAPES, chunk_mask=False, weights='fp8')
+        chunk_decoder(tiny_model(dtype=torch.bfloat16), 5, **SHAPES, chunk_mask=False,
+                      weights='fp8')
+
+
+def test_eight_bits_are_refused_by_older_cards_and_other_formats(as_on_a_gpu, monkeypatch):
+    with pytest.raises(InferenceError, match=r"'fp8' need.* got a card and torch\.float32; use"):
+        checked_weights('fp8', 'cuda', torch.float32)
+    assert checked_weights('fp8', 'cuda', torch.bfloat16) == 'fp8'
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (8, 6))
+    with pytest.raises(InferenceError, match=r'capability 8\.9 .* got a card and torch\.bfloat16'):
+        checked_weights('fp8', 'cuda', torch.bfloat16)
+    assert checked_weights('dense', 'cuda', torch.float32) == 'dense'
 
 
 def test_weights_that_there_are_not_are_refused_with_those_that_there_are():

@@ -19,10 +19,16 @@ from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import STATE_DIM, ActionChunk, Frame, LatencySplit, Observation
 from worldvla_ros.errors import FrameError, InstructionError, StateError
-from worldvla_ros.model.chunk_decoder import ChunkDecoder, checked_weights, chunk_decoder
+from worldvla_ros.model.checkpoint import pick_dtype
+from worldvla_ros.model.chunk_decoder import (
+    ChunkDecoder,
+    checked_weights,
+    chunk_decoder,
+    require_chunk_mask,
+)
 from worldvla_ros.model.decoded import finite_entropy
 from worldvla_ros.model.weight_files import require_device
-from worldvla_ros.policy.pretrained import Pretrained
+from worldvla_ros.policy.pretrained import Pretrained, read_settings
 
 MAX_TEXT_TOKENS = 192  # room for the instruction in the KV cache; longer ones are refused
 USUAL_TEXT_TOKENS = 48  # instructions up to this length take a smaller shape on a GPU
@@ -61,7 +67,9 @@ class WorldVLAPolicy:
         :param weights: 'dense', or 'fp8' for products in 8 bits; see `chunk_decoder`.
         """
         require_device(device)
-        checked_weights(weights, device)  # before 14 GB are read in vain
+        # Before 14 GB are read in vain.
+        if checked_weights(weights, device, pick_dtype(dtype, device)) == 'fp8':
+            require_chunk_mask(read_settings(path, subfolder, settings).chunk_mask)
         return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype,
                                    num_actions=num_actions, settings=settings),
                    weights=weights)

@@ -63,7 +63,7 @@ class StaticChunkDecoder:
         longest = self._buckets[-1]
         self._network = StaticNetwork(
             model, self._width(longest), weights=weights, compiled=compiled,
-            num_positions=longest + max(self._newest_rows, num_actions * ACTION_BLOCK_LENGTH))
+            num_positions=longest + num_actions * ACTION_BLOCK_LENGTH)
         self._graphs = Graphs(model.device)
         self._inputs = PassInputs(longest, self._vocabulary.bos, model.device)
         self._device = model.device
@@ -93,8 +93,10 @@ class StaticChunkDecoder:
         # The separator's row is always computed, as in `decode_chunk`.
         start = common_prefix_length(self._cached, prompt[:-1])
         rows = self._newest_rows
-        if len(prompt) - start > rows or bucket <= rows:
+        if start < len(prompt) - rows or len(prompt) < rows:
             start, rows = 0, bucket
+        else:  # as many as the shape has, the first of them once more and to the same values
+            start = len(prompt) - rows
         self._inputs.load(prompt[start:], start, rows, self._places(prompt, start=start))
         key = ('chunk', bucket, 'whole' if rows == bucket else 'newest frame')
         token_ids, log_probs, entropy, margin = (
@@ -111,15 +113,12 @@ class StaticChunkDecoder:
 
     def warm_up(self) -> None:
         """Capture every graph, so that no later call has to."""
-        shortest = 1
         for bucket in self._buckets:
-            for length in {shortest, bucket}:  # both have this bucket
-                prompt = [self._vocabulary.bos] * length
-                for prefix in (prompt, [self._vocabulary.eoi, *prompt[1:]]):
-                    self._cached = []
-                    self.prefill(prefix)
-                    self.decode(prompt)
-            shortest = bucket + 1
+            prompt = [self._vocabulary.bos] * bucket
+            for prefix in (prompt, [self._vocabulary.eoi, *prompt[1:]]):
+                self._cached = []
+                self.prefill(prefix)
+                self.decode(prompt)
         self._cached = []
 
     def _run(self, key: Hashable, function: Callable[[], tuple[Tensor, ...]], ids: list[int]
@@ -143,23 +142,23 @@ class StaticChunkDecoder:
         """Return the columns of a prompt's bucket and of all passes after it."""
         return round_up(bucket + VALUES_PER_ACTION * self._num_actions, COLUMN_MULTIPLE)
 
-    def _prompt_rows(self, bucket: int, rows: int) -> tuple[Tensor, Tensor, Tensor, Rows]:
-        """Return ids, positions and columns [rows] of the prompt's pass, and what they see."""
-        ids, start = self._inputs.ids(rows), self._inputs.start
+    def _prompt_rows(self, bucket: int, rows: int) -> tuple[Tensor, Rows]:
+        """Return the positions [rows] of the prompt's pass, also their columns, and what they see.
+
+        Padding there is only behind whole prompts, and it stays in the bucket.
+        """
         place = torch.arange(rows, device=self._device)
-        if rows == bucket:  # the whole prompt: `start` is 0, padding stays in the bucket
-            return ids, place, place, Rows(slice(0, rows), None)
-        positions = start + place
-        columns = torch.where(positions < self._inputs.end, positions,
-                              self._network.padding_column)
-        return ids, positions, columns, Rows(
-            slice(0, rows), self._network.causal_bias(rows, bucket, start))
+        if rows == bucket:  # `start` is 0
+            return place, Rows(slice(0, rows), None)
+        start = self._inputs.start
+        return start + place, Rows(slice(0, rows),
+                                   self._network.causal_bias(rows, bucket, start))
 
     def _prefix_pass(self, bucket: int) -> tuple[Tensor, ...]:
         """Store keys and values of a prefix; no row is asked what comes next."""
-        ids, positions, columns, seen = self._prompt_rows(bucket, bucket)
-        self._network.rows(ids, positions, columns, [seen], needed=Rows(slice(0, 0), None),
-                           places=self._inputs.places(bucket))
+        place, seen = self._prompt_rows(bucket, bucket)
+        self._network.rows(self._inputs.ids(bucket), place, place, [seen],
+                           needed=Rows(slice(0, 0), None), places=self._inputs.places(bucket))
         return ()
 
     def _chunk(self, bucket: int, rows: int) -> tuple[Tensor, ...]:
@@ -169,11 +168,11 @@ class StaticChunkDecoder:
         first_position = self._inputs.end + ACTION_BLOCK_LENGTH * action
         biases = self._action_biases(bucket, action)
 
-        ids, positions, columns, prompt = self._prompt_rows(bucket, rows)
+        place, prompt = self._prompt_rows(bucket, rows)
         boas = Rows(slice(rows, rows + self._num_actions), biases[0])
         hidden = network.rows(
-            torch.cat((ids, torch.full_like(action, vocabulary.boa))),
-            torch.cat((positions, first_position)), torch.cat((columns, bucket + action)),
+            torch.cat((self._inputs.ids(rows), torch.full_like(action, vocabulary.boa))),
+            torch.cat((place, first_position)), torch.cat((place, bucket + action)),
             [prompt, boas], needed=boas,
             places=torch.cat((self._inputs.places(rows), torch.full_like(action, NO_PLACE))))
         logits = [network.logits(hidden, vocabulary.bins)]

@@ -162,7 +162,8 @@ def test_clocks_count_where_the_gpu_was_at_work(benchmarks):
 def test_flips_tell_how_far_the_bins_are_apart(benchmarks):
     from measuring import flips
     margin = torch.tensor([[.5, .25, .5], [.5, .5, .5]])
-    one, other = (DecodedChunk(torch.tensor(ids), margin, margin, margin, None, 0, 0) for ids in (
+    one, other = (DecodedChunk(
+        torch.tensor(ids), margin, margin, margin, None, 0, 0, 0) for ids in (
         [[7, 8, 9], [1, 2, 3]], [[7, 11, 2], [1, 2, 3]]))
     assert [line['value'] for line in flips('name', [one], [other], .3)] == [.5, .25, 3]
 

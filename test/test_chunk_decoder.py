@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which decoder a policy gets: weights in 8 bits reach the engine or are refused."""
 
+import numpy as np
 import pytest
-from tiny_models import tiny_model
+from tiny_models import action_prompt, tiny_model
 import torch
 
 from worldvla_ros.errors import InferenceError
@@ -30,8 +31,8 @@ def as_on_a_gpu(monkeypatch):
 
 def test_on_a_cpu_passes_are_plain():
     for chunk_mask in (True, False):
-        assert isinstance(chunk_decoder(tiny_model(), 5, **SHAPES, chunk_mask=chunk_mask),
-                          EagerChunkDecoder)
+        assert isinstance(chunk_decoder(tiny_model(), 5, **SHAPES, chunk_mask=chunk_mask,
+                                        drafts=True), EagerChunkDecoder)
 
 
 @pytest.mark.parametrize(('options', 'linear'), [
@@ -40,6 +41,15 @@ def test_the_weights_asked_for_reach_the_engine(as_on_a_gpu, options, linear):
     decoder = chunk_decoder(tiny_model(dtype=torch.bfloat16), 5, **SHAPES, **options)
     for layer in decoder._network._layers:
         assert {type(one) for one in (layer.qkv, layer.o, layer.gate_up, layer.down)} == {linear}
+
+
+def test_drafts_reach_the_engine(as_on_a_gpu):
+    prompt = action_prompt(np.random.default_rng(0), 1, (1, 2))
+    for drafts in (False, True):
+        decoder = chunk_decoder(tiny_model(), 5, **SHAPES, drafts=drafts)
+        assert isinstance(decoder, StaticChunkDecoder)
+        decoder.decode(prompt)
+        assert (decoder.decode(prompt).passes < 7) == drafts
 
 
 def test_eight_bits_on_a_cpu_are_refused():

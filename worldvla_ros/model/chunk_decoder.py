@@ -68,7 +68,7 @@ class EagerChunkDecoder:
 
 def chunk_decoder(model: Transformer, num_actions: int, *, prompt_lengths: tuple[int, ...],
                   newest_rows: int, chunk_mask: bool = True, choice: str = 'greedy',
-                  weights: str = 'dense') -> ChunkDecoder:
+                  weights: str = 'dense', drafts: bool = False) -> ChunkDecoder:
     """Return the fastest decoder for the device that the model is on.
 
     Raises InferenceError for weights that there are not, or not here.
@@ -80,13 +80,15 @@ def chunk_decoder(model: Transformer, num_actions: int, *, prompt_lengths: tuple
     :param weights: 'dense' is exact. 'fp8' multiplies in 8 bits, see `Fp8Linear`; only the engine
         of fixed shapes can, so it needs a CUDA device (of compute capability 8.9), bfloat16 and
         the chunk mask.
+    :param drafts: see `StaticChunkDecoder`; plain passes take none, and their result is the same.
     """
     checked = checked_weights(weights, model.device, model.dtype)
     if checked == 'fp8':
         require_chunk_mask(chunk_mask)
     if model.device.type == 'cuda' and chunk_mask:
         return StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
-                                  newest_rows=newest_rows, weights=checked, choice=choice)
+                                  newest_rows=newest_rows, weights=checked, choice=choice,
+                                  drafts=drafts)
     return EagerChunkDecoder(model, num_actions, max(prompt_lengths), chunk_mask, choice)
 
 

@@ -40,13 +40,15 @@ class WorldVLAPolicy:
     Not thread-safe: one thread owns it, as one thread owns the device.
     """
 
-    def __init__(self, pretrained: Pretrained, *, weights: str = 'dense') -> None:
+    def __init__(self, pretrained: Pretrained, *, weights: str = 'dense',
+                 drafts: bool = False) -> None:
         """Take a checkpoint in memory; `from_pretrained` reads one.
 
         :param weights: see `chunk_decoder`.
+        :param drafts: see `StaticChunkDecoder`.
         """
         self.pretrained = pretrained
-        self._weights = weights
+        self._weights, self._drafts = weights, drafts
         self._prompts = pretrained.prompts
         self._text_room = len(self._prompts.text_prefix('?')) + MAX_TEXT_TOKENS
         self._action_tokenizer = pretrained.action_tokenizer
@@ -59,12 +61,14 @@ class WorldVLAPolicy:
                         device: str = 'cpu', dtype: str = 'auto',
                         num_actions: int | None = None,
                         settings: str | Path | None = None,
-                        weights: str = 'dense') -> 'WorldVLAPolicy':
+                        weights: str = 'dense', drafts: bool = False) -> 'WorldVLAPolicy':
         """Load a checkpoint folder or Hub id; see `Pretrained.load` for the other options.
 
         Raises CheckpointError, or InferenceError for weights that cannot be had here.
 
         :param weights: 'dense', or 'fp8' for products in 8 bits; see `chunk_decoder`.
+        :param drafts: on a GPU, guess each chunk from the last one: fewer passes, the same result;
+            see `StaticChunkDecoder`.
         """
         require_device(device)
         # Before 14 GB are read in vain.
@@ -72,7 +76,7 @@ class WorldVLAPolicy:
             require_chunk_mask(read_settings(path, subfolder, settings).chunk_mask)
         return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype,
                                    num_actions=num_actions, settings=settings),
-                   weights=weights)
+                   weights=weights, drafts=drafts)
 
     def predict_chunk(self, observation: Observation) -> ActionChunk:
         """Return the actions for the next `horizon` control steps.
@@ -173,7 +177,8 @@ class WorldVLAPolicy:
             prompt_lengths=(older + USUAL_TEXT_TOKENS, full + USUAL_TEXT_TOKENS,
                             full + MAX_TEXT_TOKENS),
             chunk_mask=self.pretrained.settings.chunk_mask,
-            choice=self.pretrained.settings.bin_choice, weights=self._weights)
+            choice=self.pretrained.settings.bin_choice, weights=self._weights,
+            drafts=self._drafts)
 
     def _check_number_of_frames(self, observation: Observation) -> None:
         if not 1 <= len(observation.frames) <= self.history_length:

@@ -21,7 +21,7 @@ from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.tokens.vocab import Vocabulary
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
-PARTS = ('chunk', 'exactness', 'frame', 'encode', 'policy', 'fp8', 'profile')
+PARTS = ('chunk', 'exactness', 'frame', 'encode', 'policy', 'drafts', 'fp8', 'profile')
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_all_parts_but_the_reference_run_small(tmp_path):
     assert rows['chunk', '64 px: graphs captured after warm-up'] == 0
     assert rows['chunk', '64 px: chunks in which the host waited for the GPU'] == 0
     assert rows['frame', '64 px: frames per second with 14.2 codes per pass, to pixels and back']
+    assert 1 < rows['drafts', '64 px: drafted chunk, passes of random weights'] <= 7
     assert rows['exactness', 'actions with a flip, 64 px, engine against plain passes'] == 0
     assert rows['frame', '64 px: 5% of codes new, anywhere, frames that differ from those without '
                 'draft'] == 0

@@ -18,14 +18,15 @@ import sys
 import time
 from typing import NamedTuple
 
-from gpu_chunks import chunk, exactness, fp8, profile, reference
+from gpu_chunks import chunk, drafts, exactness, fp8, profile, reference
 from gpu_pixels import encode, frame, policy
 from measuring import Bench, Clocks
 from report import Row, exit_status, recorded, save, table_of
 import torch
 
 OF_CHUNKS: dict[str, Callable[[Bench, int, int], Iterable[Row]]] = {
-    part.__name__: part for part in (chunk, exactness, reference, policy, fp8, profile)}
+    part.__name__: part for part in (
+        chunk, exactness, reference, policy, drafts, fp8, profile)}
 OF_FRAMES: dict[str, Callable[[Bench, int], Iterable[Row]]] = {
     part.__name__: part for part in (frame, encode)}
 PARTS = (*OF_CHUNKS, *OF_FRAMES)

@@ -16,6 +16,7 @@ from worldvla_ros.tokens.vocab import ACTION_BLOCK_LENGTH
 
 CHUNK_MS = {256: 38, 512: 75}  # [px]: [ms], 1.3 times the floor of an H200
 SPEED_UPS = {(256, 5): '>= 30', (256, 10): '>= 60', (512, 10): '>= 25'}  # ([px], K)
+TRAINED_PASSES = {5: 4.1, 10: 4.7}  # K: of worldvla-mini-libero over a draft (README.md)
 PROMPTS = 20  # whose tokens are compared with those of float32
 PROFILED = 10  # chunks
 LISTED = 10  # kernels
@@ -64,6 +65,30 @@ def _timed(bench: Bench, engine: StaticChunkDecoder, size: int, K: int,
             target='= 0'),
         row(f'{name}: chunks in which the host waited for the GPU', syncs, '', target='= 0'),
         row(f'{name}: memory that chunks keep', grown, 'bytes', target='= 0')]
+
+
+def drafts(bench: Bench, size: int, K: int) -> Iterator[Row]:
+    """Time chunks that are guessed and corrected, and a pass over all values.
+
+    Random weights need nearly all seven passes, trained ones fewer: read the time of a pass.
+    """
+    engine, prompts = bench.engine(size, K, drafts=True), bench.prompts(size, bench.chunks)
+    engine.warm_up()
+    passes: dict[int, int] = {}
+
+    def decode(i: int) -> None:
+        passes[i] = engine.decode(prompts[i]).passes
+    whole = bench.times(decode, bench.chunks)
+    prefill = float(np.median(bench.times(lambda i: engine.prefill(prompts[i]), bench.chunks)))
+    needed = float(np.mean([passes[i] for i in range(bench.chunks)]))
+    again = (float(np.mean(whole)) - prefill) / (needed - 1)
+    yield from quantiles(f'{size} px: drafted chunk, random weights', whole)
+    yield row(f'{size} px: drafted chunk, passes of random weights', needed, 'passes',
+              target='<= 7')
+    yield row(f'{size} px: drafted chunk, one pass over {7 * K} values (difference)', again, 'ms')
+    if K in TRAINED_PASSES:
+        yield row(f'{size} px: drafted chunk with {TRAINED_PASSES[K]:g} passes',
+                  prefill + (TRAINED_PASSES[K] - 1) * again, 'ms')
 
 
 def exactness(bench: Bench, size: int, K: int) -> list[Row]:

@@ -54,7 +54,7 @@ class Bench:
         self.slow_runs = 2 if self.small else arguments.slow_runs
         self.slow_seconds = arguments.slow_seconds
         self.ceilings: dict[Weights, Card] = {}  # what the floors so far are of
-        self._engine: tuple[tuple[int, int, Weights], StaticChunkDecoder] | None = None
+        self._engine: tuple[tuple[int, int, Weights, bool], StaticChunkDecoder] | None = None
 
     def card(self, weights: Weights = 'dense') -> Card:
         """Return what the device reaches with weights of a type, measured once."""
@@ -74,16 +74,17 @@ class Bench:
         torch.manual_seed(0)
         return ImageTokenizer(self.image_config).eval().to(self.device)
 
-    def engine(self, size_px: int, num_actions: int, weights: Weights = 'dense'
-               ) -> StaticChunkDecoder:
+    def engine(self, size_px: int, num_actions: int, weights: Weights = 'dense',
+               drafts: bool = False) -> StaticChunkDecoder:
         """Return an engine for two frames of a size; the last one again, which is compiled."""
-        if self._engine is None or self._engine[0] != (size_px, num_actions, weights):
+        asked = size_px, num_actions, weights, drafts
+        if self._engine is None or self._engine[0] != asked:
             self._engine = None
             gc.collect()  # the one before holds gigabytes
-            prompt = prompt_of(self.config.vocabulary, size_px, 2)
-            self._engine = (size_px, num_actions, weights), StaticChunkDecoder(
-                self.model, num_actions, prompt_buckets=[len(prompt)],
-                newest_rows=image_length(size_px) + 1, weights=weights)
+            full, newest = len(self.prompts(size_px, 1)[0]), image_length(size_px) + 1
+            self._engine = asked, StaticChunkDecoder(
+                self.model, num_actions, prompt_buckets=[full - newest, full],
+                newest_rows=newest, weights=weights, drafts=drafts)
         return self._engine[1]
 
     def free_engine(self) -> None:

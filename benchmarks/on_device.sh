@@ -60,7 +60,7 @@ unpack() {
         chunks) bench chunks 590 --parts chunk ;;
         reference) bench reference 590 --slow-seconds 30 --parts reference ;;
         frames) bench frames 590 --slow-seconds 30 --parts frame ;;
-        rest) bench rest 590 --parts encode policy exactness fp8 profile ;;
+        rest) bench rest 590 --parts encode policy exactness drafts fp8 profile ;;
         profile) training 590 "${options[@]}" ;;
         tokenizer) recipe=config/train/mini_gpu_vqgan.yaml
                result=$(sed -n 's/^output: *//p' "$recipe") frames=$(sed -n 's/^demonstrations: *//p' "$recipe")

@@ -21,7 +21,7 @@ from worldvla_ros.model.vqgan import ImageTokenizerConfig
 from worldvla_ros.tokens.vocab import Vocabulary
 
 BENCHMARKS = Path(__file__).parents[1] / 'benchmarks'
-PARTS = ('chunk', 'exactness', 'frame', 'encode', 'policy', 'fp8', 'profile')
+PARTS = ('chunk', 'exactness', 'frame', 'encode', 'policy', 'drafts', 'fp8', 'profile')
 
 
 @pytest.fixture
@@ -45,6 +45,7 @@ def test_all_parts_but_the_reference_run_small(tmp_path):
     assert rows['chunk', '64 px: graphs captured after warm-up'] == 0
     assert rows['chunk', '64 px: chunks in which the host waited for the GPU'] == 0
     assert rows['frame', '64 px: frames per second with 14.2 codes per pass, to pixels and back']
+    assert 1 < rows['drafts', '64 px: drafted chunk, passes of random weights'] <= 7
     assert rows['exactness', 'actions with a flip, 64 px, engine against plain passes'] == 0
     assert rows['frame', '64 px: 5% of codes new, anywhere, frames that differ from those without '
                 'draft'] == 0
@@ -82,6 +83,14 @@ def test_a_part_that_fails_is_a_row_and_the_next_one_runs(bench, monkeypatch, tm
     saved = json.loads((tmp_path / 'bench.json').read_text())['rows']
     assert 'Traceback' in saved[0]['failed'] and 'More about it' in saved[0]['failed']
     assert 'K=10: failed' in (tmp_path / 'bench.txt').read_text()
+
+
+def test_the_older_frame_ahead_is_not_padded_to_a_prompt_of_two(bench):
+    """Pins a bug: 308 rows were timed as 592, which the policy has its own graph for."""
+    from measuring import image_length
+    prompt, = bench.prompts(64, 1)
+    older = prompt[:-1 - image_length(64)]
+    assert len(older) <= bench.engine(64, 5).prefill(older) < len(older) + 16
 
 
 def test_the_policy_is_timed_with_the_published_vocabulary(benchmarks):
@@ -154,7 +163,8 @@ def test_clocks_count_where_the_gpu_was_at_work(benchmarks):
 def test_flips_tell_how_far_the_bins_are_apart(benchmarks):
     from measuring import flips
     margin = torch.tensor([[.5, .25, .5], [.5, .5, .5]])
-    one, other = (DecodedChunk(torch.tensor(ids), margin, margin, margin, None, 0, 0) for ids in (
+    one, other = (DecodedChunk(
+        torch.tensor(ids), margin, margin, margin, None, 0, 0, 0) for ids in (
         [[7, 8, 9], [1, 2, 3]], [[7, 11, 2], [1, 2, 3]]))
     assert [line['value'] for line in flips('name', [one], [other], .3)] == [.5, .25, 3]
 

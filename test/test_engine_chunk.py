@@ -73,6 +73,18 @@ def test_the_newest_frame_path_computes_one_image_and_the_actions():
         assert_equal(decoded, decode_chunk(model, prompt, 5))
 
 
+def test_prompts_of_which_more_is_there_than_the_shape_leaves_out_are_served():
+    """The rows of the newest-frame path begin where the shape says, however much is cached."""
+    rng = np.random.default_rng(15)
+    model = tiny_model(seed=15)
+    decoder = engine(model, 3)
+    base = action_prompt(rng, 4, (1, 2))
+    for _ in range(150):
+        prompt = np.concatenate((base[:rng.integers(0, len(base))], base[-1:]))
+        decoder.prefill(base[:rng.integers(1, len(base) + 1)])
+        assert_equal(decoder.decode(prompt), decode_chunk(model, prompt, 3))
+
+
 def test_a_wrong_guess_of_the_prefix_changes_nothing():
     rng = np.random.default_rng(7)
     model = tiny_model(seed=4)

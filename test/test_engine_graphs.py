@@ -49,16 +49,19 @@ def recordings(monkeypatch):
     return found
 
 
-def test_graphs_of_chunks_hold_no_host_decision_and_are_the_same_for_every_prompt(recordings):
+@pytest.mark.parametrize('drafts', [False, True])
+def test_graphs_of_chunks_hold_no_host_decision_and_are_the_same_for_every_prompt(recordings,
+                                                                                  drafts):
     rng = np.random.default_rng(0)
-    decoder = StaticChunkDecoder(tiny_model(), 5, prompt_buckets=(48, 80), newest_rows=15)
+    decoder = StaticChunkDecoder(tiny_model(), 5, prompt_buckets=(48, 80), newest_rows=15,
+                                 drafts=drafts)
     for num_images in (1, 2, 3, 2, 1, 3):
         prompt = action_prompt(rng, num_images, (1, 2), num_text=int(rng.integers(4, 16)))
         decoder.decode(prompt)
         decoder.prefill(action_prompt(rng, num_images, (1, 2)))
         decoder.prefill(prompt[:-15])
         decoder.decode(prompt)
-    assert len(recordings) == 6
+    assert len(recordings) == (8 if drafts else 6)
     for key, runs in recordings.items():
         assert len(runs) > 1, key
         assert all(run == runs[0] for run in runs), key

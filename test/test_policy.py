@@ -24,7 +24,7 @@ from worldvla_ros.errors import (
 from worldvla_ros.model.generate import decode_chunk_in_order, generate_chunk
 from worldvla_ros.policy.policy import WorldVLAPolicy
 from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
-from worldvla_ros.policy.settings import RELEASED, PolicySettings, settings_file
+from worldvla_ros.policy.settings import POLICY_FILE, RELEASED, PolicySettings, settings_file
 from worldvla_ros.tokens.action_tokenizer import BIN_CHOICES, LIBERO_MAXIMUM, LIBERO_MINIMUM
 
 TASK = 'pick up the milk and place it in the basket'
@@ -171,6 +171,21 @@ def test_weights_in_eight_bits_are_asked_for_and_named(checkpoint, monkeypatch):
 def test_weights_in_eight_bits_are_refused_on_a_cpu_before_anything_is_read(tmp_path):
     with pytest.raises(InferenceError, match="'fp8' need a CUDA device"):
         WorldVLAPolicy.from_pretrained(tmp_path / 'nothing here', weights='fp8')
+
+
+def test_weights_in_eight_bits_are_refused_before_the_networks_are_read(tmp_path, checkpoint,
+                                                                        monkeypatch):
+    """Pins a bug: 14 GB were read first. Here is a folder that has the settings alone."""
+    monkeypatch.setattr('worldvla_ros.policy.policy.require_device', lambda device: None)
+    monkeypatch.setattr(torch.cuda, 'get_device_capability', lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a card')
+    settings = PolicySettings.load(checkpoint / POLICY_FILE)
+    replace(settings, chunk_mask=False).save(tmp_path / POLICY_FILE)
+    with pytest.raises(InferenceError, match=r"'fp8' need .*action-chunk mask"):
+        WorldVLAPolicy.from_pretrained(tmp_path, device='cuda', weights='fp8')
+    with pytest.raises(InferenceError, match=r"'fp8' need .* got a card and torch\.float16"):
+        WorldVLAPolicy.from_pretrained(tmp_path / 'nothing here', device='cuda', dtype='float16',
+                                       weights='fp8')
 
 
 def test_the_random_checkpoint_is_the_same_for_the_same_seed(tmp_path, checkpoint):

@@ -31,10 +31,10 @@ def tiny_model(seed: int = 0, *, layers: int = 2, hidden: int = 32, heads: int =
 
 
 def static_chunk_decoder(model, num_actions, *, prompt_lengths, newest_rows, chunk_mask, choice,
-                         weights):
+                         weights, drafts):
     """Stand for `model.chunk_decoder.chunk_decoder`: the engine that a GPU gets, on any device."""
     return StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
-                              newest_rows=newest_rows, choice=choice)
+                              newest_rows=newest_rows, choice=choice, drafts=drafts)
 
 
 def attentive_model(num_text_tokens: int, with_state: bool = False) -> Transformer:

@@ -52,6 +52,24 @@ def test_replayed_chunks_equal_those_of_plain_decoding(compiled, qk_norm_rows):
                                        rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize('choice', BIN_CHOICES)
+def test_replayed_drafts_give_the_chunks_of_plain_decoding(choice):
+    rng = np.random.default_rng(9)
+    model, on_cpu = tiny_model(seed=9).cuda(), tiny_model(seed=9)
+    decoder = engine(model, choice=choice, drafts=True)
+    decoder.warm_up()
+    captures = decoder.captures
+    for num_images in (1, 2, 1, 3, 2, 2):
+        prompt = action_prompt(rng, num_images, (1, 2))
+        expected = decode_chunk(on_cpu, prompt, 5, choice=choice)
+        decoder.prefill(prompt[:-1 - IMAGE])
+        for most in (7, 2):
+            decoded = decoder.decode(prompt)
+            assert torch.equal(decoded.token_ids.cpu(), expected.token_ids)
+            assert decoded.passes <= most
+    assert decoder.captures == captures
+
+
 def test_nothing_is_captured_after_the_warm_up_and_the_host_never_waits():
     rng = np.random.default_rng(1)
     decoder = engine(tiny_model().cuda())

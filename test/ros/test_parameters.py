@@ -141,6 +141,11 @@ def test_the_weights_that_the_engine_has_can_be_asked_for(new_node, weights):
     assert worker_settings(parameters).weights == weights
 
 
+def test_drafts_can_be_asked_for(new_node):
+    assert not worker_settings(read(new_node(), PolicyParameters)).drafts
+    assert worker_settings(read(new_node(drafts=True), PolicyParameters)).drafts
+
+
 def test_infinite_walls_arrive(new_node):
     parameters = read(new_node(limits__workspace_min=[-math.inf, 0.0, -math.inf]),
                       PolicyParameters)

@@ -27,6 +27,7 @@ class WorkerSettings:
     num_actions: int  # 0: the checkpoint's own horizon
     threads: int  # torch threads; 0: all cores but one
     frame_memory: int  # [byte]
+    drafts: bool = False  # guess each chunk from the last one
     world_model: bool = False  # load and warm up the world model, too
     control_period: float = 0.05  # [s] between imagined frames
 

@@ -90,7 +90,8 @@ def load_policy(settings: WorkerSettings) -> 'WorldVLAPolicy':
     return WorldVLAPolicy.from_pretrained(
         locate_checkpoint(settings.checkpoint), subfolder=settings.subfolder or None,
         device=settings.device, dtype=settings.dtype, weights=settings.weights,
-        num_actions=settings.num_actions or None, settings=settings.settings or None)
+        drafts=settings.drafts, num_actions=settings.num_actions or None,
+        settings=settings.settings or None)
 
 
 def load_world_model(settings: WorkerSettings, policy: 'WorldVLAPolicy') -> 'WorldModel | None':

@@ -8,6 +8,7 @@ import torch
 from worldvla_ros.errors import InferenceError
 from worldvla_ros.model.decoded import DecodedChunk, Ids
 from worldvla_ros.model.engine.chunk import StaticChunkDecoder
+from worldvla_ros.model.engine.linear import require_fp8
 from worldvla_ros.model.engine.network import Weights
 from worldvla_ros.model.generate import (
     chunk_capacity,
@@ -67,7 +68,7 @@ class EagerChunkDecoder:
 
 def chunk_decoder(model: Transformer, num_actions: int, *, prompt_lengths: tuple[int, ...],
                   newest_rows: int, chunk_mask: bool = True, choice: str = 'greedy',
-                  weights: str = 'dense') -> ChunkDecoder:
+                  weights: str = 'dense', drafts: bool = False) -> ChunkDecoder:
     """Return the fastest decoder for the device that the model is on.
 
     Raises InferenceError for weights that there are not, or not here.
@@ -77,17 +78,25 @@ def chunk_decoder(model: Transformer, num_actions: int, *, prompt_lengths: tuple
     :param chunk_mask: False for a network that was trained without it.
     :param choice: see `choose_bins`.
     :param weights: 'dense' is exact. 'fp8' multiplies in 8 bits, see `Fp8Linear`; only the engine
-        of fixed shapes can, so it needs a CUDA device and the chunk mask.
+        of fixed shapes can, so it needs a CUDA device (of compute capability 8.9), bfloat16 and
+        the chunk mask.
+    :param drafts: see `StaticChunkDecoder`; plain passes take none, and their result is the same.
     """
-    checked = checked_weights(weights, model.device, chunk_mask)
+    checked = checked_weights(weights, model.device, model.dtype)
+    if checked == 'fp8':
+        require_chunk_mask(chunk_mask)
     if model.device.type == 'cuda' and chunk_mask:
         return StaticChunkDecoder(model, num_actions, prompt_buckets=prompt_lengths,
-                                  newest_rows=newest_rows, weights=checked, choice=choice)
+                                  newest_rows=newest_rows, weights=checked, choice=choice,
+                                  drafts=drafts)
     return EagerChunkDecoder(model, num_actions, max(prompt_lengths), chunk_mask, choice)
 
 
-def checked_weights(weights: str, device: str | torch.device, chunk_mask: bool = True) -> Weights:
-    """Return the kind of weights; InferenceError for one that there is not, or not here."""
+def checked_weights(weights: str, device: str | torch.device, dtype: torch.dtype) -> Weights:
+    """Return the kind of weights; InferenceError for one that there is not, or not here.
+
+    :param dtype: of the network.
+    """
     if weights == 'dense':
         return 'dense'
     if weights != 'fp8':
@@ -95,8 +104,13 @@ def checked_weights(weights: str, device: str | torch.device, chunk_mask: bool =
     if torch.device(device).type != 'cuda':
         raise InferenceError(f"weights 'fp8' need a CUDA device, and the device is {device}; "
                              f"use the device 'cuda' or the weights 'dense'")
+    require_fp8(torch.device(device), dtype)
+    return 'fp8'
+
+
+def require_chunk_mask(chunk_mask: bool) -> None:
+    """Raise InferenceError for a network that the engine, and so weights of 8 bits, is not for."""
     if not chunk_mask:
         raise InferenceError("weights 'fp8' need a checkpoint that was trained with the "
                              "action-chunk mask, and this one was not (chunk_mask in its "
                              "policy.json); use the weights 'dense'")
-    return 'fp8'

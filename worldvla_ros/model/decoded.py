@@ -29,6 +29,7 @@ class DecodedChunk:
     prefill_s: float  # [s] on the host until the prompt's pass was started, on a CPU until it was
     #                   done; 0 where one graph holds the whole chunk and nobody can tell
     rows: int  # rows that went through the network, all passes together
+    passes: int  # forward passes, the one over the prompt included
 
 
 @dataclass(frozen=True, eq=False)

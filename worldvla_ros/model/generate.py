@@ -98,7 +98,8 @@ def decode_chunk(model: Transformer, prompt_ids: Ids, num_actions: int, *,
         token_ids=token_ids.T,
         **token_statistics(torch.stack(logits, dim=1), torch.stack(bins, dim=1)),
         violations=violations, prefill_s=prefill_s,
-        rows=len(prompt) - cached + num_actions * (VALUES_PER_ACTION + 2 * certify))
+        rows=len(prompt) - cached + num_actions * (VALUES_PER_ACTION + 2 * certify),
+        passes=VALUES_PER_ACTION + certify)
 
 
 @torch.inference_mode()
@@ -138,7 +139,7 @@ def decode_chunk_in_order(model: Transformer, prompt_ids: Ids, num_actions: int,
     return DecodedChunk(token_ids=chosen + vocabulary.bin_start,
                         **token_statistics(torch.stack(logits).unflatten(0, shape), chosen),
                         violations=None, prefill_s=prefill_s,
-                        rows=rows)
+                        rows=rows, passes=num_actions * VALUES_PER_ACTION)
 
 
 def _prompt_and_cache(model: Transformer, prompt_ids: Ids, num_actions: int,

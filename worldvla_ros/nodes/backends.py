@@ -45,6 +45,7 @@ def worker_settings(parameters: PolicyParameters) -> WorkerSettings:
         checkpoint=parameters.checkpoint, subfolder=parameters.subfolder,
         settings=parameters.settings,
         device=parameters.device, dtype=parameters.dtype, weights=parameters.weights,
-        num_actions=parameters.num_actions, threads=parameters.worker.threads,
+        drafts=parameters.drafts, num_actions=parameters.num_actions,
+        threads=parameters.worker.threads,
         frame_memory=parameters.worker.frame_memory_mb * 1_000_000,
         world_model=parameters.world_model, control_period=1.0 / parameters.control.rate)

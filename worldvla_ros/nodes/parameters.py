@@ -118,6 +118,10 @@ class PolicyParameters(ControllerSettings):
         doc='dense: as dtype says; fp8: multiply the layers in 8 bits, for speed and not exactly; '
             'needs a GPU of compute capability 8.9 or later, bfloat16 and a checkpoint that was '
             'trained with the action-chunk mask')
+    drafts: bool = bounded(
+        False, read_only=True,
+        doc='On a GPU, guess each chunk from the last one and correct it: the same actions, in '
+            'fewer passes where consecutive chunks resemble each other')
     world_model: bool = bounded(
         False, read_only=True,
         doc='Load the world model, too, for ~/imagine: on the weights of the policy, with a cache '

@@ -19,10 +19,16 @@ from numpy.typing import NDArray
 
 from worldvla_ros.datatypes import STATE_DIM, ActionChunk, Frame, LatencySplit, Observation
 from worldvla_ros.errors import FrameError, InstructionError, StateError
-from worldvla_ros.model.chunk_decoder import ChunkDecoder, checked_weights, chunk_decoder
+from worldvla_ros.model.checkpoint import pick_dtype
+from worldvla_ros.model.chunk_decoder import (
+    ChunkDecoder,
+    checked_weights,
+    chunk_decoder,
+    require_chunk_mask,
+)
 from worldvla_ros.model.decoded import finite_entropy
 from worldvla_ros.model.weight_files import require_device
-from worldvla_ros.policy.pretrained import Pretrained
+from worldvla_ros.policy.pretrained import Pretrained, read_settings
 
 MAX_TEXT_TOKENS = 192  # room for the instruction in the KV cache; longer ones are refused
 USUAL_TEXT_TOKENS = 48  # instructions up to this length take a smaller shape on a GPU
@@ -34,13 +40,15 @@ class WorldVLAPolicy:
     Not thread-safe: one thread owns it, as one thread owns the device.
     """
 
-    def __init__(self, pretrained: Pretrained, *, weights: str = 'dense') -> None:
+    def __init__(self, pretrained: Pretrained, *, weights: str = 'dense',
+                 drafts: bool = False) -> None:
         """Take a checkpoint in memory; `from_pretrained` reads one.
 
         :param weights: see `chunk_decoder`.
+        :param drafts: see `StaticChunkDecoder`.
         """
         self.pretrained = pretrained
-        self._weights = weights
+        self._weights, self._drafts = weights, drafts
         self._prompts = pretrained.prompts
         self._text_room = len(self._prompts.text_prefix('?')) + MAX_TEXT_TOKENS
         self._action_tokenizer = pretrained.action_tokenizer
@@ -53,18 +61,22 @@ class WorldVLAPolicy:
                         device: str = 'cpu', dtype: str = 'auto',
                         num_actions: int | None = None,
                         settings: str | Path | None = None,
-                        weights: str = 'dense') -> 'WorldVLAPolicy':
+                        weights: str = 'dense', drafts: bool = False) -> 'WorldVLAPolicy':
         """Load a checkpoint folder or Hub id; see `Pretrained.load` for the other options.
 
         Raises CheckpointError, or InferenceError for weights that cannot be had here.
 
         :param weights: 'dense', or 'fp8' for products in 8 bits; see `chunk_decoder`.
+        :param drafts: on a GPU, guess each chunk from the last one: fewer passes, the same result;
+            see `StaticChunkDecoder`.
         """
         require_device(device)
-        checked_weights(weights, device)  # before 14 GB are read in vain
+        # Before 14 GB are read in vain.
+        if checked_weights(weights, device, pick_dtype(dtype, device)) == 'fp8':
+            require_chunk_mask(read_settings(path, subfolder, settings).chunk_mask)
         return cls(Pretrained.load(path, subfolder=subfolder, device=device, dtype=dtype,
                                    num_actions=num_actions, settings=settings),
-                   weights=weights)
+                   weights=weights, drafts=drafts)
 
     def predict_chunk(self, observation: Observation) -> ActionChunk:
         """Return the actions for the next `horizon` control steps.
@@ -165,7 +177,8 @@ class WorldVLAPolicy:
             prompt_lengths=(older + USUAL_TEXT_TOKENS, full + USUAL_TEXT_TOKENS,
                             full + MAX_TEXT_TOKENS),
             chunk_mask=self.pretrained.settings.chunk_mask,
-            choice=self.pretrained.settings.bin_choice, weights=self._weights)
+            choice=self.pretrained.settings.bin_choice, weights=self._weights,
+            drafts=self._drafts)
 
     def _check_number_of_frames(self, observation: Observation) -> None:
         if not 1 <= len(observation.frames) <= self.history_length:

@@ -62,6 +62,15 @@ def fingerprint_beside_weights(folder: Path) -> str:
     return f'sha256:{digest.hexdigest()[:12]}'
 
 
+def read_settings(path: str | Path, subfolder: str | None = None,
+                  settings: str | Path | None = None) -> PolicySettings:
+    """Return what `Pretrained.load` of the same arguments takes for settings."""
+    if settings is not None:
+        return PolicySettings.load(settings_file(settings))
+    return PolicySettings.load(
+        resolve_folder(path, subfolder, with_weights=False) / POLICY_FILE)
+
+
 def _load_image_tokenizer(path: str | Path, described: Path, repository: Path, device: str
                           ) -> ImageTokenizer:
     """Load the image tokenizer beside the settings or, as released, of the whole repository.
@@ -146,8 +155,7 @@ class Pretrained:
         """
         require_device(device)
         described = resolve_folder(path, subfolder, with_weights=False)
-        used = PolicySettings.load(described / POLICY_FILE if settings is None
-                                   else settings_file(settings))
+        used = read_settings(path, subfolder, settings)
         if num_actions is not None:
             used = replace(used, horizon=num_actions)
         repository = (described, *described.parents)[len(Path(subfolder or '').parts)]

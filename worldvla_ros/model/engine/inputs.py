@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a graph reads anew at each replay: ids, places in images, and where the pass begins."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +41,12 @@ class PassInputs:
 
         :param places: theirs in images, on the CPU; None where the network reads none.
         """
-        padding = rows - len(ids)
-        in_images = [] if places is None else [*places.tolist(), *[NO_PLACE] * padding]
-        sent = torch.tensor([start, start + len(ids), *ids, *[self._padding] * padding,
-                             *in_images])
-        self._tensor[:len(sent)].copy_(sent, non_blocking=True)
+        # By numpy: torch.tensor takes up to 0.8 ms for such a list, while the GPU waits.
+        ids_end, places_start = _HEADER + len(ids), _HEADER + rows
+        sent = np.full(_HEADER + rows * (1 if places is None else 2), self._padding, np.int64)
+        sent[:_HEADER] = start, start + len(ids)
+        sent[_HEADER:ids_end] = ids
+        if places is not None:
+            sent[places_start:] = NO_PLACE
+            sent[places_start:places_start + len(ids)] = places.numpy()
+        self._tensor[:len(sent)].copy_(torch.from_numpy(sent), non_blocking=True)

@@ -22,7 +22,7 @@ HIDDEN = -1e9
 SPLITS = 4
 """Parts of the columns that few rows attend to at once: 32 heads alone leave a GPU mostly idle."""
 
-FEW_ROWS = 64
+FEW_ROWS = 128  # a draft of ten actions has 70
 COLUMN_MULTIPLE = 16 * SPLITS  # attention kernels want the columns of a bias in multiples of 8
 
 

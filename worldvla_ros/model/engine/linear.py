@@ -24,6 +24,14 @@ class DenseLinear(nn.Module):
         return F.linear(x, self.weight)
 
 
+def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise InferenceError unless a CUDA device multiplies such activations in 8 bits."""
+    if dtype != torch.bfloat16 or torch.cuda.get_device_capability(device) < (8, 9):
+        raise InferenceError(
+            f"weights 'fp8' need a GPU of compute capability 8.9 and bfloat16 activations, got "
+            f"{torch.cuda.get_device_name(device)} and {dtype}; use the weights 'dense'")
+
+
 class Fp8Linear(nn.Module):
     """y = x W^T with both sides in 8 bits (e4m3): a scale per output channel and per row of x.
 
@@ -33,12 +41,8 @@ class Fp8Linear(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        if weight.is_cuda and (weight.dtype != torch.bfloat16
-                               or torch.cuda.get_device_capability(weight.device) < (8, 9)):
-            raise InferenceError(
-                f'8-bit weights need a GPU of compute capability 8.9 and bfloat16 activations, '
-                f'got {torch.cuda.get_device_name(weight.device)} and {weight.dtype}; use '
-                f'weights="dense"')
+        if weight.is_cuda:
+            require_fp8(weight.device, weight.dtype)
         self.weight, scale = _to_fp8(weight)
         self.scale = scale.t().contiguous()  # [1, out]
 

@@ -36,8 +36,7 @@ class Rows(NamedTuple):
 class StaticNetwork:
     """Fused weights and the keys and values of `capacity` columns.
 
-    Columns are places in memory; a row's rotary position is given apart. Rows that only pad a
-    shape go to `padding_column`, behind all others, and no row ever sees it.
+    Columns are places in memory; a row's rotary position is given apart.
     """
 
     def __init__(self, model: Transformer, capacity: int, *, num_positions: int,
@@ -53,9 +52,7 @@ class StaticNetwork:
         self._embed, self._norm, self._logits = model.model.embed, model.model.norm, model.logits
         layers = cast(Iterable[Layer], model.model.layers)  # ModuleList has no type of its items
         self._layers = [FusedLayer(layer, _LINEAR[weights]).eval() for layer in layers]
-        self.padding_column = round_up(capacity)
-        shape = (1, model.config.num_heads, self.padding_column + ROW_MULTIPLE,
-                 model.config.head_dim)
+        shape = (1, model.config.num_heads, capacity, model.config.head_dim)
         self._keys, self._values = (
             [torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in self._layers]
             for _ in range(2))

@@ -105,7 +105,7 @@ class Trainer:
             if not self._sharded:
                 self._head.to(self.device)
         if self._sharded:
-            shard(self._loss_of_one, model, self.device)
+            shard(self._loss_of_one, model, self.device, self.dtype)
         elif self._processes > 1:
             self._loss = replicate(self._loss_of_one)
         choice = config.optimizer

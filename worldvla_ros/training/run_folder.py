@@ -250,11 +250,15 @@ def _summary_writer(folder: Path, resumed_at: int, wanted: bool | None) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv, none where there is no file."""
+    """Return the rows of metrics.csv, none where there is no file.
+
+    Without one that was cut off, as by a full disk.
+    """
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    return list(csv.DictReader(path.read_text().splitlines()))
+    return [row for row in csv.DictReader(path.read_text().splitlines())
+            if None not in row.values()]
 
 
 def plot_metrics(folder: Path) -> Path:

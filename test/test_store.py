@@ -2,6 +2,7 @@
 """The token store: nothing lost, nothing mixed up, nothing encoded twice."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -173,8 +174,10 @@ def test_nothing_to_store_is_refused_and_leaves_no_folder(tmp_path):
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, 'No space left on device')
+    """Pins a bug: NumPy's error has no number, and nothing was said of the disk."""
+    def full(path, array):
+        with Path('/dev/full').open('wb') as disk:
+            np.resize(array, 40_000).tofile(disk)  # of a few bytes NumPy says nothing
     monkeypatch.setattr(store_writing.np, 'save', full)
     with pytest.raises(TrainingError, match='the disk is full'):
         write_store(tmp_path / 'store', [episode()], tiny_tokenizer(), IMAGE_SIZE)

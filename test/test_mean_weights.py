@@ -5,12 +5,14 @@ from dataclasses import replace
 import shutil
 
 import pytest
+from safetensors import SafetensorError
 import torch
 
 from worldvla_ros.config import read_yaml
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.policy.random_checkpoint import ensure_random_checkpoint
 from worldvla_ros.policy.settings import POLICY_FILE, PolicySettings
+from worldvla_ros.training import run_folder
 from worldvla_ros.training.earlier_splits import HASHED_WHOLE, UNKNOWN, earlier_splits
 from worldvla_ros.training.mean_weights import main
 from worldvla_ros.training.run_folder import save_pretrained
@@ -53,6 +55,19 @@ def test_a_mean_may_have_seen_what_any_of_its_parts_saw(two, tmp_path, said, ear
         (two[0] / 'train.yaml').write_text(said)
     assert main([*map(str, two), '--out', str(tmp_path / 'mean')]) == 0
     assert earlier_splits(tmp_path / 'mean', 'hashed') == earlier
+
+
+def test_a_full_disk_is_told_and_does_not_stand_in_the_way(two, tmp_path, monkeypatch, capsys):
+    """Pins a bug: a traceback, and half a folder that the next try took for a mean."""
+    def full(*_):
+        raise SafetensorError('No space left on device')
+    arguments = [*map(str, two), '--out', str(tmp_path / 'mean')]
+    with monkeypatch.context() as patched:
+        patched.setattr(run_folder, 'save_image_tokenizer', full)
+        assert main(arguments) == 2
+    assert 'is the disk full?' in capsys.readouterr().err
+    assert not list(tmp_path.glob('*mean*'))
+    assert main(arguments) == 0
 
 
 def test_checkpoints_whose_weights_mean_something_else_have_none(two, tmp_path, capsys):

@@ -21,7 +21,12 @@ from worldvla_ros.errors import CheckpointError, WorldVLAError
 from worldvla_ros.model.image_tokenizer import tokenizer_fingerprint
 from worldvla_ros.policy.pretrained import Pretrained
 from worldvla_ros.training.earlier_splits import earlier_splits
-from worldvla_ros.training.run_folder import CONFIG_FILE, MAX_SHARD_BYTES, save_pretrained
+from worldvla_ros.training.run_folder import (
+    CONFIG_FILE,
+    MAX_SHARD_BYTES,
+    save_pretrained,
+    write_folder,
+)
 
 _MAY_DIFFER = ('name', 'notes', 'image_tokenizer')  # of policy.json; the tokenizer is compared
 
@@ -62,7 +67,7 @@ def _differing(one: Pretrained, other: Pretrained) -> str:
 def write_mean(folders: Sequence[Path], out: Path) -> None:
     """Write the mean of checkpoints in bfloat16, with the settings and train.yaml of the last.
 
-    Raises CheckpointError, also where `out` exists.
+    Raises CheckpointError, also where `out` exists, TrainingError on a full disk.
     """
     if out.exists():
         raise CheckpointError(f'{out} exists; give a folder that does not')
@@ -70,9 +75,13 @@ def write_mean(folders: Sequence[Path], out: Path) -> None:
     mean.model.to(torch.bfloat16)
     settings = replace(mean.settings, notes=f'mean of the weights of {len(folders)} checkpoints; '
                                             f'the last: {mean.settings.notes}')
-    save_pretrained(replace(mean, settings=settings), out, max_shard_bytes=MAX_SHARD_BYTES)
-    if recipe := _recipe(folders):
-        (out / CONFIG_FILE).write_text(yaml.safe_dump(recipe))
+    recipe = _recipe(folders)
+
+    def write(draft: Path) -> None:
+        save_pretrained(replace(mean, settings=settings), draft, max_shard_bytes=MAX_SHARD_BYTES)
+        if recipe:
+            (draft / CONFIG_FILE).write_text(yaml.safe_dump(recipe))
+    write_folder(out, f'.draft-{out.name}-', write)
 
 
 def _recipe(folders: Sequence[Path]) -> dict[str, Any]:

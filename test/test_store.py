@@ -19,7 +19,7 @@ from training_data import (
 
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer, tokenizer_fingerprint
-from worldvla_ros.training import store_writing
+from worldvla_ros.training import store_writing, tokenise
 from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.store import TokenStore
 from worldvla_ros.training.store_writing import write_store
@@ -240,6 +240,26 @@ def test_the_command_makes_a_store_and_tells_errors_in_a_sentence(tmp_path, caps
     assert len(TokenStore.open(tmp_path / 'store').episodes) == 2
     assert main(arguments) == 1
     assert 'exists' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('size', ['0', '-32'])
+def test_the_command_refuses_pictures_without_a_size(tmp_path, capsys, size):
+    """Pins a bug: they ended in PIL's traceback."""
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), '--tokenizer', str(tmp_path), '--out', str(tmp_path / 'store'),
+              '--image-size', size])
+    assert 'expected a whole number from 1' in capsys.readouterr().err
+    with pytest.raises(ConfigError, match='take 32'):
+        write_store(tmp_path / 'store', [episode()], tiny_tokenizer(), int(size))
+
+
+def test_the_command_ends_on_ctrl_c_in_a_sentence(tmp_path, monkeypatch, capsys):
+    """Pins a bug: it ended in a traceback."""
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(tokenise, 'load_image_tokenizer', interrupted)
+    assert main([str(tmp_path), '--tokenizer', str(tmp_path), '--out', str(tmp_path)]) == 130
+    assert 'nothing was written' in capsys.readouterr().err
 
 
 def test_a_store_takes_over_what_an_earlier_one_has(tmp_path, monkeypatch):

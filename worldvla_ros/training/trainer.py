@@ -181,6 +181,9 @@ class Trainer:
     def train_step(self, parts: Sequence[Sequence[Batch]]) -> list[float]:
         """Do one optimizer step; return TERMS, gradient norm and learning rate.
 
+        TERMS of a branch, and of aims, are means over the parts that have any.
+
+
         :param parts: of the batch, whose gradients are averaged; each as LossOfBatch takes it.
         """
         rate = learning_rate(self.step, self._config.optimizer, self._config.run.steps)

@@ -22,11 +22,13 @@ from worldvla_ros.training.aims import (
     gaze_scores,
 )
 from worldvla_ros.training.experiment import build_experiment
+from worldvla_ros.training.held_out import held_out_values
 from worldvla_ros.training.run_folder import read_metrics
 from worldvla_ros.training.samples import aim_cell
 from worldvla_ros.training.settings import OptimizerConfig
 from worldvla_ros.training.store_writing import write_store
 from worldvla_ros.training.train import train
+from worldvla_ros.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(('aim', 'cell'), [
@@ -126,6 +128,21 @@ def test_a_head_learns_to_look_and_the_network_to_tell_how_far(store, tmp_path):
                                 if row['split'] == 'train']) for name in ('looking', 'reach'))
     assert looking[-1] > 0.8 > 0.3 > looking[0]
     assert reach[-1] < 0.6 * reach[0]
+
+
+def test_held_out_looking_and_reach_do_not_depend_on_how_a_batch_is_split(tmp_path):
+    """Pins a bug: a part with one known aim weighed as much as one with many."""
+    demos = [aimed_episode(i) for i in range(12)]
+    for one in demos:
+        one.aims[5:] = np.nan  # of the eight steps at which a chunk begins
+    save_image_tokenizer(tiny_tokenizer(), tmp_path / 'tokenizer')
+    write_store(tmp_path / 'store', demos, tiny_tokenizer(), 64)
+    trainer = Trainer(build_experiment(taught(tmp_path, 2, aim_weight=1.0, reach_weight=1.0)))
+    at_once, in_parts = (held_out_values(trainer._loss_of_one, trainer._experiment,
+                                         trainer._collate, at_once=most, decode=False)
+                         for most in (16, 5))
+    for name in ('looking', 'reach'):
+        assert in_parts[name] == pytest.approx(at_once[name], rel=1e-4)
 
 
 def test_a_run_that_goes_on_has_the_head_as_it_was(store, tmp_path):

@@ -14,6 +14,7 @@ from worldvla_ros.recording.demonstration_file import ArmTrack, whole_file
 from worldvla_ros.training.failures import DatasetError
 from worldvla_ros.training.libero_hdf5 import (
     demonstration_files,
+    episode_actions,
     read_episodes,
 )
 
@@ -184,6 +185,19 @@ def test_arrays_that_do_not_belong_together_are_refused(tmp_path, key, value, me
             file['data/demo_0'][key] = value
     with pytest.raises(DatasetError, match=f'pick.*demo_0: .*{message}.*record the demon'):
         list(read_episodes(path))
+
+
+@pytest.mark.parametrize('failed', [True, False])
+def test_a_demonstration_without_steps_is_named_where_its_frames_are_not_read(tmp_path, failed):
+    """Pins a bug: the image tokenizer's training looked for its last step: IndexError."""
+    path = tmp_path / 'pick_demo.hdf5'
+    write_hdf5(path, [episode()])
+    with h5py.File(path, 'r+') as file:
+        for key, empty in (('actions', np.zeros((0, 7))), ('dones', np.zeros(0, np.uint8))):
+            del file['data/demo_0'][key]
+            file['data/demo_0'][key] = empty
+    with pytest.raises(DatasetError, match='demo_0: it has no steps; record the demon'):
+        episode_actions(path, failed=failed)
 
 
 @pytest.mark.parametrize('text, message', [

@@ -16,6 +16,7 @@ from worldvla_ros.errors import CheckpointError
 from worldvla_ros.training.flax_weights import _flat, load_arrays
 from worldvla_ros.training.perceptual import (
     VGG16_CHANNELS,
+    PerceptualLoss,
     VggFeatures,
     load_lpips,
     load_perceptual_loss,
@@ -24,6 +25,18 @@ from worldvla_ros.training.vqgan_trainer import VqganTrainer
 
 # the field passes its networks around as TorchScript
 pytestmark = pytest.mark.filterwarnings('ignore:.torch.jit:DeprecationWarning')
+
+
+def test_nothing_is_learned_of_the_real_frames():
+    """Pins a bug: the backward pass went through them, too."""
+    class Pixels(PerceptualLoss):
+        def features(self, pixels):
+            return pixels.flatten(1)
+    decoded, pixels = (torch.full((2, 3, 4, 4), value, requires_grad=True) for value in (0.5, 1.0))
+    loss = Pixels()(decoded, pixels)
+    loss.backward()
+    assert loss.item() == pytest.approx(48 * 0.25)
+    assert decoded.grad.eq(-0.5).all() and pixels.grad is None
 
 
 def vgg16_state():
@@ -104,7 +117,7 @@ class Pictures(torch.nn.Module):
 def test_a_script_without_features_is_refused_as_a_perceptual_loss(tmp_path):
     torch.jit.script(Pictures()).save(str(tmp_path / 'vgg16.pt'))
     loss = load_perceptual_loss(tmp_path / 'vgg16.pt')
-    with pytest.raises(CheckpointError, match=r'expected features \[2, D\].*vgg16.pt'):
+    with pytest.raises(CheckpointError, match=r'expected features \[1, D\].*vgg16.pt'):
         loss(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32))
 
 

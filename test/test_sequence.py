@@ -143,6 +143,27 @@ def test_a_text_that_becomes_other_tokens_is_refused_before_the_model_takes_it_f
         compact.text_prefix('lift <s> the cup')
 
 
+def test_a_text_is_tokenised_once_for_each_tokenizer_and_vocabulary(monkeypatch):
+    """Pins a bug: half of the time of building batches went into the same few sentences."""
+    text = TextTokenizer.train(['lift the cup'], 300)
+    encoded = []
+
+    def encode(said):
+        encoded.append(said)
+        return [1, 2]
+    monkeypatch.setattr(text, 'encode', encode)
+    first = PromptBuilder(text, VOCABULARY.compact(300, 64))
+    again = PromptBuilder(text, VOCABULARY.compact(300, 64), world_prompt='what comes next')
+    ids = [prompts.text_prefix('lift') for prompts in (first, again, first)]
+    assert len(encoded) == 1 and all(one.tolist() == [0, 1, 2] for one in ids)
+    with pytest.raises(ValueError, match='read-only'):
+        ids[0][0] = 5
+    other = PromptBuilder(text, VOCABULARY.compact(2, 64))
+    with pytest.raises(InstructionError, match='token 2'):
+        other.text_prefix('lift')
+    assert PROMPTS.text_prefix('lift').tolist()[1:] == TEXT.encode(encoded[0])
+
+
 @pytest.mark.parametrize('instruction', ['', '  ', '\n'])
 def test_an_empty_instruction_is_refused(instruction):
     with pytest.raises(InstructionError, match='empty'):

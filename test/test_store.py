@@ -2,6 +2,7 @@
 """The token store: nothing lost, nothing mixed up, nothing encoded twice."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from training_data import (
 
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.model.image_tokenizer import save_image_tokenizer, tokenizer_fingerprint
-from worldvla_ros.training import store_writing
+from worldvla_ros.training import store_writing, tokenise
 from worldvla_ros.training.failures import DatasetError, TrainingError
 from worldvla_ros.training.store import TokenStore
 from worldvla_ros.training.store_writing import write_store
@@ -173,8 +174,10 @@ def test_nothing_to_store_is_refused_and_leaves_no_folder(tmp_path):
 
 
 def test_a_full_disk_is_told_and_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, 'No space left on device')
+    """Pins a bug: NumPy's error has no number, and nothing was said of the disk."""
+    def full(path, array):
+        with Path('/dev/full').open('wb') as disk:
+            np.resize(array, 40_000).tofile(disk)  # of a few bytes NumPy says nothing
     monkeypatch.setattr(store_writing.np, 'save', full)
     with pytest.raises(TrainingError, match='the disk is full'):
         write_store(tmp_path / 'store', [episode()], tiny_tokenizer(), IMAGE_SIZE)
@@ -237,6 +240,26 @@ def test_the_command_makes_a_store_and_tells_errors_in_a_sentence(tmp_path, caps
     assert len(TokenStore.open(tmp_path / 'store').episodes) == 2
     assert main(arguments) == 1
     assert 'exists' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('size', ['0', '-32'])
+def test_the_command_refuses_pictures_without_a_size(tmp_path, capsys, size):
+    """Pins a bug: they ended in PIL's traceback."""
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), '--tokenizer', str(tmp_path), '--out', str(tmp_path / 'store'),
+              '--image-size', size])
+    assert 'expected a whole number from 1' in capsys.readouterr().err
+    with pytest.raises(ConfigError, match='take 32'):
+        write_store(tmp_path / 'store', [episode()], tiny_tokenizer(), int(size))
+
+
+def test_the_command_ends_on_ctrl_c_in_a_sentence(tmp_path, monkeypatch, capsys):
+    """Pins a bug: it ended in a traceback."""
+    def interrupted(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(tokenise, 'load_image_tokenizer', interrupted)
+    assert main([str(tmp_path), '--tokenizer', str(tmp_path), '--out', str(tmp_path)]) == 130
+    assert 'nothing was written' in capsys.readouterr().err
 
 
 def test_a_store_takes_over_what_an_earlier_one_has(tmp_path, monkeypatch):

@@ -109,12 +109,25 @@ def test_an_evaluation_takes_no_more_at_once_than_a_training_step_and_says_the_s
                                              nan_ok=True), name  # NaN: not taught here
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
-    config = tiny_config(tmp_path, steps=4)
+def trainer_with_nan_at(config, step):
     trainer = Trainer(build_experiment(config))
     trainer._experiment.pretrained.model.model.norm.register_forward_hook(
-        lambda *arguments: arguments[2] * (float('nan') if trainer.step == 3 else 1))
-    with pytest.raises(TrainingError, match='step 3: the loss is nan'):
+        lambda *arguments: arguments[2] * (float('nan') if trainer.step == step else 1))
+    return trainer
+
+
+def test_a_loss_that_is_not_finite_before_the_first_checkpoint_promises_none(tmp_path):
+    """Pins a bug: it said that the last checkpoint is good."""
+    trainer = trainer_with_nan_at(tiny_config(tmp_path, steps=4), 1)
+    with pytest.raises(TrainingError, match='No checkpoint was saved yet: begin again') as caught:
+        trainer.run()
+    assert 'init_from' not in str(caught.value)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    config = tiny_config(tmp_path, steps=4)
+    trainer = trainer_with_nan_at(config, 3)
+    with pytest.raises(TrainingError, match=r'step 3: the loss is nan.*last checkpoint is good'):
         trainer.run()
     latest = RunFolder(config).latest()
     assert latest.name == 'step-00000002'

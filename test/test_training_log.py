@@ -105,6 +105,16 @@ def test_curves_are_drawn_of_a_log_that_is_older_than_a_column(tmp_path):
     assert run_folder.plot_metrics(tmp_path).stat().st_size > 0
 
 
+def test_a_row_that_a_full_disk_cut_off_is_left_out(tmp_path):
+    """Pins a bug: the ablation and its dry run died of the columns that were not there."""
+    log = run_folder.MetricsLog(tmp_path, 0, False)
+    for step in (1, 2):
+        log.write(step, 'train', {'total': 0.5, 'tokens_per_s': 1000, 'mfu': 0.25})
+    path = tmp_path / 'metrics.csv'
+    path.write_text(path.read_text()[:-15])
+    assert [row['step'] for row in read_metrics(tmp_path)] == ['1']
+
+
 def test_a_log_that_is_written_anew_while_it_is_read_has_no_other_columns(tmp_path):
     """As the ablation reads those of its runs."""
     stop = threading.Event()

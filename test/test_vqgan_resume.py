@@ -3,6 +3,7 @@
 
 import csv
 from dataclasses import replace
+import signal
 
 import pytest
 from safetensors import SafetensorError
@@ -32,6 +33,23 @@ def kill_at(monkeypatch, step):
             raise KeyboardInterrupt
         return train_step(self, *args)
     monkeypatch.setattr(VqganTrainer, 'train_step', killed)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_told_to_stop_saves_the_step_that_it_does(demos, monkeypatch, number):
+    """Pins a bug: what was done since the last save was lost."""
+    run = config(demos, steps=7, save_every=100)
+    train_step = VqganTrainer.train_step
+
+    def told(self, *args):
+        if self.step == 2:
+            signal.raise_signal(number)
+        return train_step(self, *args)
+    with monkeypatch.context() as patched:
+        patched.setattr(VqganTrainer, 'train_step', told)
+        with pytest.raises(KeyboardInterrupt):
+            train_vqgan(run)
+    assert vqgan.VqganRun(run).load()['step'] == 3
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(demos, monkeypatch):

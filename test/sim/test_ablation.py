@@ -19,6 +19,7 @@ from worldvla_ros.config import flatten
 from worldvla_ros.errors import ConfigError
 from worldvla_ros.training.experiment import build_experiment
 from worldvla_ros.training.store import TokenStore
+from worldvla_sim import libero_setup
 from worldvla_sim.ablation import __main__ as command
 from worldvla_sim.ablation import run
 from worldvla_sim.ablation.paper import PAPER
@@ -75,7 +76,7 @@ def test_scale_sizes_every_row_and_its_intervals(tmp_path):
     ({'a': {'set': {'run.output': 'x'}}}, 'follows from the row'),
     ({'a': {'pretrain': {}, 'set': {'model.init_from': 'x'}}}, 'follows from the row'),
     ({'a': {'set': {'run.steps': 'many'}}}, 'must be int'),
-    ({}, 'give some'), ({'a': 3}, 'must be a section')])
+    ({1: {}}, 'the name of row 1 is no text'), ({}, 'give some'), ({'a': 3}, 'must be a section')])
 def test_a_wrong_plan_is_refused(tmp_path, rows, message):
     with pytest.raises(ConfigError, match=message):
         load_plan(plan_file(tmp_path, rows=rows))
@@ -187,6 +188,18 @@ def test_the_dry_run_counts_down(tmp_path, capsys, fake_processes):
     capsys.readouterr()
     assert command.main(arguments) == 0
     assert 'about 0 min' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('flags', [[], ['--dry-run']])
+def test_assets_that_are_not_there_are_missed_before_anything_is_trained(
+        tmp_path, capsys, monkeypatch, fake_processes, flags):
+    """Pins a bug: every row was trained before its evaluation looked for them."""
+    monkeypatch.setattr(libero_setup, 'official_candidates', lambda _: [tmp_path / 'nowhere'])
+    file = plan_file(tmp_path, evaluation={'suite': 'libero_object', 'tasks': [1],
+                                           'init_states': 2, 'assets': 'official'})
+    assert command.main(['--config', str(file), *flags]) == 2
+    assert 'no LIBERO assets' in capsys.readouterr().err
+    assert fake_processes[0] == []
 
 
 def test_rows_that_are_not_asked_for_say_how_long_the_others_take(tmp_path):

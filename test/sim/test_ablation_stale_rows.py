@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of an ablation that were made with something else do not count as those of today."""
 
+import errno
 import json
 from pathlib import Path
 import re
@@ -13,6 +14,7 @@ from worldvla_ros.training.store import HEADER_FILE
 from worldvla_sim import runner
 from worldvla_sim.ablation import __main__ as command
 from worldvla_sim.ablation import run
+from worldvla_sim.ablation.origins import changes, note
 from worldvla_sim.ablation.plan import load_plan
 
 
@@ -103,3 +105,36 @@ def test_a_stage_that_is_older_than_the_note_of_its_data_still_counts(tmp_path, 
     for noted in (tmp_path / 'ablation').rglob('*.origin'):
         noted.unlink()
     assert finished(file) == {'plain', 'short', 'two'}
+
+
+def test_a_note_is_written_whole_and_once(tmp_path, monkeypatch):
+    """Pins a bug: each resume wrote the settings anew, and a full disk emptied them."""
+    stage = load_plan(plan_file(tmp_path)).rows[0].final
+    file = tmp_path / 'stage0.yaml'
+
+    def full(path, data):
+        path.touch()
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, 'write_text', full)
+        with pytest.raises(OSError, match='No space'):
+            note(stage, file)
+    assert not list(tmp_path.glob('*stage0*'))
+    note(stage, file)
+    monkeypatch.setattr(Path, 'write_text', full)
+    note(stage, file)
+    assert changes(stage, file) == [] and file.with_suffix('.origin').exists()
+
+
+@pytest.mark.parametrize('name', ['stage0.yaml', 'stage0.origin'])
+def test_a_note_that_cannot_be_read_is_named(tmp_path, capsys, fake_processes, name):
+    """Pins a bug: an emptied one ended the ablation without a word of which file it was."""
+    arguments = ['--config', str(plan_file(tmp_path))]
+    assert command.main(arguments) == 0
+    emptied = tmp_path / 'ablation' / 'rows' / 'short' / name
+    emptied.write_text('')
+    assert command.main(arguments) == 2
+    assert f'the note {emptied} is damaged' in (said := capsys.readouterr().err)
+    assert 'delete it' in said
+    emptied.unlink()
+    assert command.main(arguments) == 0

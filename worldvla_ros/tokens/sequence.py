@@ -16,6 +16,7 @@ TokenError.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -172,12 +173,19 @@ class PromptBuilder:
         return self._text(self.world_prompt)
 
     def _text(self, text: str) -> TokenIds:
-        """Return BOS and the ids of a text; InstructionError if one of them is no text."""
-        ids = self.text_tokenizer.encode(text)
-        if (other := self.vocabulary.first_that_is_no_text(ids)) is not None:
-            token, meaning = other
-            raise InstructionError(
-                f'the text tokenizer gives token {token} in {text!r}, which the model takes for '
-                f'{meaning}; say it in other words, and check that tokenizer.json is of this '
-                'checkpoint')
-        return np.array([self.vocabulary.bos, *ids], dtype=np.int64)
+        return _text_ids(self.text_tokenizer, self.vocabulary, text)
+
+
+@lru_cache(maxsize=1024)  # an epoch of samples says the same few sentences over and over
+def _text_ids(text_tokenizer: 'TextTokenizer', vocabulary: Vocabulary, text: str) -> TokenIds:
+    """Return BOS and the ids of a text; InstructionError if one of them is no text."""
+    ids = text_tokenizer.encode(text)
+    if (other := vocabulary.first_that_is_no_text(ids)) is not None:
+        token, meaning = other
+        raise InstructionError(
+            f'the text tokenizer gives token {token} in {text!r}, which the model takes for '
+            f'{meaning}; say it in other words, and check that tokenizer.json is of this '
+            'checkpoint')
+    laid_out = np.array([vocabulary.bos, *ids], dtype=np.int64)
+    laid_out.setflags(write=False)  # it is everybody's
+    return laid_out

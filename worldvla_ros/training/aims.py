@@ -108,7 +108,7 @@ class ReachHead(nn.Module):
         errors = F.smooth_l1_loss(told, wanted, beta=_QUADRATIC, reduction='none').mean((1, 2))
         loss = torch.where(known, errors, 0.0).sum() / count.clamp(min=1e-6)
         with torch.no_grad():
-            near = (known & (away.norm(dim=1) < _NEAR)).float()
+            near = is_near(away).float()
             error = ((told - wanted).norm(dim=2).mean(1) * near).sum() * _SCALE / near.sum()
         return loss, error
 
@@ -116,3 +116,8 @@ class ReachHead(nn.Module):
 def is_known(away: Tensor) -> Tensor:
     """Return which of the displacements [B, 3] are known, bool [B]."""
     return ~away.isnan().any(1)
+
+
+def is_near(away: Tensor) -> Tensor:
+    """Return which of the displacements [B, 3] are known and those whose errors are reported."""
+    return away.norm(dim=1) < _NEAR  # NaN is not

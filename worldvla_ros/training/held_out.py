@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from worldvla_ros.training.aims import UNKNOWN, is_near
 from worldvla_ros.training.batches import Batch, SampleTable, fitting_batch
 from worldvla_ros.training.decoding_error import decoding_errors
 from worldvla_ros.training.experiment import Experiment
@@ -58,10 +59,18 @@ def _terms_of_parts(loss: LossOfBatch, parts: Sequence[Sequence[Batch]]) -> Tens
     for part in parts:
         terms = loss([batch.to(device) for batch in part], sums)
         rows.append(torch.stack([getattr(terms, name) for name in TERMS]))
-        is_world = torch.cat([batch.target_is_world for batch in part])
-        tokens = {'action': int((~is_world).sum()), 'world': int(is_world.sum())}
-        counts.append([tokens.get(name.removesuffix('_accuracy'), 1) for name in TERMS])
+        counts.append(_counted(part))
     values = torch.stack(rows)
-    # [P, T]: means by tokens, else by the parts that have a value
+    # [P, T]: means by what they count, else by the parts that have a value
     weights = torch.tensor(counts, device=device) * ~values.isnan()
     return torch.where(weights > 0, values * weights, 0.0).sum(0) / weights.sum(0)
+
+
+def _counted(part: Sequence[Batch]) -> list[int]:
+    """Return of how many tokens or sequences each of TERMS is the mean; 1 for sums of them."""
+    is_world = torch.cat([batch.target_is_world for batch in part])
+    found = {'action': ~is_world, 'world': is_world,
+             'looking': torch.cat([batch.aims != UNKNOWN for batch in part]),
+             'reach': torch.cat([is_near(batch.away) for batch in part])}
+    counts = {name: int(which.sum()) for name, which in found.items()}
+    return [counts.get(name.removesuffix('_accuracy'), 1) for name in TERMS]

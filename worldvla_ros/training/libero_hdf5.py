@@ -103,8 +103,9 @@ def episode_actions(path: Path, *, failed: bool = True
         actions = {}
         for name in _names(data, path):
             with _named(path, name):
+                recorded = recorded_actions(data[name])
                 if failed or _succeeded(data[name]):
-                    actions[name] = recorded_actions(data[name])
+                    actions[name] = recorded
     return actions
 
 

@@ -7,18 +7,26 @@ libero_goal of 100: 89 before, 86 after 1,650 steps (a third of them of libero_1
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-import shutil
 import sys
+from typing import Any
 
 import torch
+import yaml
 
+from worldvla_ros.config import read_yaml
 from worldvla_ros.errors import CheckpointError, WorldVLAError
 from worldvla_ros.model.image_tokenizer import tokenizer_fingerprint
 from worldvla_ros.policy.pretrained import Pretrained
-from worldvla_ros.training.run_folder import CONFIG_FILE, MAX_SHARD_BYTES, save_pretrained
+from worldvla_ros.training.earlier_splits import earlier_splits
+from worldvla_ros.training.run_folder import (
+    CONFIG_FILE,
+    MAX_SHARD_BYTES,
+    save_pretrained,
+    write_folder,
+)
 
 _MAY_DIFFER = ('name', 'notes', 'image_tokenizer')  # of policy.json; the tokenizer is compared
 
@@ -59,7 +67,7 @@ def _differing(one: Pretrained, other: Pretrained) -> str:
 def write_mean(folders: Sequence[Path], out: Path) -> None:
     """Write the mean of checkpoints in bfloat16, with the settings and train.yaml of the last.
 
-    Raises CheckpointError, also where `out` exists.
+    Raises CheckpointError, also where `out` exists, TrainingError on a full disk.
     """
     if out.exists():
         raise CheckpointError(f'{out} exists; give a folder that does not')
@@ -67,9 +75,24 @@ def write_mean(folders: Sequence[Path], out: Path) -> None:
     mean.model.to(torch.bfloat16)
     settings = replace(mean.settings, notes=f'mean of the weights of {len(folders)} checkpoints; '
                                             f'the last: {mean.settings.notes}')
-    save_pretrained(replace(mean, settings=settings), out, max_shard_bytes=MAX_SHARD_BYTES)
-    if (recipe := folders[-1] / CONFIG_FILE).is_file():
-        shutil.copyfile(recipe, out / CONFIG_FILE)
+    recipe = _recipe(folders)
+
+    def write(draft: Path) -> None:
+        save_pretrained(replace(mean, settings=settings), draft, max_shard_bytes=MAX_SHARD_BYTES)
+        if recipe:
+            (draft / CONFIG_FILE).write_text(yaml.safe_dump(recipe))
+    write_folder(out, f'.draft-{out.name}-', write)
+
+
+def _recipe(folders: Sequence[Path]) -> dict[str, Any]:
+    """Return train.yaml of the last checkpoint with the splits of all; empty where it has none."""
+    if not (path := folders[-1] / CONFIG_FILE).is_file():
+        return {}
+    recipe = dict(read_yaml(path))
+    data = recipe.get('data')
+    data = dict(data) if isinstance(data, Mapping) else {}
+    found = [name for folder in folders for name in earlier_splits(folder, data.get('split', ''))]
+    return {**recipe, 'data': {**data, 'earlier_splits': list(dict.fromkeys(found))}}
 
 
 def main(arguments: list[str] | None = None) -> int:

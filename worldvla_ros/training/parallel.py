@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from worldvla_ros.model.transformer import Transformer
@@ -34,15 +34,19 @@ def pick_device(name: str) -> str:
     return f'cuda:{os.environ.get("LOCAL_RANK", "0")}'
 
 
-def shard(loss: nn.Module, model: Transformer, device: str) -> None:
+def shard(loss: nn.Module, model: Transformer, device: str, dtype: torch.dtype) -> None:
     """Spread the weights of the model over all processes (FSDP2), layer by layer.
 
     :param loss: the module that is called, which holds the model; its other weights (embedding,
         norm, output layer) are gathered for the whole of its forward pass.
+    :param dtype: of matrix products. The weights of a layer are gathered in it: autocast would
+        keep a copy of each from the forward to the backward pass, which spreads nothing.
     """
     mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32,
+                                  cast_forward_inputs=False)  # the residual stream is in float32
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
+        fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(loss, mesh=mesh)
 
 

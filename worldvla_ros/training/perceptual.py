@@ -46,9 +46,13 @@ class PerceptualLoss(nn.Module):
         raise NotImplementedError
 
     def forward(self, decoded: Tensor, pixels: Tensor) -> Tensor:
-        """Return the mean distance of two batches [N, 3, H, W] in [-1, 1]; not negative."""
-        one, other = self.features(torch.cat((decoded, pixels))).chunk(2)
-        return (one - other).square().sum(-1).mean()
+        """Return the mean distance of two batches [N, 3, H, W] in [-1, 1]; not negative.
+
+        Its gradient is that of `decoded` alone.
+        """
+        with torch.no_grad():
+            wanted = self.features(pixels)
+        return (self.features(decoded) - wanted).square().sum(-1).mean()
 
 
 class LpipsScript(PerceptualLoss):

@@ -121,7 +121,7 @@ class RunFolder:
             save_pretrained(pretrained, folder)
             torch.save(dict(state), folder / STATE_FILE)
             self._write_config(folder, pretrained)
-        target = self._write_whole(self._checkpoints / f'step-{step:08}', '.draft-', write)
+        target = write_folder(self._checkpoints / f'step-{step:08}', '.draft-', write)
         for old in sorted(self._checkpoints.glob('step-*'))[:-KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
         return target
@@ -133,38 +133,39 @@ class RunFolder:
         def write(folder: Path) -> None:
             save_pretrained(half, folder, max_shard_bytes=max_shard_bytes)
             self._write_config(folder, pretrained)
-        return self._write_whole(self.path / 'final', '.draft-final-', write)
+        return write_folder(self.path / 'final', '.draft-final-', write)
 
     def _write_config(self, folder: Path, pretrained: Pretrained) -> None:
         used = config_as_used(self._config, pretrained)
         (folder / CONFIG_FILE).write_text(yaml.safe_dump(asdict(used)))
 
-    def _write_whole(self, target: Path, prefix: str, write: Callable[[Path], None]) -> Path:
-        """Write a folder under another name, then rename it.
 
-        :param prefix: of that name, and of this run alone, see `alone_in`: what begins with it was
-            left by a process that was killed while it wrote, and goes.
-        """
-        draft = None
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            for left in target.parent.glob(f'{prefix}*'):
-                shutil.rmtree(left, ignore_errors=True)
-            draft = draft_folder(target.parent, prefix)
-            write(draft)
-            if target.exists():
-                shutil.rmtree(target)
-            rename_whole(draft, target)
-        except OSError as error:
-            raise TrainingError(f'cannot write {target}: {explain_os_error(error)}; what was '
-                                'saved before is whole') from error
-        except (SafetensorError, RuntimeError) as error:  # how the writers report a full disk
-            raise TrainingError(f'cannot write {target}: {error}; is the disk full? What was '
-                                'saved before is whole') from error
-        finally:
-            if draft is not None:
-                shutil.rmtree(draft, ignore_errors=True)
-        return target
+def write_folder(target: Path, prefix: str, write: Callable[[Path], None]) -> Path:
+    """Write a folder under another name, then rename it; TrainingError where it cannot.
+
+    :param prefix: of that name, and of this program alone, as of a run, see `alone_in`: what
+        begins with it was left by a process that was killed while it wrote, and goes.
+    """
+    draft = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for left in target.parent.glob(f'{prefix}*'):
+            shutil.rmtree(left, ignore_errors=True)
+        draft = draft_folder(target.parent, prefix)
+        write(draft)
+        if target.exists():
+            shutil.rmtree(target)
+        rename_whole(draft, target)
+    except OSError as error:
+        raise TrainingError(f'cannot write {target}: {explain_os_error(error)}; what was '
+                            'saved before is whole') from error
+    except (SafetensorError, RuntimeError) as error:  # how the writers report a full disk
+        raise TrainingError(f'cannot write {target}: {error}; is the disk full? What was '
+                            'saved before is whole') from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+    return target
 
 
 def _may_change(name: str) -> bool:
@@ -250,11 +251,15 @@ def _summary_writer(folder: Path, resumed_at: int, wanted: bool | None) -> Any:
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv, none where there is no file."""
+    """Return the rows of metrics.csv, none where there is no file.
+
+    Without one that was cut off, as by a full disk.
+    """
     path = folder / METRICS_FILE
     if not path.exists():
         return []
-    return list(csv.DictReader(path.read_text().splitlines()))
+    return [row for row in csv.DictReader(path.read_text().splitlines())
+            if None not in row.values()]
 
 
 def plot_metrics(folder: Path) -> Path:

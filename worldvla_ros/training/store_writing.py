@@ -153,7 +153,7 @@ def check_image_size(image_size: int, factor: int) -> None:
     :param factor: of the image tokenizer, pixels of a side for one code.
     """
     side = math.lcm(IMAGE_BLOCK, 2 * factor)
-    if image_size % side:
+    if image_size < side or image_size % side:
         raise ConfigError(
             f'the image size is {image_size} px, expected a multiple of {side}: a prompt counts '
             f'the sides of an image in blocks of {IMAGE_BLOCK} px and 2 codes; take '

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 from tqdm import tqdm
 
+from worldvla_ros.arguments import positive_int
 from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.model.image_tokenizer import load_image_tokenizer, tokenizer_fingerprint
 from worldvla_ros.training.episodes import Episode
@@ -63,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('demonstrations', type=Path, help='folder with LIBERO-format HDF5 files')
     parser.add_argument('--tokenizer', type=Path, required=True, help='image tokenizer folder')
     parser.add_argument('--out', type=Path, required=True, help='folder of the new store')
-    parser.add_argument('--image-size', type=int, default=128, help='side of the frames [px]')
+    parser.add_argument('--image-size', type=positive_int, default=128,
+                        help='side of the frames [px]')
     parser.add_argument('--task', default='*', metavar='PATTERN',
                         help="read these tasks alone, such as 'pick_up_the_milk*'")
     parser.add_argument('--wrist', action='store_true',
@@ -88,6 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
     except WorldVLAError as error:
         print(f'tokenise: {error}', file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print('tokenise: interrupted; nothing was written', file=sys.stderr)
+        return 130
     cameras = [store.codes] if store.wrist_codes is None else [store.codes, store.wrist_codes]
     used = len(np.unique(np.concatenate(cameras)))
     print(f'{len(store.episodes)} episodes, {len(store.codes)} frames, {used} of '

@@ -31,7 +31,7 @@ from worldvla_ros.training.batches import (
     with_noise,
 )
 from worldvla_ros.training.experiment import Experiment
-from worldvla_ros.training.failures import TrainingError
+from worldvla_ros.training.failures import TrainingError, not_finite
 from worldvla_ros.training.held_out import held_out_values
 from worldvla_ros.training.loading import made_ahead
 from worldvla_ros.training.loss_of_batch import TERMS, LossOfBatch
@@ -105,7 +105,7 @@ class Trainer:
             if not self._sharded:
                 self._head.to(self.device)
         if self._sharded:
-            shard(self._loss_of_one, model, self.device)
+            shard(self._loss_of_one, model, self.device, self.dtype)
         elif self._processes > 1:
             self._loss = replicate(self._loss_of_one)
         choice = config.optimizer
@@ -181,6 +181,8 @@ class Trainer:
     def train_step(self, parts: Sequence[Sequence[Batch]]) -> list[float]:
         """Do one optimizer step; return TERMS, gradient norm and learning rate.
 
+        TERMS of a branch, and of aims, are means over the parts that have any.
+
         :param parts: of the batch, whose gradients are averaged; each as LossOfBatch takes it.
         """
         rate = learning_rate(self.step, self._config.optimizer, self._config.run.steps)
@@ -202,11 +204,7 @@ class Trainer:
                                               self._config.optimizer.clip_norm or math.inf))
         values = torch.cat([torch.stack(rows).nanmean(0), norm[None]]).tolist()
         if not math.isfinite(values[-1]):
-            raise TrainingError(
-                f'step {self.step}: the loss is {values[0]} and the gradient norm {values[-1]}, '
-                f'so nothing was changed or saved. The last checkpoint is good: resume with a '
-                f'learning rate below {rate:.2g}, a smaller clip_norm or dtype float32, in a new '
-                f'run that starts from it (model.init_from)')
+            raise not_finite(self.step, values[0], values[-1], rate, self._saved > 0)
         self._optimizer.step()
         self.step += 1
         return [*values, rate]

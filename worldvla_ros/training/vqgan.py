@@ -5,7 +5,8 @@
     OUTPUT.run   state.pt to resume from; metrics.csv and curves.png: PSNR of held-out frames, of
                  their moving pixels apart, and how the codebook is used
 
-A run that was killed goes on from its last saved step, as if it had not been.
+A run that was killed goes on from its last saved step, as if it had not been; Ctrl-C and SIGTERM
+save the step that is being done.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from worldvla_ros.training.failures import TrainingError, explain_os_error
 from worldvla_ros.training.frames import LoadedFrames, episodes_digest, load_frames
 from worldvla_ros.training.loading import made_by_threads
 from worldvla_ros.training.run_lock import alone_in
+from worldvla_ros.training.stop_signals import StopSignals
 from worldvla_ros.training.vqgan_quality import (
     QualityLog,
     ReconstructionQuality,
@@ -142,7 +144,8 @@ def _train_run(config: VqganRunConfig, run: VqganRun) -> ReconstructionQuality:
         print(f'resuming at step {trainer.step} of {run.path}', file=sys.stderr)
     try:
         log = QualityLog(run.path, trainer.step)
-        _train(config, run, trainer, frames, log)
+        with StopSignals() as stop:
+            _train(config, run, trainer, frames, log, stop)
         log.plot()
     except OSError as error:
         raise TrainingError(f'cannot write {run.path}: {explain_os_error(error)}') from error
@@ -151,8 +154,11 @@ def _train_run(config: VqganRunConfig, run: VqganRun) -> ReconstructionQuality:
 
 
 def _train(config: VqganRunConfig, run: VqganRun, trainer: VqganTrainer,
-           loaded: LoadedFrames, log: QualityLog) -> None:
-    """Train to the last step; what a step sees follows from its number."""
+           loaded: LoadedFrames, log: QualityLog, stop: StopSignals) -> None:
+    """Train to the last step; what a step sees follows from its number.
+
+    Raises KeyboardInterrupt after the step at which it is asked to stop, which is saved.
+    """
     train = loaded.train
 
     def batch(step: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
@@ -182,8 +188,11 @@ def _train(config: VqganRunConfig, run: VqganRun, trainer: VqganTrainer,
                            sys.stderr)
                 trainer.usage.zero_()
                 trainer.revived = 0
-            if last or trainer.step % config.save_every == 0:
+            stopping = stop.asked and not last
+            if last or stopping or trainer.step % config.save_every == 0:
                 run.save(trainer)
+            if stopping:
+                raise KeyboardInterrupt
 
 
 def _only(config: VqganRunConfig) -> Path | None:

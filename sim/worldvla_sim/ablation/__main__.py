@@ -17,6 +17,7 @@ from worldvla_sim.commands import (
     EXIT_USAGE,
     end_as_on_ctrl_c,
 )
+from worldvla_sim.libero_setup import resolve_assets
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     try:
         plan = load_plan(options.config, options.rows)
+        if not options.report:  # else rows would be trained and could not be played
+            resolve_assets(plan.config.evaluation.assets)
         if options.dry_run:
             estimate = Estimate(plan)
             print(dry_run_text(plan, [(row, *estimate.left(row)) for row in plan.rows]))

@@ -119,6 +119,8 @@ def load_plan(path: str | Path, only: Sequence[str] | None = None) -> Plan:
     rows = _section(content.pop('rows', None), f'{path}: rows')
     config = from_mapping(AblationConfig, content, where=str(path))
     make_jobs(config.evaluation.suite, config.tasks, range(config.evaluation.init_states))
+    if nameless := [name for name in rows if not isinstance(name, str)]:
+        raise ConfigError(f'{path}: the name of row {nameless[0]!r} is no text; put it in quotes')
     missing = [name for name in only or () if name not in rows]
     if missing or not rows:
         raise ConfigError(f'{path}: no row {", ".join(map(repr, missing))}; the rows are '

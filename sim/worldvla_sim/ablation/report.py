@@ -8,9 +8,10 @@ import io
 import math
 from pathlib import Path
 
+from worldvla_sim.ablation.failures import AblationError
 from worldvla_sim.ablation.paper import LONG_NAMES, PAPER
 from worldvla_sim.ablation.plan import Plan, Row
-from worldvla_sim.ablation.run import AblationError, Outcome
+from worldvla_sim.ablation.run import Outcome
 from worldvla_sim.results import wilson_interval
 
 HEADINGS = ('row', 'success', 'rate %', '95 % interval', 'errors', 'action CE', 'action acc %',

@@ -28,6 +28,7 @@ from worldvla_ros.errors import WorldVLAError
 from worldvla_ros.training.run_folder import read_metrics
 from worldvla_ros.training.settings import TrainConfig
 from worldvla_ros.training.store import TokenStore
+from worldvla_sim.ablation.failures import AblationError
 from worldvla_sim.ablation.origins import changes, note
 from worldvla_sim.ablation.plan import ROWS, AblationConfig, Plan, Row, tokens_per_step
 from worldvla_sim.episodes import EpisodeRecord
@@ -39,10 +40,6 @@ _EVALUATION = 'evaluation.json'
 _POLL = 1.0  # [s] between looks at the files of running rows
 _PATIENCE = 10.0  # [s] for a stopped process to end
 _logger = logging.getLogger(__name__)
-
-
-class AblationError(WorldVLAError):
-    """A row could not be trained or evaluated."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from worldvla_ros.inference.worker import NodeConnection
 
 INFO = BackendInfo('a slow one', 5, 2, 256)
 
+
 @pytest.fixture
 def started_by_a_thread():
     """A worker without a restart in its budget, started by a thread that has ended."""

@@ -79,7 +79,7 @@ LAYERS = {
                                 'worldvla_ros.whole_files'),
     # trains and evaluates, each in processes of their own, so it reads the files of both
     'worldvla_sim.ablation': ('worldvla_sim', 'worldvla_ros.training', 'worldvla_ros.config',
-                              'worldvla_ros.datatypes'),
+                              'worldvla_ros.datatypes', 'worldvla_ros.whole_files'),
 }
 # What the ROS programs of the simulator may import on top: parts of nodes, but no node.
 SIM_ROS_EXTRA = ('worldvla_ros.nodes.conversions', 'worldvla_ros.nodes.parameters',

@@ -8,6 +8,7 @@ import time
 from types import SimpleNamespace
 from typing import ClassVar
 
+import cv2
 import pytest
 import torch
 from training_runs import columns, tiny_config
@@ -103,6 +104,15 @@ def test_curves_are_drawn_of_a_log_that_is_older_than_a_column(tmp_path):
     """As that of an unfinished run that is exported."""
     (tmp_path / 'metrics.csv').write_text('step,split,action\n1,train,2.5\n2,train,2.0\n')
     assert run_folder.plot_metrics(tmp_path).stat().st_size > 0
+
+
+@pytest.mark.parametrize('held_out, panels', [('', 2), ('2,held_out,2.0,0.5,0.02\n', 3)])
+def test_what_was_not_measured_has_no_panel(tmp_path, held_out, panels):
+    """Pins a bug: a run without held-out episodes had a third of its picture empty."""
+    (tmp_path / 'metrics.csv').write_text(
+        'step,split,action,action_accuracy,motion_error\n2,train,2.0,0.4,\n' + held_out)
+    image = cv2.imread(str(run_folder.plot_metrics(tmp_path)))
+    assert image.shape[:2] == (400, 500 * panels)
 
 
 def test_a_row_that_a_full_disk_cut_off_is_left_out(tmp_path):

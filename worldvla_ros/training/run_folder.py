@@ -12,7 +12,7 @@ A run is resumed from its newest checkpoint, and only with the configuration tha
 Where it began from a checkpoint, train.yaml has the shape of that network, not the one asked for.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import csv
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -263,23 +263,35 @@ def read_metrics(folder: Path) -> list[dict[str, str]]:
 
 
 def plot_metrics(folder: Path) -> Path:
-    """Draw curves.png: losses and accuracies of both branches, errors of decoded actions."""
+    """Draw curves.png: losses and accuracies of both branches, errors of decoded actions.
+
+    What was not measured, as without held-out episodes, has no panel.
+    """
     from matplotlib.figure import Figure
     rows = read_metrics(folder)
-    figure = Figure(figsize=(15, 4), layout='constrained')
-    axes = figure.subplots(1, 3)
-    for axis, names, label in ((axes[0], ('action', 'world'), 'cross entropy [nat]'),
-                               (axes[1], ('action_accuracy', 'world_accuracy'),
-                                'share of tokens that greedy gets right'),
-                               (axes[2], ERRORS, "decoded actions against the expert's")):
-        for name in names:
-            for split, style in (('train', '-'), ('held_out', 'o--')):
-                points = [(int(row['step']), float(row[name])) for row in rows
-                          if row['split'] == split and row.get(name) not in (None, '', 'nan')]
-                if points:
-                    axis.plot(*zip(*points, strict=True), style, label=f'{name}, {split}')
+    panels = [(label, curves) for names, label in (
+        (('action', 'world'), 'cross entropy [nat]'),
+        (('action_accuracy', 'world_accuracy'), 'share of tokens that greedy gets right'),
+        (ERRORS, "decoded actions against the expert's")) if (curves := _curves(rows, names))]
+    figure = Figure(figsize=(5 * max(1, len(panels)), 4), layout='constrained')
+    for number, (label, curves) in enumerate(panels, 1):
+        axis = figure.add_subplot(1, len(panels), number)
+        for name, (style, points) in curves.items():
+            axis.plot(*zip(*points, strict=True), style, label=name)
         axis.set(xlabel='optimizer step', ylabel=label)
-        if axis.lines:
-            axis.legend()
+        axis.legend()
     figure.savefig(folder / 'curves.png', dpi=100)
     return folder / 'curves.png'
+
+
+def _curves(rows: Sequence[Mapping[str, str]], names: Sequence[str]
+            ) -> dict[str, tuple[str, list[tuple[int, float]]]]:
+    """Return {name: (style, points of step and value)} of the curves that have points."""
+    found = {}
+    for name in names:
+        for split, style in (('train', '-'), ('held_out', 'o--')):
+            points = [(int(row['step']), float(row[name])) for row in rows
+                      if row['split'] == split and row.get(name) not in (None, '', 'nan')]
+            if points:
+                found[f'{name}, {split}'] = style, points
+    return found

@@ -104,7 +104,7 @@ class CheckpointPolicy:
         self._execute = execute
         self.image_size: int | None = self._policy.image_size
         self.needs_wrist = self._policy.reads_wrist
-        self.also_reads = also_reads(self._policy.pretrained.settings)
+        self.also_reads = also_reads(self._policy)
         self._frames: deque[Frame] = deque(maxlen=self._policy.history_length)
         self._actions: deque[np.ndarray] = deque()
         self._instruction = ''
@@ -164,10 +164,22 @@ def policy_factory(name: str, *, execute: int | None = None, threads: int = 1,
                              device=device)
 
 
-def also_reads(settings: PolicySettings) -> str:
+class Reads(Protocol):
+    """What settings and policy both say of a checkpoint."""
+
+    @property
+    def reads_wrist(self) -> bool:
+        """Whether it reads pictures of the wrist camera."""
+
+    @property
+    def reads_state(self) -> bool:
+        """Whether it reads the state of the arm."""
+
+
+def also_reads(checkpoint: Reads) -> str:
     """Say what a checkpoint reads beside instruction and third-person camera; '' for nothing."""
-    return ' + '.join(name for name, read in (('wrist camera', settings.reads_wrist),
-                                              ('arm state', settings.reads_state)) if read)
+    return ' + '.join(name for name, read in (('wrist camera', checkpoint.reads_wrist),
+                                              ('arm state', checkpoint.reads_state)) if read)
 
 
 def absolute_policy(policy: str) -> str:

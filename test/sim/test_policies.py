@@ -15,7 +15,8 @@ from worldvla_sim.workers import threads_per_worker
 class StubPolicy:
     """Stands for a checkpoint: chunks of three, numbered by their inference."""
 
-    history_length, image_size, horizon, reads_wrist = 2, 32, 3, False
+    history_length, image_size, horizon = 2, 32, 3
+    reads_wrist = reads_state = False
     description = 'stub, sha256:0'
 
     def __init__(self):

@@ -10,6 +10,7 @@ import contextlib
 import csv
 import os
 from pathlib import Path
+import tempfile
 from typing import Any
 import uuid
 
@@ -28,6 +29,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
         _flush_names(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def try_writing(folder: Path) -> None:
+    """Make a folder, if it is not there, and write in it; OSError where that cannot be done."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 def flush(path: Path) -> None:

@@ -6,18 +6,18 @@ in the suite alone make one row, beside the published rows.
 """
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
 from dataclasses import dataclass
 import html
 import os
 from pathlib import Path
 import sys
-import tempfile
 from typing import Any
 from urllib.parse import quote
 
 from worldvla_ros.errors import ConfigError, WorldVLAError
-from worldvla_ros.whole_files import write_whole
+from worldvla_ros.whole_files import try_writing, write_whole
 from worldvla_sim.baselines import BASELINES, EPISODES
 from worldvla_sim.episodes import EpisodeRecord
 from worldvla_sim.report_pictures import Bar, success_plot, video_strip
@@ -92,18 +92,21 @@ def write_report(results: Sequence[Results], path: Path) -> None:
     :raises ConfigError: it cannot be written, or an episode of a run is there twice.
     """
     page = render_report(results, path.parent)
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda draft: draft.write_text(page))
-    except OSError as error:
-        raise ConfigError(f'cannot write the report to {path}: {error}') from error
 
 
 def require_writable(path: Path) -> None:
     """Raise ConfigError where a report cannot be written, as long as that costs no episode."""
+    with _writing(path):
+        try_writing(path.parent)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
+        yield
     except OSError as error:
         raise ConfigError(f'cannot write the report to {path}: {error}') from error
 

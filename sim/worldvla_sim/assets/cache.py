@@ -8,6 +8,7 @@ from pathlib import Path
 import tempfile
 
 from worldvla_ros.errors import AssetError
+from worldvla_ros.whole_files import try_writing
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ def writable_cache(preferred: Path) -> Path:
     :raises AssetError: neither can be written.
     """
     try:
-        _try_writing(preferred)
+        try_writing(preferred)
         return preferred
     except OSError as error:
         fallback = Path(tempfile.gettempdir()) / f'worldvla_ros-{os.getuid()}'
@@ -38,15 +39,9 @@ def writable_cache(preferred: Path) -> Path:
         fallback.mkdir(mode=0o700, exist_ok=True)
         if fallback.is_symlink() or fallback.stat().st_uid != os.getuid():
             raise PermissionError(1, 'the folder belongs to another user')
-        _try_writing(fallback)
+        try_writing(fallback)
         return fallback
     except OSError as error:
         raise AssetError(
             f'neither {preferred} nor {fallback} can be written ({error.strerror}); '
             'make one of them writable or set XDG_CACHE_HOME to a writable folder') from error
-
-
-def _try_writing(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass

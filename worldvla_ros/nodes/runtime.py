@@ -72,7 +72,7 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *, about: str 
     :param make_node: gets the executor; the node may give it tasks from other threads
     :param about: what the program is, for its --help
     """
-    _parse_arguments(about, sys.argv if args is None else args)
+    arguments = sys.argv if args is None else args
     arrived, wake_up = os.pipe()
     os.set_blocking(wake_up, False)
     signal.set_wakeup_fd(wake_up)
@@ -81,6 +81,8 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *, about: str 
         if not under_nohup:
             signal.signal(number, lambda *_: None)
     try:
+        _ros_alone(about, arguments[0]).parse_args(
+            rclpy.utilities.remove_ros_args(arguments)[1:])
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except RuntimeError as error:  # rclpy's errors about arguments have no public name
         get_logger('worldvla_ros').error(f'cannot start: {str(error).splitlines()[0]}')
@@ -98,7 +100,7 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *, about: str 
     try:
         node = make_node(executor)
         log.node = node.get_logger()
-        check_files(node, sys.argv if args is None else args)
+        check_files(node, arguments)
     except (WorldVLAError, ParameterException) as error:
         get_logger('worldvla_ros').error(f'cannot start: {error}')
         rclpy.utilities.try_shutdown()
@@ -123,15 +125,11 @@ def run_node(make_node: Callable[[SingleThreadedExecutor], Node], *, about: str 
     return 0
 
 
-def _parse_arguments(about: str, arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog=Path(arguments[0]).name, description=about,
+def _ros_alone(about: str, program: str) -> argparse.ArgumentParser:
+    """Return a parser of what ROS leaves of a command line: nothing, or a wish for help."""
+    return argparse.ArgumentParser(
+        prog=Path(program).name, description=about,
         usage='%(prog)s [-h] [--ros-args -p NAME:=VALUE -r FROM:=TO --params-file FILE ...]')
-    try:
-        parser.parse_args(rclpy.utilities.remove_ros_args(arguments)[1:])
-    except RuntimeError as error:  # as at rclpy.init
-        get_logger('worldvla_ros').error(f'cannot start: {str(error).splitlines()[0]}')
-        sys.exit(1)
 
 
 def wait_for_clock(node: Node, timeout: float,

@@ -65,10 +65,9 @@ def fingerprint_beside_weights(folder: Path) -> str:
 def read_settings(path: str | Path, subfolder: str | None = None,
                   settings: str | Path | None = None) -> PolicySettings:
     """Return what `Pretrained.load` of the same arguments takes for settings."""
-    if settings is not None:
-        return PolicySettings.load(settings_file(settings))
     return PolicySettings.load(
-        resolve_folder(path, subfolder, with_weights=False) / POLICY_FILE)
+        settings_file(settings) if settings is not None
+        else resolve_folder(path, subfolder, with_weights=False) / POLICY_FILE)
 
 
 def _load_image_tokenizer(path: str | Path, described: Path, repository: Path, device: str
@@ -155,7 +154,7 @@ class Pretrained:
         """
         require_device(device)
         described = resolve_folder(path, subfolder, with_weights=False)
-        used = read_settings(path, subfolder, settings)
+        used = read_settings(described, settings=settings)  # a Hub is asked once
         if num_actions is not None:
             used = replace(used, horizon=num_actions)
         repository = (described, *described.parents)[len(Path(subfolder or '').parts)]
